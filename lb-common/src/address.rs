@@ -1,0 +1,77 @@
+//! One address type for both families, cheap to compare and to hash in eBPF.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv4 or IPv6 address: 16 bytes in network order, held as four words so that eBPF code compares and copies it
+/// word by word. IPv4 is held as the IPv4-mapped address `::ffff:a.b.c.d` (RFC 4291, section 2.5.5.2).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(pub [u32; 4]);
+
+/// The third word of an IPv4-mapped address, as it lies in memory.
+const MAPPED: u32 = 0x0000_ffff_u32.to_be();
+
+impl Address {
+    /// An IPv4 address from its four bytes in network order, as they lie in the packet.
+    #[inline(always)]
+    pub const fn from_v4_word(word: u32) -> Self {
+        Self([0, 0, MAPPED, word])
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub const fn is_v4(&self) -> bool {
+        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
+    }
+
+    /// The four bytes of an IPv4 address in network order. Meaningless for IPv6.
+    #[inline(always)]
+    pub const fn v4_word(&self) -> u32 {
+        self.0[3]
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        let v6 = match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let b = v6.octets();
+        let word = |i: usize| u32::from_ne_bytes([b[i], b[i + 1], b[i + 2], b[i + 3]]);
+        Self([word(0), word(4), word(8), word(12)])
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        if address.is_v4() {
+            return IpAddr::V4(Ipv4Addr::from(address.v4_word().to_ne_bytes()));
+        }
+        let mut bytes = [0; 16];
+        for (chunk, word) in bytes.chunks_exact_mut(4).zip(address.0) {
+            chunk.copy_from_slice(&word.to_ne_bytes());
+        }
+        IpAddr::V6(Ipv6Addr::from(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_families_survive_the_round_trip() {
+        for text in ["10.0.0.1", "255.255.255.255", "0.0.0.0", "2001:db8::1", "::", "ff02::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(IpAddr::from(Address::from(ip)), ip);
+            assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_packet_word_and_a_parsed_address_are_equal() {
+        let from_packet = Address::from_v4_word(u32::from_ne_bytes([10, 1, 2, 3]));
+        assert_eq!(from_packet, Address::from("10.1.2.3".parse::<IpAddr>().unwrap()));
+    }
+}

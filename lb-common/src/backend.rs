@@ -1,0 +1,83 @@
+//! What the XDP program knows of a backend.
+
+use crate::address::Address;
+
+/// Forwarding mode of a backend entry: how a packet is sent to it.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Mode {
+    /// Destination MAC rewritten; the backend is on the same L2 segment and has the VIP on `lo`.
+    L2 = 1,
+    /// IP in IP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4).
+    Ipip = 2,
+}
+
+impl Mode {
+    /// The mode with this number in a map.
+    #[inline(always)]
+    pub const fn from_u8(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::L2),
+            2 => Some(Self::Ipip),
+            _ => None,
+        }
+    }
+}
+
+/// Where a backend's packets leave, written and read as one aligned word so that a change of next hop is never seen
+/// half done: bytes 0-5 are the destination MAC, bytes 6-7 are zero. All zero: not resolved.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct NextHop {
+    /// Destination MAC.
+    pub mac: [u8; 6],
+    /// Always 0.
+    pub zero: u16,
+}
+
+impl NextHop {
+    /// A resolved next hop.
+    pub const fn new(mac: [u8; 6]) -> Self {
+        Self { mac, zero: 0 }
+    }
+
+    /// Whether the MAC is known.
+    #[inline(always)]
+    pub fn is_resolved(&self) -> bool {
+        self.mac != [0; 6]
+    }
+}
+
+/// One entry of the backends array, one cache line.
+///
+/// **Invariant.** While a slot can name an index, only `next_hop`, `interface`, `mtu` and `outer_source` of its entry
+/// change; address and mode never do: another address is another index, or the same index with a new `generation`
+/// after no slot named it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendEntry {
+    /// MAC of the next hop.
+    pub next_hop: NextHop,
+    /// Address of the backend; the outer destination of an encapsulated packet.
+    pub address: Address,
+    /// Outer source of an encapsulated packet, of the same family as `address`.
+    pub outer_source: Address,
+    /// Interface index behind which the next hop is. Packets that came in elsewhere are dropped for now.
+    pub interface: u32,
+    /// Largest IP packet, outer header included, that the way to the backend takes, in bytes.
+    pub mtu: u16,
+    /// A [`Mode`]; 0 in an unused entry.
+    pub mode: u8,
+    /// Always 0.
+    pub zero: u8,
+    /// Counts the uses of this index; a flow-table entry of an earlier use does not match.
+    pub generation: u32,
+    /// Always 0.
+    pub zero2: u32,
+    /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
+    pub id: u64,
+}
+
+const _: () = assert!(size_of::<NextHop>() == 8);
+const _: () = assert!(size_of::<BackendEntry>() == 64);
+const _: () = assert!(core::mem::offset_of!(BackendEntry, id) + 8 == 64);

@@ -1,0 +1,103 @@
+//! From a packet's 5-tuple to its slot.
+
+use crate::{address::Address, limits::SLOTS};
+use xxhash_rust::xxh64::xxh64;
+
+/// The 5-tuple of an IPv4 flow, fields in network byte order, as hashed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowV4 {
+    /// Source address.
+    pub source: u32,
+    /// Destination address (the VIP).
+    pub destination: u32,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IP protocol number, widened.
+    pub protocol: u32,
+}
+
+/// The 5-tuple of an IPv6 flow, fields in network byte order, as hashed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowV6 {
+    /// Source address.
+    pub source: Address,
+    /// Destination address (the VIP).
+    pub destination: Address,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// IP protocol number, widened.
+    pub protocol: u32,
+}
+
+const _: () = assert!(size_of::<FlowV4>() == 16);
+const _: () = assert!(size_of::<FlowV6>() == 40);
+
+impl FlowV4 {
+    /// Seeded xxHash64 of the tuple.
+    #[inline(always)]
+    pub fn hash(self, seed: u64) -> u64 {
+        // SAFETY: FlowV4 is 16 bytes without padding, so every byte is initialised.
+        let bytes: [u8; 16] = unsafe { core::mem::transmute(self) };
+        xxh64(&bytes, seed)
+    }
+}
+
+impl FlowV6 {
+    /// Seeded xxHash64 of the tuple.
+    #[inline(always)]
+    pub fn hash(self, seed: u64) -> u64 {
+        // SAFETY: FlowV6 is 40 bytes without padding, so every byte is initialised.
+        let bytes: [u8; 40] = unsafe { core::mem::transmute(self) };
+        xxh64(&bytes, seed)
+    }
+}
+
+/// Slot of a flow hash: its low 32 bits modulo [`SLOTS`].
+///
+/// With M = 2^16 + 1, 2^16 is -1 modulo M, so hi * 2^16 + lo is lo - hi: a subtraction instead of a division.
+#[inline(always)]
+pub const fn slot_of(hash: u64) -> u32 {
+    let low = hash as u32 & 0xffff;
+    let high = hash as u32 >> 16;
+    if low >= high { low - high } else { low + SLOTS - high }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_subtraction_is_the_modulo() {
+        let mut x = 0x9e37_79b9_7f4a_7c15_u64;
+        for edge in [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0xffff_0000, 0xffff_ffff, u64::MAX] {
+            assert_eq!(slot_of(edge), edge as u32 % SLOTS);
+        }
+        for _ in 0..100_000 {
+            x = x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+            assert_eq!(slot_of(x >> 16), (x >> 16) as u32 % SLOTS);
+        }
+    }
+
+    #[test]
+    fn every_field_and_the_seed_change_the_hash() {
+        let flow = FlowV4 { source: 1, destination: 2, source_port: 3, destination_port: 4, protocol: 6 };
+        let variants = [
+            flow,
+            FlowV4 { source: 9, ..flow },
+            FlowV4 { destination: 9, ..flow },
+            FlowV4 { source_port: 9, ..flow },
+            FlowV4 { destination_port: 9, ..flow },
+            FlowV4 { protocol: 17, ..flow },
+        ];
+        let mut hashes: Vec<u64> = variants.iter().map(|f| f.hash(7)).chain([flow.hash(8)]).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        assert_eq!(hashes.len(), 7);
+    }
+}

@@ -1,0 +1,36 @@
+//! What Guideway's XDP program and its user space agree on: map keys and values, the slot word, the verdicts,
+//! the flow hash.
+//!
+//! **Invariants.** No type here has implicit padding (asserted at compile time), because the kernel compares map
+//! keys byte by byte. Fields that come from or go into packets are in network byte order and say so; everything
+//! else is in host order. Nothing allocates, nothing panics.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod address;
+pub mod backend;
+pub mod checksum;
+pub mod flow;
+pub mod limits;
+pub mod maps;
+pub mod service;
+pub mod slot;
+pub mod stats;
+pub mod verdict;
+
+#[cfg(feature = "user")]
+mod pod {
+    use crate::{address, backend, service, stats};
+
+    // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
+    // definition) and is valid for every bit pattern.
+    unsafe impl aya::Pod for address::Address {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for backend::BackendEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for service::ServiceKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for service::ServiceEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for stats::Counter {}
+}

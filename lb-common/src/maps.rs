@@ -1,0 +1,25 @@
+//! Names of programs, maps and load-time constants in the eBPF object: the contract between `lb-ebpf` and its loader.
+
+/// The XDP program that balances.
+pub const PROGRAM: &str = "guideway";
+/// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
+pub const SERVICES: &str = "SERVICES";
+/// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
+pub const SLOT_TABLES: &str = "SLOT_TABLES";
+/// Array of [`crate::backend::BackendEntry`]; `limits.backends` entries, entry 0 unused.
+pub const BACKENDS: &str = "BACKENDS";
+/// Per-CPU array of `u64` packet counts, indexed by [`crate::verdict::Verdict`].
+pub const VERDICTS: &str = "VERDICTS";
+/// Per-CPU array of [`crate::stats::Counter`], indexed by service index.
+pub const SERVICE_STATS: &str = "SERVICE_STATS";
+/// Per-CPU array of [`crate::stats::Counter`], indexed by backend index.
+pub const BACKEND_STATS: &str = "BACKEND_STATS";
+/// Every map, in the order in which a loader should name them.
+pub const ALL: [&str; 6] = [SERVICES, SLOT_TABLES, BACKENDS, VERDICTS, SERVICE_STATS, BACKEND_STATS];
+
+/// Load-time constant `u64`: seed of the flow hash.
+pub const HASH_SEED: &str = "HASH_SEED";
+
+/// Changes whenever the meaning of a map's bytes changes without its shape changing. Kept in the program's rodata
+/// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
+pub const LAYOUT_VERSION: u32 = 1;

@@ -1,0 +1,105 @@
+//! What became of a packet, and why: one enum for the program, its counters, the API, the CLI and the metrics.
+
+/// What XDP does with the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Sent to a backend.
+    Forward,
+    /// Left to the kernel, byte for byte as it came.
+    Pass,
+    /// Dropped.
+    Drop,
+}
+
+macro_rules! verdicts {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $value:literal, $action:ident, $name:literal;)+) => {
+        /// Outcome of one packet; its number is its index in the verdict counters.
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Verdict {
+            $($(#[doc = $doc])+ $variant = $value,)+
+        }
+
+        impl Verdict {
+            /// All verdicts, in the order of their numbers.
+            pub const ALL: &'static [Verdict] = &[$(Verdict::$variant),+];
+
+            /// The action this verdict stands for.
+            #[inline(always)]
+            pub const fn action(self) -> Action {
+                match self {
+                    $(Verdict::$variant => Action::$action,)+
+                }
+            }
+
+            /// Stable name, as in metrics, JSON and `lbctl stats`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Verdict::$variant => $name,)+
+                }
+            }
+
+            /// What it means, for people.
+            pub const fn description(self) -> &'static str {
+                match self {
+                    $(Verdict::$variant => concat!($($doc),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+verdicts! {
+    /// Sent to a backend.
+    Forwarded = 0, Forward, "forwarded";
+    /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged, LLDP, ...).
+    PassNotIp = 1, Pass, "pass_not_ip";
+    /// Neither TCP nor UDP (ICMP, IPv6 extension headers, ...).
+    PassNotTcpUdp = 2, Pass, "pass_not_tcp_udp";
+    /// Cut off before the end of the headers that name its service.
+    PassTruncated = 3, Pass, "pass_truncated";
+    /// An IP header with an impossible version, header length or total length.
+    PassMalformed = 4, Pass, "pass_malformed";
+    /// A fragment that names no service.
+    PassFragment = 5, Pass, "pass_fragment";
+    /// TCP or UDP for an address, protocol and port that is no service's.
+    PassNoService = 6, Pass, "pass_no_service";
+    /// For a service, but a fragment: fragments are not balanced.
+    DropFragment = 7, Drop, "drop_fragment";
+    /// The slot has no backend: none is available, or the service is closed because all are down.
+    DropNoBackend = 8, Drop, "drop_no_backend";
+    /// The backend's next hop has no MAC address at the moment.
+    DropNoNextHop = 9, Drop, "drop_no_next_hop";
+    /// The backend is behind another interface than the one the packet came in on.
+    DropWrongInterface = 10, Drop, "drop_wrong_interface";
+    /// Larger than the way to the backend takes, once encapsulated.
+    DropTooBig = 11, Drop, "drop_too_big";
+    /// The driver left no room in front of the packet for the outer header.
+    DropNoHeadroom = 12, Drop, "drop_no_headroom";
+    /// The service's slot table or the backend's entry is missing or unreadable: a defect, or maps of another version.
+    DropBadState = 13, Drop, "drop_bad_state";
+}
+
+impl Verdict {
+    /// Number of verdicts: entries of the verdict counters.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_names_tell_the_action() {
+        for (i, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, i);
+            let prefix = match verdict.action() {
+                Action::Forward => "forwarded",
+                Action::Pass => "pass_",
+                Action::Drop => "drop_",
+            };
+            assert!(verdict.name().starts_with(prefix), "{verdict:?}");
+            assert!(!verdict.description().starts_with(' '));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Requests and answers of the API. Names and types here are stable: scripts depend on them.
+
+use crate::{problem::Problem, spec::StateSpec};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// `GET /v1/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// Version of the running `lbd`.
+    pub version: String,
+    /// Process id of `lbd`.
+    pub pid: u32,
+    /// Seconds since `lbd` started.
+    pub uptime_seconds: u64,
+    /// `ok`, or `degraded` when one of `warnings` stands.
+    pub condition: String,
+    /// What an operator should know, most important first; empty when all is well.
+    pub warnings: Vec<String>,
+    /// Revision of the desired state.
+    pub revision: u64,
+    /// Attached interfaces.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Number of services.
+    pub services: u64,
+    /// Number of backends over all services.
+    pub backends: u64,
+    /// Backends that get traffic now.
+    pub backends_active: u64,
+}
+
+/// One interface of the node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct InterfaceStatus {
+    /// Name.
+    pub name: String,
+    /// Kernel index; 0 when the interface does not exist.
+    pub index: u32,
+    /// `native`, `generic` or `none` (not attached).
+    pub mode: String,
+    /// Id of the attached program; 0 when none is.
+    pub program_id: u32,
+    /// Why it is not attached, or attached in another mode than hoped; empty when all is well.
+    pub note: String,
+}
+
+/// A service with what is known of it now: `GET /v1/services`, `GET /v1/services/{name}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceView {
+    /// Name.
+    pub name: String,
+    /// VIP address.
+    pub address: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// Port; 0 = any.
+    pub port: u16,
+    /// `ipip` or `l2`.
+    pub mode: String,
+    /// `open` or `closed`.
+    pub when_all_down: String,
+    /// `up`: at least one backend is up; `all_down_open`: none is, all get traffic; `all_down_closed`: none is, none
+    /// does; `no_backends`: there is no backend that could get traffic; `starting`: no verdict yet.
+    pub condition: String,
+    /// The probe, absent when backends are not probed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthView>,
+    /// Backends in order of name.
+    pub backends: Vec<BackendView>,
+}
+
+/// A service's probe with all defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthView {
+    /// `tcp`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Port probed.
+    pub port: u16,
+    /// Milliseconds between probes.
+    pub interval_ms: u64,
+    /// Milliseconds until a probe has failed.
+    pub timeout_ms: u64,
+    /// Successes in a row to come up.
+    pub rise: u32,
+    /// Failures in a row to go down.
+    pub fall: u32,
+    /// Jitter in percent of the interval.
+    pub jitter_percent: u32,
+}
+
+/// A backend with what is known of it now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackendView {
+    /// Service it belongs to.
+    pub service: String,
+    /// Name.
+    pub name: String,
+    /// Its own address.
+    pub address: String,
+    /// 0-1000.
+    pub weight: u16,
+    /// `up`, `down`, `unknown` (no verdict yet) or `unprobed` (its service has no probes).
+    pub health: String,
+    /// Why it is down, from the last failed probe; empty otherwise.
+    pub health_detail: String,
+    /// Microseconds the last successful probe took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_us: Option<u64>,
+    /// `resolved` or `unresolved`.
+    pub next_hop: String,
+    /// Where its packets go (`via 10.0.0.1 dev eth0 lladdr 02:...`), or why they cannot.
+    pub next_hop_detail: String,
+    /// Slots it owns of 65,537.
+    pub slots: u32,
+    /// Whether it gets traffic now.
+    pub active: bool,
+    /// Why it gets no traffic; empty when it does.
+    pub inactive_reason: String,
+}
+
+/// `GET /v1/state`: the desired state and its revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StateView {
+    /// Counts changes; 0 before the first.
+    pub revision: u64,
+    /// The state, as `apply` takes it.
+    pub state: StateSpec,
+}
+
+/// Answer to every change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeReport {
+    /// Revision in force after the change (before it, for a dry run).
+    pub revision: u64,
+    /// Whether this was only a dry run.
+    pub dry_run: bool,
+    /// Whether anything differs from before.
+    pub changed: bool,
+    /// What differs, a line each.
+    pub changes: Vec<ChangeLine>,
+    /// What the change does to each service's table, for the services it touches.
+    pub tables: Vec<TableChange>,
+    /// What the operator should know; empty when nothing.
+    pub warnings: Vec<String>,
+}
+
+/// One difference between two desired states.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChangeLine {
+    /// `add`, `remove` or `change`.
+    pub action: String,
+    /// `service` or `backend`.
+    pub kind: String,
+    /// `www` for a service, `www/web-1` for a backend.
+    pub name: String,
+    /// What exactly, such as `weight 100 -> 50`; empty for a removal.
+    pub detail: String,
+}
+
+/// How many slots of a service's table change owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TableChange {
+    /// The service.
+    pub service: String,
+    /// Slots that change owner, of 65,537.
+    pub slots_changed: u32,
+}
+
+/// `GET /v1/stats`. Counters run from the creation of the data plane's maps and survive restarts of `lbd`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// Every verdict with its packets, in order of number, zeroes included.
+    pub verdicts: Vec<VerdictStats>,
+    /// Services in order of name.
+    pub services: Vec<ServiceStats>,
+}
+
+/// Packets with one verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VerdictStats {
+    /// Name, such as `drop_no_backend`.
+    pub name: String,
+    /// `forward`, `pass` or `drop`.
+    pub action: String,
+    /// What it means.
+    pub description: String,
+    /// Packets.
+    pub packets: u64,
+}
+
+/// Traffic of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ServiceStats {
+    /// The service.
+    pub name: String,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Their bytes as received.
+    pub bytes: u64,
+    /// Its backends in order of name.
+    pub backends: Vec<BackendStats>,
+}
+
+/// Traffic of one backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct BackendStats {
+    /// The backend.
+    pub name: String,
+    /// Packets forwarded to it.
+    pub packets: u64,
+    /// Their bytes as received.
+    pub bytes: u64,
+}
+
+/// Body of every refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What kind of refusal.
+    pub code: ErrorCode,
+    /// One sentence for people.
+    pub message: String,
+    /// The fields at fault, when fields are.
+    #[serde(default)]
+    pub problems: Vec<Problem>,
+}
+
+/// Kinds of refusal, each with one HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// 400: not JSON, or not the right shape.
+    Malformed,
+    /// 404: no such service, backend or path.
+    NotFound,
+    /// 409: the name or address is taken.
+    Conflict,
+    /// 422: a value is not valid.
+    Invalid,
+    /// 500: the daemon could not do it; the old state is in force.
+    Failed,
+}

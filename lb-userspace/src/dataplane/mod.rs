@@ -1,0 +1,76 @@
+//! The data plane as the control loop sees it: maps to read and write, one small trait. [`aya`] is the real one,
+//! [`fake`] an in-memory model for tests.
+//!
+//! **Invariant.** Every method leaves a data plane in which each packet is handled right, either as before or as
+//! after. The order in which they are called (backends, slots, services; removals in reverse) is `plan`'s business.
+
+pub mod fake;
+
+use anyhow::Result;
+use lb_common::{
+    backend::BackendEntry,
+    service::{ServiceEntry, ServiceKey},
+    slot::Slot,
+    stats::Counter,
+};
+use std::collections::BTreeMap;
+
+/// What is in the maps: read once when a daemon starts, so that it continues where the last one stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Installed {
+    /// The services map.
+    pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// Entries of the backends array that are in use (mode not 0), by index.
+    pub backends: BTreeMap<u32, BackendEntry>,
+    /// Indexes of the slot tables that exist.
+    pub tables: Vec<u32>,
+}
+
+/// The maps of the XDP program.
+pub trait DataPlane: Send {
+    /// Reads what is installed.
+    fn installed(&mut self) -> Result<Installed>;
+
+    /// Number of services that fit (`limits.services`).
+    fn service_capacity(&self) -> u32;
+
+    /// Entries of the backends array (`limits.backends`); index 0 is not used.
+    fn backend_capacity(&self) -> u32;
+
+    /// Writes a backend entry. Only the fields that [`BackendEntry`] allows to change may differ while a slot can
+    /// name the index.
+    fn write_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()>;
+
+    /// Makes sure that the slot table of a service index exists; a new one is empty.
+    fn create_table(&mut self, service: u32) -> Result<()>;
+
+    /// Reads a service's slots: [`lb_common::limits::SLOTS`] of them.
+    fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>>;
+
+    /// Stores the given slots (number, word), each with one aligned 64-bit store.
+    fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()>;
+
+    /// Removes the slot table of a service index that no service names any more.
+    fn remove_table(&mut self, service: u32) -> Result<()>;
+
+    /// Adds a service or changes its entry.
+    fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()>;
+
+    /// Removes a service.
+    fn remove_service(&mut self, key: &ServiceKey) -> Result<()>;
+
+    /// Packets by verdict, summed over CPUs, in order of [`lb_common::verdict::Verdict`] number.
+    fn verdicts(&mut self) -> Result<Vec<u64>>;
+
+    /// Counter of a service index, summed over CPUs.
+    fn service_counter(&mut self, service: u32) -> Result<Counter>;
+
+    /// Counter of a backend index, summed over CPUs.
+    fn backend_counter(&mut self, backend: u32) -> Result<Counter>;
+
+    /// Sets the counter of a service index to zero, before the index is given to another service.
+    fn reset_service_counter(&mut self, service: u32) -> Result<()>;
+
+    /// Sets the counter of a backend index to zero, before the index is given to another backend.
+    fn reset_backend_counter(&mut self, backend: u32) -> Result<()>;
+}

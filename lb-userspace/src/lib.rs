@@ -1,0 +1,16 @@
+//! Guideway's user space. `lbd` keeps the XDP program's maps true to a desired state; `lbctl` changes that state
+//! through `lbd`'s API. The modules stand in the order in which a change travels: see ARCHITECTURE.md.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod dataplane;
+pub mod desired;
+pub mod health;
+pub mod maglev;
+pub mod metrics;
+pub mod neighbour;
+pub mod plan;
+pub mod problem;
+pub mod spec;

@@ -1,0 +1,111 @@
+//! The desired state as it is written in YAML and JSON. Only the shape is checked here; values are checked in
+//! [`super::valid`], which names the field and the value of whatever it refuses. That is why numbers are wide here.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Services and their backends, whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateSpec {
+    /// The services, in any order.
+    #[serde(default)]
+    pub services: Vec<ServiceSpec>,
+}
+
+/// One service: an address, protocol and port (the VIP) and the backends behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    /// Name, unique among services: 1-63 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
+    #[schema(example = "www")]
+    pub name: String,
+    /// IPv4 or IPv6 address of the service.
+    #[schema(example = "192.0.2.1")]
+    pub address: String,
+    /// `tcp` or `udp`.
+    #[schema(example = "tcp")]
+    pub protocol: String,
+    /// Port, 0 to 65535. 0 is any port that no other service of the same address and protocol names.
+    pub port: i64,
+    /// How packets reach the backends: `ipip` (default) or `l2`.
+    #[serde(default = "default_mode")]
+    #[schema(example = "ipip")]
+    pub mode: String,
+    /// What happens when every backend is down: `open` (default), all get traffic as if up; `closed`, none does.
+    #[serde(default = "default_when_all_down")]
+    #[schema(example = "open")]
+    pub when_all_down: String,
+    /// Health probes. Absent: TCP probes of the service's port for TCP services with a port, none for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthSpec>,
+    /// The backends, in any order.
+    #[serde(default)]
+    pub backends: Vec<BackendSpec>,
+}
+
+/// How a service's backends are probed. Durations are written like `2s`, `500ms`, `1m`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HealthSpec {
+    /// `tcp` (default): a connection to the backend's own address must be accepted; `none`: backends count as up.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// Port to probe, 1 to 65535. Default: the service's port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i64>,
+    /// Time between the starts of two probes of one backend, 100ms to 1h. Default 2s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<String>,
+    /// Time after which a probe has failed, 10ms to the interval. Default 1s, or the interval if that is shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Successes in a row that bring a backend up, 1 to 100. Default 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rise: Option<i64>,
+    /// Failures in a row that bring a backend down, 1 to 100. Default 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fall: Option<i64>,
+    /// Random share of the interval added to or taken from each wait, 0 to 50 percent. Default 10.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_percent: Option<i64>,
+}
+
+/// One backend of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendSpec {
+    /// Name, unique in its service. The same name in two services means the same host.
+    #[schema(example = "web-1")]
+    pub name: String,
+    /// IPv4 or IPv6 address of the backend itself (not of the service).
+    #[schema(example = "198.51.100.11")]
+    pub address: String,
+    /// Share of the traffic relative to the other backends, 0 to 1000. Default 100. 0: no traffic.
+    #[serde(default = "default_weight")]
+    pub weight: i64,
+}
+
+/// A change of one backend; absent fields stay as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackendPatch {
+    /// New address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// New weight, 0 to 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i64>,
+}
+
+fn default_mode() -> String {
+    "ipip".into()
+}
+
+fn default_when_all_down() -> String {
+    "open".into()
+}
+
+fn default_weight() -> i64 {
+    100
+}

@@ -1,0 +1,2 @@
+//! Guideway's tasks. `main` only dispatches.
+fn main() {}
