@@ -84,15 +84,19 @@ impl Handle {
     /// Sends the request that `make` builds and waits for its answer.
     ///
     /// # Errors
-    /// [`ErrorCode::Failed`] when the daemon is stopping.
+    /// [`ErrorCode::Unavailable`] when the daemon is stopping.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, ErrorBody> {
-        let stopping = || ErrorBody {
-            code: ErrorCode::Failed,
-            message: "lbd is stopping".into(),
-            problems: Vec::new(),
+        let stopping = || {
+            ErrorBody::new(
+                ErrorCode::Unavailable,
+                "lbd is stopping; ask again when it runs",
+            )
         };
         let (reply, answer) = oneshot::channel();
-        self.requests.send(make(reply)).await.map_err(|_| stopping())?;
+        self.requests
+            .send(make(reply))
+            .await
+            .map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
     }
 }
