@@ -4,10 +4,13 @@
 //! [`require`] says whether the machine can do it, [`session`] names what a process makes and sweeps what a dead one
 //! left, [`netns`] and [`process`] are guards.
 
+pub mod counters;
 pub mod http;
 pub mod netns;
+pub mod packet;
 pub mod pattern;
 pub mod process;
+pub mod prog_run;
 pub mod require;
 pub mod session;
 pub mod wait;
