@@ -4,6 +4,8 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod lbctl;
+
 use lb_userspace::{
     api::{
         handle::{Change, Handle, Request},
@@ -194,6 +196,7 @@ fn decide(change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
             refuse(ErrorCode::Failed, "cannot write the services map", vec![])
         }
         Change::Apply(same) if *same == state() => Ok(ChangeReport {
+            revision: 7,
             changed: false,
             changes: vec![],
             tables: vec![],
