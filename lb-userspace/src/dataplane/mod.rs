@@ -5,6 +5,7 @@
 //! after. The order in which they are called (backends, slots, services; removals in reverse) is `plan`'s business.
 
 pub mod fake;
+pub mod object;
 
 use anyhow::Result;
 use lb_common::{
