@@ -14,6 +14,7 @@
 //! so the golden table in the tests is never to be edited.
 
 use lb_common::limits::SLOTS;
+use std::collections::BTreeMap;
 use xxhash_rust::xxh64::xxh64;
 
 /// Seeds of the two hashes of a name. Fixed for ever: see the invariant above.
@@ -86,10 +87,23 @@ impl Walk {
     }
 }
 
-/// The members that have a weight, in canonical order, at the start of their walks.
-fn walks(members: &[Member<'_>]) -> Vec<Walk> {
+/// Slots of each owner, for the owners that have some: what [`table`] would count, without making it.
+pub fn shares(members: &[Member<'_>]) -> BTreeMap<u32, u32> {
+    let members = canonical(members);
+    let quotas = quotas(&members);
+    members.iter().zip(quotas).filter(|(_, quota)| *quota > 0).map(|(member, quota)| (member.owner, quota)).collect()
+}
+
+/// The members that have a weight, in order of name.
+fn canonical<'a, 'b>(members: &'a [Member<'b>]) -> Vec<&'a Member<'b>> {
     let mut members: Vec<&Member<'_>> = members.iter().filter(|member| member.weight > 0).collect();
     members.sort_unstable_by_key(|member| member.name);
+    members
+}
+
+/// The members that have a weight, in canonical order, at the start of their walks.
+fn walks(members: &[Member<'_>]) -> Vec<Walk> {
+    let members = canonical(members);
     let quotas = quotas(&members);
     members
         .iter()
@@ -125,7 +139,6 @@ fn quotas(members: &[&Member<'_>]) -> Vec<u32> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|i| format!("backend-{i}")).collect()
@@ -202,7 +215,9 @@ mod tests {
         let names = names(1000);
         let weights = |i: usize| if i == 0 { 1000 } else { (i % 7) as u16 };
         let total: f64 = (0..1000).map(|i| f64::from(weights(i))).sum();
-        let counts = counts(&table(&members(&names, weights)));
+        let members = members(&names, weights);
+        let counts = counts(&table(&members));
+        assert_eq!(shares(&members), counts);
         for i in 0..1000 {
             let share = f64::from(SLOTS) * f64::from(weights(i)) / total;
             let count = counts.get(&(i as u32 + 1)).copied().unwrap_or(0);

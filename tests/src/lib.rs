@@ -5,12 +5,15 @@
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 
+pub mod counters;
 pub mod http;
 pub mod netns;
 pub mod nginx;
 pub mod node;
+pub mod packet;
 pub mod pattern;
 pub mod process;
+pub mod prog_run;
 pub mod require;
 pub mod scenario;
 pub mod session;

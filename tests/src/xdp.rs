@@ -2,7 +2,10 @@
 
 use crate::{netns::Namespace, process::output};
 use anyhow::{Context, Result};
-use aya::{Ebpf, programs::Xdp};
+use aya::{
+    Ebpf,
+    programs::{Xdp, loaded_links},
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -56,4 +59,29 @@ impl Drop for Decapsulator {
         // Interfaces hold the program, not the pin.
         let _ = fs::remove_file(&self.pin);
     }
+}
+
+/// Id of the link that holds the XDP program on an interface; `None` when there is no program.
+///
+/// # Errors
+/// When the interface does not exist, or its program was attached without a link.
+pub fn link_on(namespace: &Namespace, interface: &str) -> Result<Option<u32>> {
+    let text = output(
+        namespace
+            .command("ip")
+            .args(["-json", "link", "show", "dev", interface]),
+    )?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    let Some(program) = links
+        .pointer("/0/xdp/prog/id")
+        .and_then(serde_json::Value::as_u64)
+    else {
+        return Ok(None);
+    };
+    // Links of other tests come and go meanwhile: those that can no longer be asked are not ours.
+    let link = loaded_links()
+        .flatten()
+        .find(|link| u64::from(link.program_id()) == program);
+    let link = link.with_context(|| format!("program {program} on {interface} has no link"))?;
+    Ok(Some(link.id()))
 }

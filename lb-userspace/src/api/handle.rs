@@ -46,6 +46,10 @@ pub type Reply<T> = oneshot::Sender<T>;
 
 /// What the API asks of the control loop.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the channel holds a few at a time, so that a box saves nothing"
+)]
 pub enum Request {
     /// Status of the node.
     Status(Reply<Status>),

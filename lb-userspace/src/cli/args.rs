@@ -119,7 +119,7 @@ Examples:
   lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
   lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
   lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2")]
-    Add(ServiceAdd),
+    Add(Box<ServiceAdd>),
     /// Remove a service and its backends
     #[command(
         after_help = "Examples:\n  lbctl service remove www --dry-run\n  lbctl service remove www"
@@ -351,7 +351,7 @@ mod tests {
             .unwrap()
             .command
         {
-            Command::Service(ServiceCommand::Add(add)) => add.into(),
+            Command::Service(ServiceCommand::Add(add)) => (*add).into(),
             other => panic!("{other:?}"),
         }
     }

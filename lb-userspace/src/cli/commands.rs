@@ -55,7 +55,7 @@ async fn service(command: ServiceCommand, client: &Client, output: Output) -> An
     match command {
         ServiceCommand::Add(add) => {
             let dry_run = add.dry_run;
-            change(client, &Change::AddService(add.into()), dry_run, output).await
+            change(client, &Change::AddService((*add).into()), dry_run, output).await
         }
         ServiceCommand::Remove { name, dry_run } => {
             change(

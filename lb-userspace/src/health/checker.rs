@@ -2,7 +2,7 @@
 //!
 //! One task owns the schedule and the state machines; each probe is a task of its own. **Invariants.** A target has
 //! one probe waiting or running, never two. A removed or changed target never hears from a probe started before.
-//! At most [`probes_at_once`] probes hold a socket. A report is never dropped: when the receiver is slow, the
+//! At most `probes_at_once` probes hold a socket. A report is never dropped: when the receiver is slow, the
 //! schedule waits.
 
 use super::{

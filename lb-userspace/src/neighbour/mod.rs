@@ -1,11 +1,11 @@
 //! Next hops: where the kernel would send a packet for a backend's address, kept current.
 //!
 //! The kernel's route to each address, the neighbour entry of its next hop and the link are read through netlink and
-//! watched. [`facts`] is what netlink says, in our own types; [`resolve`] turns facts into an answer; [`table`] holds all
-//! that is known and finds what changed; [`kernel`] asks the kernel; [`watch`] runs them. Only `kernel` and `watch` do IO.
+//! watched. `facts` is what netlink says, in our own types; `resolve` turns facts into an answer; `table` holds all
+//! that is known and finds what changed; `kernel` asks the kernel; `watch` runs them. Only `kernel` and `watch` do IO.
 //!
 //! **Invariants.** The fast path never looks a route up: what is sent from here is all it knows. A next hop whose
-//! neighbour entry is being renewed keeps its last answer for [`table::GRACE`], so that a renewal does not move traffic.
+//! neighbour entry is being renewed keeps its last answer for `table::GRACE`, so that a renewal does not move traffic.
 
 mod facts;
 mod kernel;
@@ -15,10 +15,7 @@ mod watch;
 
 use anyhow::{Context, Result};
 use std::{collections::BTreeSet, fmt, net::IpAddr};
-use tokio::{
-    sync::{mpsc, watch as latest},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Where packets for an address go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +102,7 @@ pub struct NextHopUpdate {
 /// Keeps the next hops of a set of addresses current until it is dropped.
 #[derive(Debug)]
 pub struct Resolver {
-    addresses: latest::Sender<BTreeSet<IpAddr>>,
+    addresses: mpsc::UnboundedSender<BTreeSet<IpAddr>>,
     task: JoinHandle<()>,
 }
 
@@ -119,15 +116,17 @@ pub struct Resolver {
 pub fn start(updates: mpsc::Sender<NextHopUpdate>) -> Result<Resolver> {
     let connection = kernel::Connection::open()
         .context("cannot open a netlink socket to watch routes and neighbours")?;
-    let (addresses, wanted) = latest::channel(BTreeSet::new());
+    let (addresses, wanted) = mpsc::unbounded_channel();
     let task = tokio::spawn(watch::run(connection, wanted, updates));
     Ok(Resolver { addresses, task })
 }
 
 impl Resolver {
-    /// Replaces the set of addresses. Those that stay keep their answers; a later return counts as new.
+    /// Replaces the set of addresses. Those that stay keep their answers; one that left and comes back gets a first
+    /// update again.
     pub fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
-        self.addresses.send_replace(addresses);
+        // The task outlives the sender unless the receiver of its updates is gone: then nobody needs answers.
+        let _ = self.addresses.send(addresses);
     }
 }
 

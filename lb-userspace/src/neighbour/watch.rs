@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{MissedTickBehavior, interval, sleep},
 };
 use tracing::{debug, info, warn};
@@ -29,7 +29,7 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// Runs until the receiver of the updates or the sender of the addresses is gone.
 pub(super) async fn run(
     mut connection: Connection,
-    mut wanted: watch::Receiver<BTreeSet<IpAddr>>,
+    mut wanted: mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     updates: mpsc::Sender<NextHopUpdate>,
 ) {
     let mut table = Table::default();
@@ -54,14 +54,13 @@ async fn reopen() -> Connection {
 async fn follow(
     connection: &mut Connection,
     table: &mut Table,
-    wanted: &mut watch::Receiver<BTreeSet<IpAddr>>,
+    wanted: &mut mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     updates: &mpsc::Sender<NextHopUpdate>,
 ) -> Result<()> {
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut resync = interval(RESYNC);
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    table.set_addresses(&wanted.borrow_and_update());
     loop {
         tokio::select! {
             heard = connection.listen() => match heard? {
@@ -71,9 +70,9 @@ async fn follow(
                     resync.reset_immediately();
                 }
             },
-            changed = wanted.changed() => match changed {
-                Ok(()) => table.set_addresses(&wanted.borrow_and_update()),
-                Err(_) => return Ok(()),
+            addresses = wanted.recv() => match addresses {
+                Some(addresses) => table.set_addresses(&addresses),
+                None => return Ok(()),
             },
             _ = tick.tick() => table.tick(),
             _ = resync.tick() => table.resync(connection.links().await?, connection.neighbours().await?),

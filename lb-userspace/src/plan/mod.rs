@@ -14,7 +14,10 @@ pub mod target;
 #[cfg(test)]
 mod tests;
 
-use crate::{health::state::HealthState, neighbour::Resolution, spec::Name};
+use crate::{
+    health::{checker::TargetId, state::HealthState},
+    neighbour::Resolution,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -23,8 +26,8 @@ use std::{
 /// What is known of the world, besides the desired state.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// Last verdict on each probed backend, by (service, backend).
-    pub health: BTreeMap<(Name, Name), HealthState>,
+    /// Last verdict on each probed backend.
+    pub health: BTreeMap<TargetId, HealthState>,
     /// Next hop of each backend address; absent until the first look-up has ended.
     pub next_hops: BTreeMap<IpAddr, Resolution>,
     /// Kernel indexes of the interfaces the program is attached to.

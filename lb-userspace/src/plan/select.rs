@@ -2,7 +2,7 @@
 
 use super::Facts;
 use crate::{
-    health::state::HealthState,
+    health::{checker::TargetId, state::HealthState},
     neighbour::ResolvedHop,
     spec::{AllDown, Name, Service},
 };
@@ -95,7 +95,7 @@ fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
     if service.health.is_none() {
         return HealthState::Up;
     }
-    let id = (service.name.clone(), backend.clone());
+    let id = TargetId { service: service.name.clone(), backend: backend.clone() };
     facts.health.get(&id).copied().unwrap_or(HealthState::Unknown)
 }
 

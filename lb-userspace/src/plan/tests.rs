@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     dataplane::{DataPlane, fake::FakeDataPlane},
-    health::state::HealthState,
+    health::{checker::TargetId, state::HealthState},
     neighbour::{ResolvedHop, Unresolved},
     spec::{AllDown, Backend, HealthCheck, Name, Protocol, Service, State},
 };
@@ -22,6 +22,10 @@ const CAPACITY: Capacity = Capacity { services: 8, backends: 64 };
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
+}
+
+fn id(service: &Name, backend: &Name) -> TargetId {
+    TargetId { service: service.clone(), backend: backend.clone() }
 }
 
 fn backend(number: u8, weight: u16) -> Backend {
@@ -68,7 +72,7 @@ fn all_well(state: &State) -> Facts {
     let mut facts = Facts { interfaces: [3].into(), ..Facts::default() };
     for service in state.services.values() {
         for backend in service.backends.values() {
-            facts.health.insert((service.name.clone(), backend.name.clone()), HealthState::Up);
+            facts.health.insert(id(&service.name, &backend.name), HealthState::Up);
             facts.next_hops.insert(backend.address, Ok(hop(1)));
         }
     }
@@ -119,7 +123,7 @@ fn slots_follow_health_weights_and_next_hops() {
     assert_eq!(shares.len(), 3, "{shares:?}");
     assert!(shares[&Some([10, 20, 0, 4].into())].abs_diff(SLOTS / 2) <= 1);
 
-    facts.health.insert((name("www"), name("b1")), HealthState::Down);
+    facts.health.insert(id(&name("www"), &name("b1")), HealthState::Down);
     facts.next_hops.insert([10, 20, 0, 4].into(), Err(Unresolved::NoRoute));
     world.reconcile(&state, &facts);
     assert_eq!(world.shares(&www), BTreeMap::from([(Some([10, 20, 0, 2].into()), SLOTS)]));
