@@ -1,8 +1,8 @@
 //! The real data plane: the XDP program and its maps in the kernel.
 //!
 //! **Invariants.** Links and maps are pinned before anything depends on them, so the daemon may die at any point and
-//! packets keep flowing. The attached program is only ever replaced by one whose maps are ready. Calls block for some
-//! milliseconds at most, and never panic.
+//! packets keep flowing. The attached program is only ever replaced by one whose maps are ready. Calls never
+//! panic, and block for some ten milliseconds at most, waiting for the kernel; only opening takes longer.
 
 use super::{
     DataPlane, Installed,
