@@ -5,6 +5,7 @@
 //! left, [`netns`] and [`process`] are guards.
 
 pub mod counters;
+pub mod fixture;
 pub mod http;
 pub mod netns;
 pub mod packet;
