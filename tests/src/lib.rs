@@ -6,6 +6,7 @@
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 
 pub mod counters;
+pub mod fixture;
 pub mod http;
 pub mod netns;
 pub mod nginx;
