@@ -5,6 +5,7 @@
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 
+pub mod demo;
 pub mod http;
 pub mod netns;
 pub mod nginx;
