@@ -7,6 +7,7 @@
 
 pub mod counters;
 pub mod fixture;
+pub mod demo;
 pub mod http;
 pub mod netns;
 pub mod nginx;
