@@ -84,7 +84,7 @@ fn add_sources_with_rustup(root: &Path) -> Result<()> {
     let mut add = Command::new("rustup");
     // Where there is no network this ends at once, and the next way is tried.
     add.args(["component", "add", "rust-src"])
-        .env("RUSTUP_MAX_RETRIES", "0")
+        .envs([("RUSTUP_MAX_RETRIES", "0"), ("RUST_BACKTRACE", "0")])
         .current_dir(root);
     let log = log(root, "rustup.log")?;
     command::run_logged(&mut add, &log, Duration::from_secs(60))
