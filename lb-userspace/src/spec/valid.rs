@@ -13,7 +13,9 @@ impl Name {
     pub fn parse(text: &str) -> Option<Self> {
         let good = (1..=63).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         good.then(|| Self(text.into()))
     }
 
