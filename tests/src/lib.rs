@@ -8,6 +8,7 @@
 
 pub mod counters;
 pub mod demo;
+pub mod fixture;
 pub mod http;
 pub mod netns;
 pub mod nginx;

@@ -6,6 +6,8 @@
 pub mod core;
 mod impact;
 pub mod run;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use crate::{

@@ -1,10 +1,15 @@
 //! The desired state: services and their backends. [`raw`] is what people and programs write (YAML, JSON);
 //! [`valid`] is what the rest of the daemon works with and cannot be invalid.
 
+mod export;
+mod field;
+mod parse;
 pub mod raw;
 pub mod valid;
 pub mod yaml;
 
+pub use export::mode_name;
+pub use parse::Limits;
 pub use raw::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec, StateSpec};
 pub use valid::{AllDown, Backend, HealthCheck, Name, Protocol, Service, State};
 
