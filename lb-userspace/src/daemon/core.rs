@@ -26,18 +26,20 @@ use crate::{
         target::{backend_id, service_key, target},
     },
     spec::{
-        State, StateSpec,
+        Limits, State, StateSpec,
         change::{self, ChangeError},
-        valid::Limits,
     },
 };
 use anyhow::{Context, Result};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 use tracing::{error, info, warn};
+
+/// The commit this was built from, or `unknown`.
+const COMMIT: &str = env!("GUIDEWAY_COMMIT");
 
 /// The daemon's state.
 pub struct Core<P> {
@@ -57,7 +59,6 @@ pub struct Core<P> {
     pub(super) failure: Option<String>,
     /// Something that an operator should know since start.
     pub(super) notices: Vec<String>,
-    spec: StateSpec,
     store: Store,
     limits: Limits,
 }
@@ -71,7 +72,7 @@ impl<P: DataPlane> Core<P> {
         let mirror = Mirror::new(plane.installed().context("reading the data plane")?);
         let mut core = Self {
             plane,
-            metrics: Metrics::new(),
+            metrics: Metrics::new(COMMIT, SystemTime::now()),
             state: State::default(),
             revision: 0,
             facts: Facts::default(),
@@ -81,7 +82,6 @@ impl<P: DataPlane> Core<P> {
             unreadable: None,
             failure: None,
             notices: Vec::new(),
-            spec: StateSpec::default(),
             store,
             limits,
         };
@@ -100,10 +100,10 @@ impl<P: DataPlane> Core<P> {
     }
 
     fn adopt(&mut self, document: Document) {
-        match State::parse(&document.state, &self.limits) {
+        match State::parse(&document.state, self.limits) {
             Ok(state) => {
                 info!(revision = document.revision, services = state.services.len(), "desired state loaded");
-                (self.state, self.spec, self.revision) = (state, document.state, document.revision);
+                (self.state, self.revision) = (state, document.revision);
             }
             Err(problems) => self.refuse_state(format!("the state on disk is not valid here: {problems}")),
         }
@@ -171,7 +171,8 @@ impl<P: DataPlane> Core<P> {
         if !self.is_probed(&report.target) {
             return false;
         }
-        self.metrics.observe_probe(report.target.service.as_str(), report.success, report.latency);
+        let took = report.latency.filter(|_| report.success);
+        self.metrics.observe_probe(report.target.service.as_str(), took);
         let memory = self.probes.entry(report.target.clone()).or_default();
         memory.detail.clone_from(&report.detail);
         memory.latency = report.latency.or(memory.latency);
@@ -281,7 +282,7 @@ impl<P: DataPlane> Core<P> {
 
     /// The desired state.
     pub fn state_view(&self) -> StateView {
-        StateView { revision: self.revision, state: self.state.to_spec() }
+        StateView { revision: self.revision, state: StateSpec::from(&self.state) }
     }
 
     /// Changes the desired state, or says what the change would do. The caller reconciles afterwards.
@@ -301,13 +302,13 @@ impl<P: DataPlane> Core<P> {
         if let (Some(said), false) = (&self.unreadable, matches!(change, Change::Apply(_))) {
             return Err(failed(said.clone()));
         }
-        let spec = change::apply(&self.spec, change).map_err(refusal)?;
-        let state = State::parse(&spec, &self.limits).map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
+        let spec = change::apply(&StateSpec::from(&self.state), change).map_err(refusal)?;
+        let state = State::parse(&spec, self.limits).map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
         let impact = impact::impact(&self.state, &state, &self.facts);
         let changed = !changes.is_empty() || self.unreadable.is_some();
         if changed && !dry_run {
-            self.put_in_force(spec, state)?;
+            self.put_in_force(state)?;
             for line in &changes {
                 info!(revision = self.revision, action = %line.action, kind = %line.kind, name = %line.name,
                     detail = %line.detail, "desired state changed");
@@ -317,7 +318,7 @@ impl<P: DataPlane> Core<P> {
         Ok(ChangeReport { revision: self.revision, dry_run, changed, changes, tables, warnings })
     }
 
-    fn put_in_force(&mut self, spec: StateSpec, state: State) -> Result<(), ErrorBody> {
+    fn put_in_force(&mut self, state: State) -> Result<(), ErrorBody> {
         let revision = self.revision + 1;
         let keep = |error: anyhow::Error| {
             failed(format!("the change could not be kept on disk, so it was not made: {error:#}"))
@@ -325,9 +326,9 @@ impl<P: DataPlane> Core<P> {
         if self.unreadable.is_some() {
             self.store.give_up_damaged().map_err(keep)?;
         }
-        self.store.save(&Document::new(revision, spec.clone())).map_err(keep)?;
+        self.store.save(&Document::new(revision, StateSpec::from(&state))).map_err(keep)?;
         let before = self.targets();
-        (self.spec, self.state, self.revision, self.unreadable) = (spec, state, revision, None);
+        (self.state, self.revision, self.unreadable) = (state, revision, None);
         self.forget_removed(&before);
         Ok(())
     }

@@ -13,14 +13,14 @@ use crate::{
     },
     config::NodeConfig,
     dataplane::{
-        Adoption, DataPlane, Settings,
+        Adoption, Settings,
         aya::{self, AyaDataPlane},
     },
     desired::Store,
     health::checker::{self, Checker, HealthReport},
     metrics,
     neighbour::{self, NextHopUpdate, Resolver},
-    spec::valid::Limits,
+    spec::Limits,
 };
 use anyhow::{Context, Result};
 use std::{

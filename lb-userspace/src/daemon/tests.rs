@@ -13,7 +13,7 @@ use crate::{
         state::HealthState,
     },
     neighbour::{NextHopUpdate, ResolvedHop},
-    spec::{Name, StateSpec, valid::Limits},
+    spec::{Limits, Name, StateSpec},
 };
 use lb_common::{address::Address, limits::SLOTS, service::ServiceKey};
 use std::{net::IpAddr, path::Path, time::Duration};

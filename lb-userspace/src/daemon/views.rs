@@ -12,13 +12,10 @@ use crate::{
         select::{Condition, Selection, select},
         target::{backend_id, service_key},
     },
-    spec::{Backend, HealthCheck, Service},
+    spec::{Backend, HealthCheck, Service, mode_name},
 };
 use anyhow::Result;
-use lb_common::{
-    backend::Mode,
-    verdict::{Action, Verdict},
-};
+use lb_common::verdict::{Action, Verdict};
 use std::{collections::BTreeMap, time::Duration};
 
 /// What the last probes of a backend said.
@@ -97,7 +94,7 @@ impl<P: DataPlane> Core<P> {
             address: service.address.to_string(),
             protocol: service.protocol.as_str().into(),
             port: service.port,
-            mode: mode(service.mode).into(),
+            mode: mode_name(service.mode).into(),
             when_all_down: service.when_all_down.as_str().into(),
             condition: selection.condition.as_str().into(),
             health: service.health.as_ref().map(health_view),
@@ -176,6 +173,20 @@ impl<P: DataPlane> Core<P> {
     }
 }
 
+impl<P: DataPlane> Core<P> {
+    /// Metrics in Prometheus text format. Counters that cannot be read keep their last value, which is said in the log.
+    pub fn metrics_text(&mut self, uptime: Duration) -> String {
+        match self.stats() {
+            Ok(stats) => {
+                let (services, status) = (self.services(), self.status(uptime));
+                self.metrics.set_views(&services, &stats, &status);
+            }
+            Err(problem) => tracing::warn!(problem = %format!("{problem:#}"), "the counters could not be read"),
+        }
+        self.metrics.encode()
+    }
+}
+
 fn service_stats(
     service: &Service,
     mirror: &crate::plan::mirror::Mirror,
@@ -206,13 +217,6 @@ fn health_view(check: &HealthCheck) -> HealthView {
         rise: check.rise,
         fall: check.fall,
         jitter_percent: check.jitter_percent,
-    }
-}
-
-const fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::L2 => "l2",
-        Mode::Ipip => "ipip",
     }
 }
 
