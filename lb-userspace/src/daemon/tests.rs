@@ -18,7 +18,10 @@ use crate::{
 use lb_common::{address::Address, limits::SLOTS, service::ServiceKey};
 use std::{net::IpAddr, path::Path, time::Duration};
 
-const LIMITS: Limits = Limits { services: 4, backends: 16 };
+const LIMITS: Limits = Limits {
+    services: 4,
+    backends: 16,
+};
 
 const WWW: &str = "
 services:
@@ -62,7 +65,10 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
             source: IpAddr::from([10, 20, 0, 254]),
             mtu: 1500,
         };
-        core.on_next_hop(NextHopUpdate { address, resolution: Ok(hop) });
+        core.on_next_hop(NextHopUpdate {
+            address,
+            resolution: Ok(hop),
+        });
     }
     for target in core.targets().into_keys() {
         core.on_health(report(target, HealthState::Up));
@@ -72,23 +78,44 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
 
 fn report(target: TargetId, state: HealthState) -> HealthReport {
     let success = state == HealthState::Up;
-    let detail = if success { String::new() } else { "connection refused".to_owned() };
-    HealthReport { target, state, changed: true, success, detail, latency: Some(Duration::from_micros(250)) }
+    let detail = if success {
+        String::new()
+    } else {
+        "connection refused".to_owned()
+    };
+    HealthReport {
+        target,
+        state,
+        changed: true,
+        success,
+        detail,
+        latency: Some(Duration::from_micros(250)),
+    }
 }
 
 fn target(service: &str, backend: &str) -> TargetId {
-    TargetId { service: Name::parse(service).unwrap(), backend: Name::parse(backend).unwrap() }
+    TargetId {
+        service: Name::parse(service).unwrap(),
+        backend: Name::parse(backend).unwrap(),
+    }
 }
 
 fn slots_of(core: &Core<FakeDataPlane>, backend: [u8; 4]) -> usize {
     let key = ServiceKey::new(IpAddr::from([10, 0, 0, 1]).into(), 6, 80);
     let address = Address::from(IpAddr::from(backend));
-    let owned = |slot: &u32| core.plane.forward(&key, *slot).is_some_and(|entry| entry.address == address);
+    let owned = |slot: &u32| {
+        core.plane
+            .forward(&key, *slot)
+            .is_some_and(|entry| entry.address == address)
+    };
     (0..SLOTS).filter(owned).count()
 }
 
 fn www(core: &Core<FakeDataPlane>) -> ServiceView {
-    core.services().into_iter().find(|service| service.name == "www").unwrap()
+    core.services()
+        .into_iter()
+        .find(|service| service.name == "www")
+        .unwrap()
 }
 
 #[test]
@@ -109,9 +136,18 @@ fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     assert_eq!(slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
     let view = www(&core);
     let b1 = &view.backends[0];
-    assert_eq!((b1.health.as_str(), b1.health_detail.as_str()), ("down", "connection refused"));
-    assert_eq!((b1.active, b1.slots, b1.inactive_reason.as_str()), (false, 0, "down"));
-    assert_eq!((view.backends[1].active, view.backends[1].slots), (true, SLOTS));
+    assert_eq!(
+        (b1.health.as_str(), b1.health_detail.as_str()),
+        ("down", "connection refused")
+    );
+    assert_eq!(
+        (b1.active, b1.slots, b1.inactive_reason.as_str()),
+        (false, 0, "down")
+    );
+    assert_eq!(
+        (view.backends[1].active, view.backends[1].slots),
+        (true, SLOTS)
+    );
     assert_eq!(core.status(Duration::ZERO).backends_active, 1);
 }
 
@@ -129,7 +165,10 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
     let mut core = start(directory.path(), plane);
     assert_eq!(core.state_view().revision, 1);
     let initial = |backend| core.targets()[&target("www", backend)].initial;
-    assert_eq!((initial("b1"), initial("b2")), (HealthState::Up, HealthState::Unknown));
+    assert_eq!(
+        (initial("b1"), initial("b2")),
+        (HealthState::Up, HealthState::Unknown)
+    );
     let writes = core.plane.writes;
     core.on_health(report(target("www", "b2"), HealthState::Down));
     for address in core.addresses() {
@@ -141,7 +180,10 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
             source: IpAddr::from([10, 20, 0, 254]),
             mtu: 1500,
         };
-        core.on_next_hop(NextHopUpdate { address, resolution: Ok(hop) });
+        core.on_next_hop(NextHopUpdate {
+            address,
+            resolution: Ok(hop),
+        });
     }
     assert!(core.knows_all());
     core.reconcile();
@@ -156,17 +198,37 @@ fn a_refused_change_changes_nothing() {
     let before = core.state_view();
     let on_disk = std::fs::read(directory.path().join("state.json")).unwrap();
     let refusals = [
-        (Change::AddService(spec(WWW).services[0].clone()), ErrorCode::Conflict),
-        (Change::RemoveService { service: "ftp".into() }, ErrorCode::NotFound),
-        (Change::Apply(spec(&WWW.replace("port: 80", "port: 70000"))), ErrorCode::Invalid),
-        (Change::RemoveBackend { service: "www".into(), backend: "b9".into() }, ErrorCode::NotFound),
+        (
+            Change::AddService(spec(WWW).services[0].clone()),
+            ErrorCode::Conflict,
+        ),
+        (
+            Change::RemoveService {
+                service: "ftp".into(),
+            },
+            ErrorCode::NotFound,
+        ),
+        (
+            Change::Apply(spec(&WWW.replace("port: 80", "port: 70000"))),
+            ErrorCode::Invalid,
+        ),
+        (
+            Change::RemoveBackend {
+                service: "www".into(),
+                backend: "b9".into(),
+            },
+            ErrorCode::NotFound,
+        ),
     ];
     for (change, code) in refusals {
         let refused = core.change(&change, false).unwrap_err();
         assert_eq!(refused.code, code, "{refused:?}");
         assert_eq!(core.state_view(), before);
     }
-    assert_eq!(std::fs::read(directory.path().join("state.json")).unwrap(), on_disk);
+    assert_eq!(
+        std::fs::read(directory.path().join("state.json")).unwrap(),
+        on_disk
+    );
 }
 
 #[test]
@@ -176,10 +238,19 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     all_well(&mut core);
     let (before, writes) = (core.state_view(), core.plane.writes);
-    let change = Change::RemoveBackend { service: "www".into(), backend: "b1".into() };
+    let change = Change::RemoveBackend {
+        service: "www".into(),
+        backend: "b1".into(),
+    };
     let planned = core.change(&change, true).unwrap();
-    assert_eq!((planned.revision, planned.dry_run, planned.changed), (1, true, true));
-    assert_eq!(planned.tables[0].slots_changed as usize, slots_of(&core, [10, 20, 0, 1]));
+    assert_eq!(
+        (planned.revision, planned.dry_run, planned.changed),
+        (1, true, true)
+    );
+    assert_eq!(
+        planned.tables[0].slots_changed as usize,
+        slots_of(&core, [10, 20, 0, 1])
+    );
     core.reconcile();
     assert_eq!((core.state_view(), core.plane.writes), (before, writes));
 }
@@ -203,13 +274,20 @@ fn a_failing_data_plane_is_said_and_tried_again() {
     assert!(core.must_retry());
     let status = core.status(Duration::ZERO);
     assert_eq!(status.condition, "degraded");
-    assert!(status.warnings[0].contains("told to fail"), "{:?}", status.warnings);
+    assert!(
+        status.warnings[0].contains("told to fail"),
+        "{:?}",
+        status.warnings
+    );
 
     core.plane.fail_after = None;
     core.reconcile();
     assert!(!core.must_retry());
     assert_eq!(core.status(Duration::ZERO).warnings, Vec::<String>::new());
-    assert_eq!(slots_of(&core, [10, 20, 0, 1]) + slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
+    assert_eq!(
+        slots_of(&core, [10, 20, 0, 1]) + slots_of(&core, [10, 20, 0, 2]),
+        SLOTS as usize
+    );
 }
 
 #[test]
@@ -227,10 +305,24 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
     let mut core = start(directory.path(), plane);
     assert!(core.is_frozen());
     core.reconcile();
-    assert_eq!(core.plane.installed().unwrap().services.len(), 1, "still forwarding");
-    let refused = core.change(&Change::RemoveService { service: "www".into() }, false).unwrap_err();
+    assert_eq!(
+        core.plane.installed().unwrap().services.len(),
+        1,
+        "still forwarding"
+    );
+    let refused = core
+        .change(
+            &Change::RemoveService {
+                service: "www".into(),
+            },
+            false,
+        )
+        .unwrap_err();
     assert_eq!(refused.code, ErrorCode::Failed);
-    assert!(refused.message.contains("state.json is damaged") && refused.message.contains("lbctl apply"));
+    assert!(
+        refused.message.contains("state.json is damaged")
+            && refused.message.contains("lbctl apply")
+    );
 
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     assert!(!core.is_frozen());
@@ -243,10 +335,21 @@ fn a_backend_with_another_address_is_another_backend() {
     let mut core = new(directory.path());
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     all_well(&mut core);
-    core.change(&Change::Apply(spec(&WWW.replace("10.20.0.1 ", "10.20.0.7 "))), false).unwrap();
+    core.change(
+        &Change::Apply(spec(&WWW.replace("10.20.0.1 ", "10.20.0.7 "))),
+        false,
+    )
+    .unwrap();
     core.reconcile();
-    assert_eq!(core.targets()[&target("www", "b1")].initial, HealthState::Unknown);
-    assert_eq!(slots_of(&core, [10, 20, 0, 7]), 0, "not before it has been probed");
+    assert_eq!(
+        core.targets()[&target("www", "b1")].initial,
+        HealthState::Unknown
+    );
+    assert_eq!(
+        slots_of(&core, [10, 20, 0, 7]),
+        0,
+        "not before it has been probed"
+    );
     assert_eq!(slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
     all_well(&mut core);
     assert!(slots_of(&core, [10, 20, 0, 7]) > 0);

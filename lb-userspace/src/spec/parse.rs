@@ -4,10 +4,10 @@
 use super::{
     field::{self, Fault},
     raw::{BackendSpec, HealthSpec, ServiceSpec, StateSpec},
-    valid::{Backend, HealthCheck, Name, Protocol, Service, State},
+    valid::{Backend, HealthCheck, Limits, Name, Protocol, Service, State},
 };
 use crate::problem::{Problem, Problems};
-use lb_common::limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES, MAX_WEIGHT};
+use lb_common::limits::MAX_WEIGHT;
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr, time::Duration};
 
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -19,30 +19,12 @@ const DEFAULT_RISE: u32 = 2;
 const DEFAULT_FALL: u32 = 3;
 const DEFAULT_JITTER_PERCENT: u32 = 10;
 
-/// What a node can hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Services.
-    pub services: u32,
-    /// Backends, summed over all services.
-    pub backends: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            services: DEFAULT_SERVICES,
-            backends: DEFAULT_BACKENDS,
-        }
-    }
-}
-
 impl State {
     /// Checks a state as it was written.
     ///
     /// # Errors
     /// Everything that is wrong with it, in the order in which it was written.
-    pub fn parse(spec: &StateSpec, limits: Limits) -> Result<Self, Problems> {
+    pub fn parse(spec: &StateSpec, limits: &Limits) -> Result<Self, Problems> {
         let mut reader = Reader::default();
         reader.room(spec, limits);
         let mut state = Self::default();
@@ -106,7 +88,7 @@ impl Reader {
         self.found.push(Problem::new(field, value, message, hint));
     }
 
-    fn room(&mut self, spec: &StateSpec, limits: Limits) {
+    fn room(&mut self, spec: &StateSpec, limits: &Limits) {
         let backends = spec
             .services
             .iter()

@@ -55,14 +55,14 @@ proptest! {
         prop_assert_eq!(&yaml::state_from_str(&text).unwrap(), &spec);
         // The order in which things are written means nothing.
         fastrand::Rng::with_seed(seed).shuffle(&mut spec.services);
-        prop_assert_eq!(State::parse(&spec, Limits::default()).unwrap(), state);
+        prop_assert_eq!(State::parse(&spec, &Limits::default()).unwrap(), state);
     }
 }
 
 #[test]
 fn a_probe_that_a_service_has_anyway_is_left_out() {
     let text = "services: [{ name: s, address: 192.0.2.1, protocol: tcp, port: 80, health: { rise: 2, port: 80 } }]";
-    let state = State::parse(&yaml::state_from_str(text).unwrap(), Limits::default()).unwrap();
+    let state = State::parse(&yaml::state_from_str(text).unwrap(), &Limits::default()).unwrap();
     let expected = "\
 services:
   - name: s

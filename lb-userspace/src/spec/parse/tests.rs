@@ -30,7 +30,7 @@ services:
 ";
 
 fn parse(text: &str) -> Result<State, Problems> {
-    State::parse(&yaml::state_from_str(text).unwrap(), LIMITS)
+    State::parse(&yaml::state_from_str(text).unwrap(), &LIMITS)
 }
 
 /// What is said of the good state once `from` has become `to`.
@@ -259,7 +259,7 @@ services:
 fn what_does_not_fit_is_refused() {
     let tight = |services, backends| {
         let spec = yaml::state_from_str(GOOD).unwrap();
-        State::parse(&spec, Limits { services, backends }).map_err(|problems| problems.to_string())
+        State::parse(&spec, &Limits { services, backends }).map_err(|problems| problems.to_string())
     };
     assert!(tight(2, 3).is_ok());
     assert_eq!(
