@@ -36,5 +36,5 @@ fn look_up(ip: &Ip, port: u16) -> Option<ServiceEntry> {
     };
     // SAFETY: the reference does not outlive this expression. A service removed meanwhile may lend its memory to
     // another one only after an RCU grace period or as a whole 8-byte entry; both are answers that were right.
-    unsafe { SERVICES.get(&key) }.copied()
+    unsafe { SERVICES.get(key) }.copied()
 }
