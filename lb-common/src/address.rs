@@ -62,7 +62,14 @@ mod tests {
 
     #[test]
     fn both_families_survive_the_round_trip() {
-        for text in ["10.0.0.1", "255.255.255.255", "0.0.0.0", "2001:db8::1", "::", "ff02::1"] {
+        for text in [
+            "10.0.0.1",
+            "255.255.255.255",
+            "0.0.0.0",
+            "2001:db8::1",
+            "::",
+            "ff02::1",
+        ] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(ip)), ip);
             assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4(), "{text}");
@@ -72,6 +79,9 @@ mod tests {
     #[test]
     fn a_packet_word_and_a_parsed_address_are_equal() {
         let from_packet = Address::from_v4_word(u32::from_ne_bytes([10, 1, 2, 3]));
-        assert_eq!(from_packet, Address::from("10.1.2.3".parse::<IpAddr>().unwrap()));
+        assert_eq!(
+            from_packet,
+            Address::from("10.1.2.3".parse::<IpAddr>().unwrap())
+        );
     }
 }

@@ -41,6 +41,13 @@ impl NextHop {
         Self { mac, zero: 0 }
     }
 
+    /// The next hop of an entry's first word, as it lies in memory.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
+        Self::new([a, b, c, d, e, f])
+    }
+
     /// Whether the MAC is known.
     #[inline(always)]
     pub fn is_resolved(&self) -> bool {

@@ -1,6 +1,6 @@
 //! From a packet's 5-tuple to its slot.
 
-use crate::{address::Address, limits::SLOTS};
+use crate::{address::Address, header::Ports, limits::SLOTS};
 use xxhash_rust::xxh64::xxh64;
 
 /// The 5-tuple of an IPv4 flow, fields in network byte order, as hashed.
@@ -39,6 +39,19 @@ const _: () = assert!(size_of::<FlowV4>() == 16);
 const _: () = assert!(size_of::<FlowV6>() == 40);
 
 impl FlowV4 {
+    /// The flow of a packet; addresses in network byte order.
+    #[inline(always)]
+    pub const fn new(source: u32, destination: u32, ports: Ports, protocol: u8) -> Self {
+        let protocol = (protocol as u32).to_be();
+        Self {
+            source,
+            destination,
+            source_port: ports.source,
+            destination_port: ports.destination,
+            protocol,
+        }
+    }
+
     /// Seeded xxHash64 of the tuple.
     #[inline(always)]
     pub fn hash(self, seed: u64) -> u64 {
@@ -49,6 +62,19 @@ impl FlowV4 {
 }
 
 impl FlowV6 {
+    /// The flow of a packet.
+    #[inline(always)]
+    pub const fn new(source: Address, destination: Address, ports: Ports, protocol: u8) -> Self {
+        let protocol = (protocol as u32).to_be();
+        Self {
+            source,
+            destination,
+            source_port: ports.source,
+            destination_port: ports.destination,
+            protocol,
+        }
+    }
+
     /// Seeded xxHash64 of the tuple.
     #[inline(always)]
     pub fn hash(self, seed: u64) -> u64 {
@@ -65,7 +91,11 @@ impl FlowV6 {
 pub const fn slot_of(hash: u64) -> u32 {
     let low = hash as u32 & 0xffff;
     let high = hash as u32 >> 16;
-    if low >= high { low - high } else { low + SLOTS - high }
+    if low >= high {
+        low - high
+    } else {
+        low + SLOTS - high
+    }
 }
 
 #[cfg(test)]
@@ -75,7 +105,16 @@ mod tests {
     #[test]
     fn the_subtraction_is_the_modulo() {
         let mut x = 0x9e37_79b9_7f4a_7c15_u64;
-        for edge in [0, 1, 0xffff, 0x1_0000, 0x1_0001, 0xffff_0000, 0xffff_ffff, u64::MAX] {
+        for edge in [
+            0,
+            1,
+            0xffff,
+            0x1_0000,
+            0x1_0001,
+            0xffff_0000,
+            0xffff_ffff,
+            u64::MAX,
+        ] {
             assert_eq!(slot_of(edge), edge as u32 % SLOTS);
         }
         for _ in 0..100_000 {
@@ -86,16 +125,38 @@ mod tests {
 
     #[test]
     fn every_field_and_the_seed_change_the_hash() {
-        let flow = FlowV4 { source: 1, destination: 2, source_port: 3, destination_port: 4, protocol: 6 };
+        let flow = FlowV4 {
+            source: 1,
+            destination: 2,
+            source_port: 3,
+            destination_port: 4,
+            protocol: 6,
+        };
         let variants = [
             flow,
             FlowV4 { source: 9, ..flow },
-            FlowV4 { destination: 9, ..flow },
-            FlowV4 { source_port: 9, ..flow },
-            FlowV4 { destination_port: 9, ..flow },
-            FlowV4 { protocol: 17, ..flow },
+            FlowV4 {
+                destination: 9,
+                ..flow
+            },
+            FlowV4 {
+                source_port: 9,
+                ..flow
+            },
+            FlowV4 {
+                destination_port: 9,
+                ..flow
+            },
+            FlowV4 {
+                protocol: 17,
+                ..flow
+            },
         ];
-        let mut hashes: Vec<u64> = variants.iter().map(|f| f.hash(7)).chain([flow.hash(8)]).collect();
+        let mut hashes: Vec<u64> = variants
+            .iter()
+            .map(|f| f.hash(7))
+            .chain([flow.hash(8)])
+            .collect();
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), 7);

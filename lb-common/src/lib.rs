@@ -11,6 +11,7 @@ pub mod address;
 pub mod backend;
 pub mod checksum;
 pub mod flow;
+pub mod header;
 pub mod limits;
 pub mod maps;
 pub mod service;

@@ -15,7 +15,14 @@ pub const SERVICE_STATS: &str = "SERVICE_STATS";
 /// Per-CPU array of [`crate::stats::Counter`], indexed by backend index.
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 6] = [SERVICES, SLOT_TABLES, BACKENDS, VERDICTS, SERVICE_STATS, BACKEND_STATS];
+pub const ALL: [&str; 6] = [
+    SERVICES,
+    SLOT_TABLES,
+    BACKENDS,
+    VERDICTS,
+    SERVICE_STATS,
+    BACKEND_STATS,
+];
 
 /// Load-time constant `u64`: seed of the flow hash.
 pub const HASH_SEED: &str = "HASH_SEED";

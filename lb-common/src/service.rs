@@ -19,7 +19,12 @@ pub struct ServiceKey {
 impl ServiceKey {
     /// The key of (`address`, `protocol`, `port`), `port` in host byte order.
     pub const fn new(address: Address, protocol: u8, port: u16) -> Self {
-        Self { address, port: port.to_be(), protocol, zero: 0 }
+        Self {
+            address,
+            port: port.to_be(),
+            protocol,
+            zero: 0,
+        }
     }
 }
 

@@ -52,7 +52,13 @@ mod tests {
 
     #[test]
     fn owners_do_not_touch_each_other() {
-        for (new, old) in [(0, 0), (1, 2), (MAX_BACKEND_INDEX, 0), (0, MAX_BACKEND_INDEX), (77, 77)] {
+        for (new, old) in [
+            (0, 0),
+            (1, 2),
+            (MAX_BACKEND_INDEX, 0),
+            (0, MAX_BACKEND_INDEX),
+            (77, 77),
+        ] {
             let slot = Slot::moved(new, old);
             assert_eq!((slot.new_owner(), slot.old_owner()), (new, old));
         }

@@ -1,0 +1,278 @@
+//! Ethernet and IP headers as they lie in a frame, and the outer headers that encapsulation adds.
+//!
+//! **Invariants.** Multi-byte fields are in network byte order, as in the packet; arguments and results that are in
+//! host order say so. Fields are whole words rather than byte arrays because eBPF copies words in one instruction
+//! each. No type has implicit padding and every bit pattern is valid, so a header can be read from any bytes.
+
+use crate::{address::Address, checksum};
+
+/// EtherType of IPv4, as it lies in the frame.
+pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+/// EtherType of IPv6, as it lies in the frame.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+
+/// IP protocol number of IPv4 in IP (RFC 2003).
+pub const PROTOCOL_IPV4: u8 = 4;
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of IPv6 in IP (RFC 2473, RFC 4213).
+pub const PROTOCOL_IPV6: u8 = 41;
+
+/// Flag "more fragments" of [`Ipv4Header::fragment`], host order.
+pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// Flag "don't fragment" of [`Ipv4Header::fragment`], host order.
+pub const DONT_FRAGMENT: u16 = 0x4000;
+/// Fragment offset in [`Ipv4Header::fragment`], host order.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+
+/// TTL or hop limit of an outer header: the recommended default (RFC 1700), enough for any data centre.
+pub const OUTER_TTL: u8 = 64;
+
+/// A MAC address as three 16-bit words, as they lie in the frame.
+pub type Mac = [u16; 3];
+
+/// Ethernet header, untagged.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EthernetHeader {
+    /// Destination MAC.
+    pub destination: Mac,
+    /// Source MAC.
+    pub source: Mac,
+    /// One of `ETHERTYPE_*`, or another.
+    pub ethertype: u16,
+}
+
+/// IPv4 header without options (RFC 791, section 3.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv4Header {
+    /// Version in the high four bits, header length in 32-bit words in the low four.
+    pub version_ihl: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Length of header and payload, in bytes.
+    pub total_length: u16,
+    /// Groups the fragments of a packet.
+    pub id: u16,
+    /// Flags and fragment offset.
+    pub fragment: u16,
+    /// Time to live.
+    pub ttl: u8,
+    /// Protocol of the payload.
+    pub protocol: u8,
+    /// Checksum of the header.
+    pub checksum: u16,
+    /// Source address.
+    pub source: u32,
+    /// Destination address.
+    pub destination: u32,
+}
+
+/// IPv6 header (RFC 8200, section 3).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Header {
+    /// Version (4 bits), traffic class (8), flow label (20).
+    pub version_class_label: u32,
+    /// Bytes after this header.
+    pub payload_length: u16,
+    /// Protocol of the payload or of the first extension header.
+    pub next_header: u8,
+    /// Hop limit.
+    pub hop_limit: u8,
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+}
+
+/// The first four bytes of TCP and UDP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// Source port.
+    pub source: u16,
+    /// Destination port.
+    pub destination: u16,
+}
+
+const _: () = assert!(size_of::<EthernetHeader>() == 14);
+const _: () = assert!(size_of::<Ipv4Header>() == 20);
+const _: () = assert!(size_of::<Ipv6Header>() == 40);
+const _: () = assert!(size_of::<Ports>() == 4);
+
+/// What an outer header takes from the packet that it will carry.
+#[derive(Clone, Copy, Debug)]
+pub struct Inner {
+    /// [`PROTOCOL_IPV4`] or [`PROTOCOL_IPV6`].
+    pub protocol: u8,
+    /// DSCP and ECN: copied, the uniform model of RFC 2983 and the normal mode of RFC 6040.
+    pub traffic_class: u8,
+    /// Length of the inner IP packet in bytes, host order, without Ethernet padding.
+    pub length: u16,
+    /// Whether the inner packet must not be fragmented; always so for IPv6.
+    pub dont_fragment: bool,
+    /// Identification of an inner IPv4 packet, network order.
+    pub id: u16,
+}
+
+impl Ipv4Header {
+    /// The outer header of `inner` (RFC 2003, section 3.1; RFC 4213, section 3.5), addresses in network order.
+    /// The sum of the lengths must fit in 16 bits.
+    ///
+    /// An unfragmentable packet is atomic and needs no identification (RFC 6864, section 4.1); for others that of
+    /// the inner packet is as unique as its sender made it.
+    #[inline(always)]
+    pub fn encapsulating(inner: &Inner, source: u32, destination: u32) -> Self {
+        let mut header = Self {
+            version_ihl: 0x45,
+            traffic_class: inner.traffic_class,
+            total_length: (size_of::<Self>() as u16)
+                .wrapping_add(inner.length)
+                .to_be(),
+            id: if inner.dont_fragment { 0 } else { inner.id },
+            fragment: if inner.dont_fragment {
+                DONT_FRAGMENT.to_be()
+            } else {
+                0
+            },
+            ttl: OUTER_TTL,
+            protocol: inner.protocol,
+            checksum: 0,
+            source,
+            destination,
+        };
+        header.checksum = header.sum();
+        header
+    }
+
+    /// The checksum that this header should carry, computed as if it carried 0.
+    #[inline(always)]
+    pub fn sum(&self) -> u16 {
+        let pair = |first: u8, second: u8| u32::from(u16::from_ne_bytes([first, second]));
+        checksum::finish(
+            pair(self.version_ihl, self.traffic_class)
+                + u32::from(self.total_length)
+                + u32::from(self.id)
+                + u32::from(self.fragment)
+                + pair(self.ttl, self.protocol)
+                + checksum::halves(self.source)
+                + checksum::halves(self.destination),
+        )
+    }
+}
+
+impl Ipv6Header {
+    /// The outer header of `inner` (RFC 2473, section 3; RFC 4213 the other way round). The high 20 bits of
+    /// `flow_hash` become the flow label, so that routers and network cards spread tunnelled flows (RFC 6438).
+    #[inline(always)]
+    pub fn encapsulating(
+        inner: &Inner,
+        source: Address,
+        destination: Address,
+        flow_hash: u64,
+    ) -> Self {
+        let label = (flow_hash >> 44) as u32;
+        Self {
+            version_class_label: (6 << 28 | u32::from(inner.traffic_class) << 20 | label).to_be(),
+            payload_length: inner.length.to_be(),
+            next_header: inner.protocol,
+            hop_limit: OUTER_TTL,
+            source,
+            destination,
+        }
+    }
+
+    /// IP version.
+    #[inline(always)]
+    pub const fn version(&self) -> u8 {
+        (u32::from_be(self.version_class_label) >> 28) as u8
+    }
+
+    /// DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (u32::from_be(self.version_class_label) >> 20) as u8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INNER: Inner = Inner {
+        protocol: PROTOCOL_IPV4,
+        traffic_class: 0xb9,
+        length: 1_400,
+        dont_fragment: false,
+        id: 0x1234,
+    };
+
+    fn v4(header: Ipv4Header) -> [u8; 20] {
+        // SAFETY: Ipv4Header is 20 bytes without padding.
+        unsafe { core::mem::transmute(header) }
+    }
+
+    #[test]
+    fn outer_ipv4_header_byte_by_byte() {
+        let source = u32::from_ne_bytes([10, 0, 0, 1]);
+        let destination = u32::from_ne_bytes([10, 0, 0, 2]);
+        let bytes = v4(Ipv4Header::encapsulating(&INNER, source, destination));
+        assert_eq!(
+            bytes[..10],
+            [
+                0x45,
+                0xb9,
+                0x05,
+                0x8c,
+                0x34_u8.swap_bytes(),
+                0x12,
+                0,
+                0,
+                64,
+                4
+            ]
+        );
+        assert_eq!(bytes[12..], [10, 0, 0, 1, 10, 0, 0, 2]);
+        let sum: u32 = bytes
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
+        assert_eq!(
+            checksum::finish(sum),
+            0,
+            "a header with a right checksum sums to all ones"
+        );
+    }
+
+    #[test]
+    fn dont_fragment_is_copied_and_needs_no_id() {
+        let header = Ipv4Header::encapsulating(
+            &Inner {
+                dont_fragment: true,
+                ..INNER
+            },
+            1,
+            2,
+        );
+        assert_eq!((header.fragment, header.id), (DONT_FRAGMENT.to_be(), 0));
+        assert_eq!(Ipv4Header::encapsulating(&INNER, 1, 2).fragment, 0);
+    }
+
+    #[test]
+    fn outer_ipv6_header_carries_class_length_and_label() {
+        let (source, destination) = (Address([1; 4]), Address([2; 4]));
+        let header = Ipv6Header::encapsulating(&INNER, source, destination, 0xabcd_e123_4567_89ab);
+        assert_eq!(
+            header.version_class_label.to_ne_bytes(),
+            [0x6b, 0x9a, 0xbc, 0xde]
+        );
+        assert_eq!((header.version(), header.traffic_class()), (6, 0xb9));
+        assert_eq!(header.payload_length.to_ne_bytes(), 1_400_u16.to_be_bytes());
+        assert_eq!((header.next_header, header.hop_limit), (4, 64));
+        assert_eq!((header.source, header.destination), (source, destination));
+    }
+}

@@ -1,0 +1,62 @@
+//! The backends array: where and how a backend's packets are sent.
+
+use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
+use lb_common::{
+    address::Address,
+    backend::{BackendEntry, Mode, NextHop},
+    limits::DEFAULT_BACKENDS,
+    verdict::Verdict,
+};
+
+// Memory-mappable arrays start on a page, so each entry is one cache line, as its type promises.
+#[btf_map]
+static BACKENDS: Array<BackendEntry, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// A backend that can be sent to.
+pub struct Backend {
+    /// How.
+    pub mode: Mode,
+    /// The resolved next hop.
+    pub next_hop: NextHop,
+    /// The interface behind which the next hop is.
+    pub interface: u32,
+    /// Largest IP packet that the way takes, outer header included.
+    pub mtu: u16,
+    /// Outer destination.
+    pub address: Address,
+    /// Outer source.
+    pub outer_source: Address,
+}
+
+/// The backend with this index, if its entry is in use and its next hop is known.
+#[inline(always)]
+pub fn get(index: u32) -> Result<Backend, Verdict> {
+    let entry = BACKENDS.get_ptr(index).ok_or(Verdict::DropBadState)?;
+    // SAFETY: an element of an array map stays where it is while the program runs. The daemon may change the fields
+    // that BackendEntry's invariant names: the next hop is read as the one word it is written as, and a torn outer
+    // source spoils one packet's source address and nothing else.
+    let (mode, word, interface, mtu, address, outer_source) = unsafe {
+        let word = (&raw const (*entry).next_hop).cast::<u64>().read_volatile();
+        (
+            (*entry).mode,
+            word,
+            (*entry).interface,
+            (*entry).mtu,
+            (*entry).address,
+            (*entry).outer_source,
+        )
+    };
+    let mode = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
+    if word == 0 {
+        return Err(Verdict::DropNoNextHop);
+    }
+    Ok(Backend {
+        mode,
+        next_hop: NextHop::from_word(word),
+        interface,
+        mtu,
+        address,
+        outer_source,
+    })
+}

@@ -1,0 +1,81 @@
+//! The decapsulator for a backend's interface: strips the outer header of IP in IP, passes everything else
+//! untouched. It stands in for the kernel's tunnel modules where those are missing.
+//!
+//! **Invariant.** Only a frame whose outer header is plain (no options, no fragment) and whose payload is the IP
+//! version that the outer header says is changed. The tunnel's end is not checked: attach it only where all IP in
+//! IP comes from the balancer.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::header::{
+    ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, Ipv6Header,
+    MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6,
+};
+use lb_ebpf::packet::{Header, Packet};
+
+/// Entry point. A frame is passed to the stack in either case; it is dropped only if it was half changed, which the
+/// bounds checks before the change rule out.
+#[xdp]
+fn decap(context: XdpContext) -> u32 {
+    let mut packet = Packet::new(context);
+    let Some((outer_length, ethertype)) = tunnelled(&packet) else {
+        return xdp_action::XDP_PASS;
+    };
+    match strip(&mut packet, outer_length, ethertype) {
+        Some(()) => xdp_action::XDP_PASS,
+        None => xdp_action::XDP_DROP,
+    }
+}
+
+/// Length of the outer header and EtherType of the inner packet, if the frame carries IP in IP.
+#[inline(always)]
+fn tunnelled(packet: &Packet) -> Option<(usize, u16)> {
+    let ethernet: EthernetHeader = packet.read(0)?;
+    match ethernet.ethertype {
+        ETHERTYPE_IPV4 => {
+            let outer: Ipv4Header = packet.read(EthernetHeader::LENGTH)?;
+            let fragment = u16::from_be(outer.fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
+            (outer.version_ihl == 0x45 && fragment == 0).then_some(())?;
+            Some((Ipv4Header::LENGTH, inner_ethertype(outer.protocol)?))
+        }
+        ETHERTYPE_IPV6 => {
+            let outer: Ipv6Header = packet.read(EthernetHeader::LENGTH)?;
+            Some((Ipv6Header::LENGTH, inner_ethertype(outer.next_header)?))
+        }
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn inner_ethertype(protocol: u8) -> Option<u16> {
+    match protocol {
+        PROTOCOL_IPV4 => Some(ETHERTYPE_IPV4),
+        PROTOCOL_IPV6 => Some(ETHERTYPE_IPV6),
+        _ => None,
+    }
+}
+
+/// Cuts the outer header and puts the Ethernet header in front of the inner packet.
+#[inline(always)]
+fn strip(packet: &mut Packet, outer_length: usize, ethertype: u16) -> Option<()> {
+    let ethernet: EthernetHeader = packet.read(0)?;
+    packet.move_head(outer_length as i32)?;
+    packet.write(
+        0,
+        EthernetHeader {
+            ethertype,
+            ..ethernet
+        },
+    )
+}
+
+/// See the balancer's.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The program runs in the kernel; for other targets it is only checked.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

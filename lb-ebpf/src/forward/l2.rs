@@ -1,0 +1,19 @@
+//! Forwarding on the same segment: new MAC addresses, nothing else.
+
+use super::{check_size, destination};
+use crate::{backend::Backend, parse::Ip};
+use lb_common::{header::EthernetHeader, verdict::Verdict};
+use lb_ebpf::packet::Packet;
+
+/// Addresses the frame to the next hop. It leaves from the address that it was sent to: ours.
+#[inline(always)]
+pub fn rewrite(packet: &mut Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
+    check_size(usize::from(ip.length), backend)?;
+    let old: EthernetHeader = packet.read(0).ok_or(Verdict::PassTruncated)?;
+    let new = EthernetHeader {
+        destination: destination(backend),
+        source: old.destination,
+        ethertype: old.ethertype,
+    };
+    packet.write(0, new).ok_or(Verdict::PassTruncated)
+}

@@ -1,0 +1,63 @@
+//! The balancer: forwards packets for services to their backends, passes everything else untouched.
+//!
+//! This file only turns a verdict into a count and an XDP action. Modules in the order of the packet's path.
+//!
+//! **Invariants.** Every packet gets exactly one verdict and is counted under it once. A packet that is passed or
+//! dropped has not been altered. No clock, no routing look-up and no flow table on the path.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+mod backend;
+mod forward;
+mod parse;
+mod pipeline;
+mod service;
+mod slot;
+mod stats;
+
+use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_log_ebpf::debug;
+use lb_common::{
+    maps,
+    verdict::{Action, Verdict},
+};
+use lb_ebpf::packet::Packet;
+
+/// Tells which version of the maps' meaning this object was built for.
+#[unsafe(no_mangle)]
+#[used]
+static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
+
+/// Entry point: see [`maps::PROGRAM`].
+#[xdp]
+fn guideway(context: XdpContext) -> u32 {
+    let mut packet = Packet::new(context);
+    let verdict = match pipeline::balance(&mut packet) {
+        Ok(()) => Verdict::Forwarded,
+        Err(verdict) => verdict,
+    };
+    stats::count_verdict(verdict);
+    match verdict.action() {
+        Action::Forward => xdp_action::XDP_TX,
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => {
+            debug!(
+                packet.context(),
+                "dropped {} bytes: verdict {}",
+                packet.length(),
+                verdict as u32
+            );
+            xdp_action::XDP_DROP
+        }
+    }
+}
+
+/// The helpers that we call are open to any licence; the dual one keeps GPL-only helpers within reach.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The program runs in the kernel; for other targets it is only checked.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

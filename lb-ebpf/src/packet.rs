@@ -1,0 +1,93 @@
+//! The frame: the one place that turns packet pointers into values, each time after a bounds check.
+//!
+//! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
+//! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
+
+use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use lb_common::header::{EthernetHeader, Ipv4Header, Ipv6Header, Ports};
+
+/// A header that can be read from any bytes and written to any place.
+///
+/// # Safety
+/// The type has no padding and is valid for every bit pattern.
+pub unsafe trait Header: Copy {
+    /// Its length in bytes.
+    const LENGTH: usize = size_of::<Self>();
+}
+
+// SAFETY: `repr(C)`, integers only, sizes asserted beside the definition.
+unsafe impl Header for EthernetHeader {}
+// SAFETY: as above.
+unsafe impl Header for Ipv4Header {}
+// SAFETY: as above.
+unsafe impl Header for Ipv6Header {}
+// SAFETY: as above.
+unsafe impl Header for Ports {}
+
+/// The frame that an XDP program was called for.
+pub struct Packet {
+    context: XdpContext,
+}
+
+impl Packet {
+    /// The frame of `context`.
+    #[inline(always)]
+    pub fn new(context: XdpContext) -> Self {
+        Self { context }
+    }
+
+    /// Bytes of the frame, Ethernet header included.
+    #[inline(always)]
+    pub fn length(&self) -> usize {
+        self.context.data_end() - self.context.data()
+    }
+
+    /// Index of the interface on which the frame came in.
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    /// The context, for helpers that log or ask the kernel.
+    #[inline(always)]
+    pub fn context(&self) -> &XdpContext {
+        &self.context
+    }
+
+    /// The header at `offset` bytes from the start of the frame; `None` where the frame ends before it does.
+    #[inline(always)]
+    pub fn read<T: Header>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `pointer` checked the bounds; `T: Header` is valid for every bit pattern.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { pointer.read_unaligned() })
+    }
+
+    /// Writes `header` at `offset` bytes from the start of the frame; `None`, and nothing written, where the frame
+    /// ends before it does.
+    #[inline(always)]
+    pub fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
+        // SAFETY: `pointer` checked the bounds; the frame is ours alone while the program runs.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { pointer.write_unaligned(header) })
+    }
+
+    /// Moves the start of the frame by `bytes`: down to make room if negative, up to cut if positive. `None`, and
+    /// nothing moved, where there is no room. New bytes at the start are undefined until written.
+    #[inline(always)]
+    pub fn move_head(&mut self, bytes: i32) -> Option<()> {
+        // SAFETY: the kernel gave us this context, and no pointer into the frame outlives a method of this type.
+        let status = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
+        (status == 0).then_some(())
+    }
+
+    /// The bounds check that the verifier wants to see before every access. `offset` must have a bound that the
+    /// verifier can see: a constant, or a masked value.
+    #[inline(always)]
+    fn pointer<T: Header>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.context.data() + offset;
+        if start + T::LENGTH > self.context.data_end() {
+            return None;
+        }
+        Some(start as *mut T)
+    }
+}

@@ -1,0 +1,56 @@
+//! From bytes to the fields that the later stages need.
+//!
+//! **Invariant.** Lengths are checked against the frame here and trusted afterwards. Every error is a `Pass*`
+//! verdict: what cannot be understood cannot be ours.
+
+pub mod eth;
+mod ipv4;
+mod ipv6;
+pub mod l4;
+
+use lb_common::{address::Address, verdict::Verdict};
+use lb_ebpf::packet::Packet;
+
+/// Which part of an IP packet this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fragment {
+    /// The whole packet.
+    Whole,
+    /// The first fragment: it has the ports, but not everything.
+    First,
+    /// A later fragment: no ports.
+    Later,
+}
+
+/// A TCP or UDP packet, as its IP header describes it.
+pub struct Ip {
+    /// IPv4 or IPv6; the addresses say the same, at the price of three comparisons.
+    pub is_v4: bool,
+    /// Source address.
+    pub source: Address,
+    /// Destination address: perhaps a VIP.
+    pub destination: Address,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Bytes of the IP packet, header included, Ethernet padding not; host order.
+    pub length: u16,
+    /// Offset of the L4 header from the start of the frame.
+    pub l4_offset: usize,
+    /// Whether routers must not fragment it.
+    pub dont_fragment: bool,
+    /// IPv4 identification, network order; 0 for IPv6.
+    pub id: u16,
+    /// Whole or fragment.
+    pub fragment: Fragment,
+}
+
+/// Parses the Ethernet and the IP header.
+#[inline(always)]
+pub fn ip(packet: &Packet) -> Result<Ip, Verdict> {
+    match eth::family(packet)? {
+        eth::Family::V4 => ipv4::parse(packet),
+        eth::Family::V6 => ipv6::parse(packet),
+    }
+}

@@ -1,0 +1,67 @@
+//! The packet's path from frame to backend, one stage a line.
+//!
+//! **Invariant.** Until [`forward::send`] succeeds the frame is as it came; after it nothing can fail.
+
+use crate::{
+    backend, forward,
+    parse::{self, Fragment, Ip, l4},
+    service, slot, stats,
+};
+use aya_ebpf::Global;
+use lb_common::{
+    flow::{FlowV4, FlowV6},
+    header::Ports,
+    service::ServiceEntry,
+    verdict::Verdict,
+};
+use lb_ebpf::packet::Packet;
+
+/// Seed of the flow hash, the same on all nodes of a fleet; set when the program is loaded.
+#[unsafe(no_mangle)]
+static HASH_SEED: Global<u64> = Global::new(0);
+
+/// Sends the packet to the backend of its flow, or says why not.
+#[inline(always)]
+pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
+    let received = packet.length() as u64;
+    let ip = parse::ip(packet)?;
+    if ip.fragment == Fragment::Later {
+        return Err(fragment(service::find_any_port(&ip)));
+    }
+    let ports = l4::ports(packet, &ip)?;
+    let found = service::find(&ip, ports);
+    if ip.fragment == Fragment::First {
+        return Err(fragment(found));
+    }
+    let service = found.ok_or(Verdict::PassNoService)?;
+    let hash = flow_hash(&ip, ports);
+    let owner = slot::owner(service.index, hash)?;
+    let backend = backend::get(owner)?;
+    forward::send(packet, &ip, hash, &backend)?;
+    stats::count_forwarded(service.index, owner, received);
+    Ok(())
+}
+
+/// Fragments are not balanced: those of a service are dropped, all others are none of our business.
+#[inline(always)]
+fn fragment(service: Option<ServiceEntry>) -> Verdict {
+    match service {
+        Some(_) => Verdict::DropFragment,
+        None => Verdict::PassFragment,
+    }
+}
+
+#[inline(always)]
+fn flow_hash(ip: &Ip, ports: Ports) -> u64 {
+    if ip.is_v4 {
+        FlowV4::new(
+            ip.source.v4_word(),
+            ip.destination.v4_word(),
+            ports,
+            ip.protocol,
+        )
+        .hash(HASH_SEED.load())
+    } else {
+        FlowV6::new(ip.source, ip.destination, ports, ip.protocol).hash(HASH_SEED.load())
+    }
+}

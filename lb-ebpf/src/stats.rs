@@ -1,0 +1,44 @@
+//! The counters, one set a CPU, so that counting is an addition without a lock.
+
+use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use lb_common::{
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
+    stats::Counter,
+    verdict::Verdict,
+};
+
+#[btf_map]
+static VERDICTS: PerCpuArray<u64, { Verdict::COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static SERVICE_STATS: PerCpuArray<Counter, { DEFAULT_SERVICES as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static BACKEND_STATS: PerCpuArray<Counter, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
+
+/// Counts a packet under its verdict.
+#[inline(always)]
+pub fn count_verdict(verdict: Verdict) {
+    if let Some(count) = VERDICTS.get_ptr_mut(verdict as u32) {
+        // SAFETY: the element is this CPU's and XDP programs are not preempted by one another on a CPU.
+        unsafe { *count += 1 }
+    }
+}
+
+/// Counts a forwarded packet, of `bytes` as received, for its service and its backend.
+#[inline(always)]
+pub fn count_forwarded(service: u32, backend: u32, bytes: u64) {
+    add(SERVICE_STATS.get_ptr_mut(service), bytes);
+    add(BACKEND_STATS.get_ptr_mut(backend), bytes);
+}
+
+#[inline(always)]
+fn add(counter: Option<*mut Counter>, bytes: u64) {
+    if let Some(counter) = counter {
+        // SAFETY: as in `count_verdict`.
+        unsafe {
+            (*counter).packets += 1;
+            (*counter).bytes += bytes;
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The eBPF programs, compiled by `build.rs` and carried inside the binary. aya parses them in place, so they are
+//! aligned as ELF files have to be.
+
+/// The balancer: XDP program `guideway` and its maps.
+pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+
+/// The decapsulator for backends whose kernel has no tunnel interface: XDP program `decap`.
+pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));

@@ -1,0 +1,112 @@
+//! All counters of the XDP program at once, so that a test can say which ones moved *and* that no other did.
+
+use anyhow::{Context, Result};
+use aya::{
+    Ebpf, Pod,
+    maps::{MapData, PerCpuArray},
+};
+use lb_common::{maps, stats::Counter, verdict::Verdict};
+use std::collections::BTreeMap;
+
+/// Counters, summed over CPUs; those at zero are left out, so that equality compares every one of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets by verdict.
+    pub verdicts: BTreeMap<Verdict, u64>,
+    /// (packets, bytes) by service index.
+    pub services: BTreeMap<u32, (u64, u64)>,
+    /// (packets, bytes) by backend index.
+    pub backends: BTreeMap<u32, (u64, u64)>,
+}
+
+impl Counters {
+    /// Reads every counter.
+    pub fn read(ebpf: &Ebpf) -> Result<Self> {
+        let verdicts = array::<u64>(ebpf, maps::VERDICTS)?;
+        let verdicts = Verdict::ALL.iter().map(|verdict| {
+            let counts = verdicts.get(&(*verdict as u32), 0)?;
+            Ok((*verdict, counts.iter().sum()))
+        });
+        let verdicts = verdicts.collect::<Result<BTreeMap<_, u64>>>()?;
+        Ok(Self {
+            verdicts: verdicts.into_iter().filter(|(_, n)| *n != 0).collect(),
+            services: counters(ebpf, maps::SERVICE_STATS)?,
+            backends: counters(ebpf, maps::BACKEND_STATS)?,
+        })
+    }
+
+    /// What a single packet that was not forwarded should count.
+    pub fn of_verdict(verdict: Verdict) -> Self {
+        Self {
+            verdicts: BTreeMap::from([(verdict, 1)]),
+            ..Self::default()
+        }
+    }
+
+    /// What a single forwarded frame of `bytes` should count.
+    pub fn of_forwarded(service: u32, backend: u32, bytes: usize) -> Self {
+        Self {
+            verdicts: BTreeMap::from([(Verdict::Forwarded, 1)]),
+            services: BTreeMap::from([(service, (1, bytes as u64))]),
+            backends: BTreeMap::from([(backend, (1, bytes as u64))]),
+        }
+    }
+
+    /// What has been counted since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            verdicts: moved(
+                &self.verdicts,
+                |key| before.verdicts.get(key).copied(),
+                |now, old| now - old,
+            ),
+            services: moved(
+                &self.services,
+                |key| before.services.get(key).copied(),
+                pairwise,
+            ),
+            backends: moved(
+                &self.backends,
+                |key| before.backends.get(key).copied(),
+                pairwise,
+            ),
+        }
+    }
+}
+
+fn pairwise(now: (u64, u64), old: (u64, u64)) -> (u64, u64) {
+    (now.0 - old.0, now.1 - old.1)
+}
+
+fn moved<K: Ord + Copy, V: Copy + PartialEq + Default>(
+    now: &BTreeMap<K, V>,
+    before: impl Fn(&K) -> Option<V>,
+    difference: impl Fn(V, V) -> V,
+) -> BTreeMap<K, V> {
+    let deltas = now
+        .iter()
+        .map(|(key, value)| (*key, difference(*value, before(key).unwrap_or_default())));
+    deltas.filter(|(_, delta)| *delta != V::default()).collect()
+}
+
+fn array<'a, T: Pod>(ebpf: &'a Ebpf, name: &str) -> Result<PerCpuArray<&'a MapData, T>> {
+    let map = ebpf
+        .map(name)
+        .with_context(|| format!("the object has no map {name}"))?;
+    PerCpuArray::try_from(map).with_context(|| format!("map {name}"))
+}
+
+fn counters(ebpf: &Ebpf, name: &str) -> Result<BTreeMap<u32, (u64, u64)>> {
+    let map = array::<Counter>(ebpf, name)?;
+    let mut all = BTreeMap::new();
+    for index in 0..map.len() {
+        let cpus = map.get(&index, 0)?;
+        let sum = cpus
+            .iter()
+            .fold((0, 0), |sum, c| (sum.0 + c.packets, sum.1 + c.bytes));
+        if sum != (0, 0) {
+            all.insert(index, sum);
+        }
+    }
+    Ok(all)
+}

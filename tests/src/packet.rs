@@ -1,0 +1,233 @@
+//! Frames that read well in a test: what a packet is, not where its bytes lie.
+//!
+//! Built by `etherparse`, so that nothing the XDP program believes about headers is believed here too.
+
+use etherparse::{
+    EtherType, Ethernet2Header, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv4Options,
+    Ipv6FlowLabel, Ipv6Header, TcpHeader, UdpHeader,
+};
+use std::net::{IpAddr, SocketAddr};
+
+/// MAC of whoever sent the frame to the balancer.
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
+/// MAC of the balancer's interface.
+pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x02];
+
+/// Length of an Ethernet header.
+pub const ETHERNET: usize = 14;
+
+/// The L4 protocol of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP, a segment of an established connection.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// IP protocol number.
+    pub fn number(self) -> IpNumber {
+        match self {
+            Self::Tcp => IpNumber::TCP,
+            Self::Udp => IpNumber::UDP,
+        }
+    }
+}
+
+/// A TCP or UDP packet from the router to the balancer.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// Source address and port.
+    pub from: SocketAddr,
+    /// Destination address and port, of the same family.
+    pub to: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// IPv4 only.
+    pub dont_fragment: bool,
+    /// IPv4 only: more fragments follow.
+    pub more_fragments: bool,
+    /// IPv4 only: fragment offset in units of 8 bytes.
+    pub fragment_offset: u16,
+    /// IPv4 only: identification.
+    pub id: u16,
+    /// IPv4 only: options, a multiple of 4 bytes, at most 40.
+    pub options: Vec<u8>,
+    /// What follows the TCP or UDP header.
+    pub payload: Vec<u8>,
+    /// Bytes after the end of the IP packet, as Ethernet pads short frames.
+    pub padding: usize,
+}
+
+impl Packet {
+    /// A packet with `payload` bytes of payload. Addresses are written as in `"10.0.0.1:80"`, `"[fd00::1]:80"`.
+    ///
+    /// # Panics
+    /// If an address cannot be parsed.
+    pub fn new(protocol: Protocol, from: &str, to: &str, payload: usize) -> Self {
+        let parse =
+            |text: &str| -> SocketAddr { text.parse().unwrap_or_else(|e| panic!("{text}: {e}")) };
+        Self {
+            from: parse(from),
+            to: parse(to),
+            protocol,
+            traffic_class: 0,
+            dont_fragment: true,
+            more_fragments: false,
+            fragment_offset: 0,
+            id: 0x1d1d,
+            options: Vec::new(),
+            payload: (0..payload).map(|i| i as u8).collect(),
+            padding: 0,
+        }
+    }
+
+    /// The bytes of the frame.
+    pub fn frame(&self) -> Vec<u8> {
+        let l4 = self.l4();
+        let mut frame = ethernet(ROUTER_MAC, BALANCER_MAC, self.from.is_ipv4());
+        match (self.from.ip(), self.to.ip()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let mut header = self.ipv4(from.octets(), to.octets(), l4.len());
+                header.header_checksum = header.calc_header_checksum();
+                frame.extend_from_slice(&header.to_bytes());
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                frame
+                    .extend_from_slice(&self.ipv6(from.octets(), to.octets(), l4.len()).to_bytes());
+            }
+            (from, to) => panic!("{from} and {to} are of two families"),
+        }
+        frame.extend_from_slice(&l4);
+        // Not zeros: padding that a program took for data would show.
+        frame.resize(frame.len() + self.padding, 0xee);
+        frame
+    }
+
+    fn ipv4(&self, source: [u8; 4], destination: [u8; 4], payload: usize) -> Ipv4Header {
+        Ipv4Header {
+            dscp: (self.traffic_class >> 2).try_into().expect("six bits"),
+            ecn: (self.traffic_class & 3).try_into().expect("two bits"),
+            total_len: (20 + self.options.len() + payload) as u16,
+            identification: self.id,
+            dont_fragment: self.dont_fragment,
+            more_fragments: self.more_fragments,
+            fragment_offset: IpFragOffset::try_new(self.fragment_offset).expect("13 bits"),
+            time_to_live: 57,
+            protocol: self.protocol.number(),
+            header_checksum: 0,
+            source,
+            destination,
+            options: Ipv4Options::try_from(self.options.as_slice()).expect("options in words"),
+        }
+    }
+
+    fn ipv6(&self, source: [u8; 16], destination: [u8; 16], payload: usize) -> Ipv6Header {
+        Ipv6Header {
+            traffic_class: self.traffic_class,
+            flow_label: Ipv6FlowLabel::try_new(0x54321).expect("20 bits"),
+            payload_length: payload as u16,
+            next_header: self.protocol.number(),
+            hop_limit: 57,
+            source,
+            destination,
+        }
+    }
+
+    /// The L4 header and the payload. Its checksum is left at 0: no balancer looks at it.
+    fn l4(&self) -> Vec<u8> {
+        let (source, destination) = (self.from.port(), self.to.port());
+        let mut bytes = match self.protocol {
+            Protocol::Tcp => TcpHeader::new(source, destination, 0x0102_0304, 0xffff)
+                .to_bytes()
+                .to_vec(),
+            Protocol::Udp => {
+                let length = (8 + self.payload.len()) as u16;
+                let header = UdpHeader {
+                    source_port: source,
+                    destination_port: destination,
+                    length,
+                    checksum: 0,
+                };
+                header.to_bytes().to_vec()
+            }
+        };
+        bytes.extend_from_slice(&self.payload);
+        bytes
+    }
+}
+
+/// An Ethernet header for an IP packet.
+pub fn ethernet(source: [u8; 6], destination: [u8; 6], is_v4: bool) -> Vec<u8> {
+    let ether_type = if is_v4 {
+        EtherType::IPV4
+    } else {
+        EtherType::IPV6
+    };
+    Ethernet2Header {
+        source,
+        destination,
+        ether_type,
+    }
+    .to_bytes()
+    .to_vec()
+}
+
+/// What `packet` should look like once it is encapsulated from `source` to `destination` and sent to `next_hop`;
+/// `flow_label` is the outer one, if the outer header is IPv6.
+///
+/// # Panics
+/// If the addresses are of two families.
+pub fn encapsulated(
+    packet: &Packet,
+    source: IpAddr,
+    destination: IpAddr,
+    next_hop: [u8; 6],
+    flow_label: u32,
+) -> Vec<u8> {
+    let inner = packet.frame().split_off(ETHERNET);
+    let length = (inner.len() - packet.padding) as u16;
+    let is_v4 = packet.from.is_ipv4();
+    let protocol = if is_v4 {
+        IpNumber::IPV4
+    } else {
+        IpNumber::IPV6
+    };
+    let outer = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let dont_fragment = !is_v4 || packet.dont_fragment;
+            let mut header = Ipv4Header {
+                total_len: 20 + length,
+                identification: if dont_fragment { 0 } else { packet.id },
+                dont_fragment,
+                time_to_live: 64,
+                protocol,
+                options: Ipv4Options::new(),
+                ..packet.ipv4(source.octets(), destination.octets(), 0)
+            };
+            header.header_checksum = header.calc_header_checksum();
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let header = Ipv6Header {
+                flow_label: Ipv6FlowLabel::try_new(flow_label).expect("20 bits"),
+                payload_length: length,
+                next_header: protocol,
+                hop_limit: 64,
+                ..packet.ipv6(source.octets(), destination.octets(), 0)
+            };
+            IpHeaders::Ipv6(header, Default::default())
+        }
+        (source, destination) => panic!("{source} and {destination} are of two families"),
+    };
+    let mut frame = ethernet(BALANCER_MAC, next_hop, source.is_ipv4());
+    outer.write(&mut frame).expect("a Vec takes every write");
+    frame.extend_from_slice(&inner);
+    frame
+}

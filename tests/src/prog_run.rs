@@ -1,0 +1,224 @@
+//! Runs packets through the real XDP programs with BPF_PROG_TEST_RUN: the kernel's verifier, JIT and maps, no network.
+//!
+//! **Invariant.** Every program object is loaded with maps of its own, so tests run in parallel.
+
+use crate::counters::Counters;
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader, TestRun, TestRunOptions,
+    maps::{Array, ArrayOfMaps, HashMap, MapData},
+    programs::Xdp,
+};
+use lb_common::{
+    backend::BackendEntry,
+    limits::SLOTS,
+    maps,
+    service::{ServiceEntry, ServiceKey},
+    slot::Slot,
+};
+use lb_userspace::dataplane::object;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::{
+    num::NonZeroUsize,
+    os::fd::{AsFd as _, BorrowedFd},
+    ptr::NonNull,
+};
+
+/// `lo`, on which every packet comes in unless a test says otherwise; test runs need an interface that exists.
+pub const INTERFACE: u32 = 1;
+/// Seed of the flow hash in all tests.
+pub const SEED: u64 = 0x5eed_0f7e_57f1_0e55;
+
+const SERVICES: u32 = 32;
+const BACKENDS: u32 = 256;
+/// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Load-time constant by which aya-log's macros are switched off.
+const AYA_LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
+/// What XDP does with a packet: values of `enum xdp_action` in the kernel's bpf.h.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpAction {
+    /// XDP_DROP.
+    Drop,
+    /// XDP_PASS.
+    Pass,
+    /// XDP_TX.
+    Tx,
+}
+
+/// What became of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The program's answer.
+    pub action: XdpAction,
+    /// The frame as the program left it.
+    pub frame: Vec<u8>,
+}
+
+/// The balancer, loaded but not attached.
+pub struct Balancer {
+    ebpf: Ebpf,
+}
+
+impl Balancer {
+    /// Loads the program with empty maps and logging off.
+    pub fn load() -> Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .override_global(maps::HASH_SEED, &SEED, true)
+            .override_global(AYA_LOG_LEVEL, &0_u8, true)
+            .map_max_entries(maps::SERVICES, SERVICES)
+            .map_max_entries(maps::SLOT_TABLES, SERVICES)
+            .map_max_entries(maps::SERVICE_STATS, SERVICES)
+            .map_max_entries(maps::BACKENDS, BACKENDS)
+            .map_max_entries(maps::BACKEND_STATS, BACKENDS)
+            .load(object::BALANCER)
+            .context("loading the balancer")?;
+        program_mut(&mut ebpf, maps::PROGRAM)?
+            .load()
+            .context("the verifier refused the balancer")?;
+        Ok(Self { ebpf })
+    }
+
+    /// Writes a backend entry.
+    pub fn set_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()> {
+        let mut map: Array<_, BackendEntry> =
+            Array::try_from(map_mut(&mut self.ebpf, maps::BACKENDS)?)?;
+        Ok(map.set(index, entry, 0)?)
+    }
+
+    /// Adds a service under `index` with a slot table in which `owner` says who owns each slot.
+    pub fn add_service(
+        &mut self,
+        key: ServiceKey,
+        index: u32,
+        owner: impl Fn(u32) -> u32,
+    ) -> Result<()> {
+        let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
+        let mut tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(&mut *outer)?;
+        tables.set(index, &Array::create(SLOTS, MMAPABLE)?, 0)?;
+        // aya gives no descriptor of a map that it created, but one of a map that it finds.
+        let tables: ArrayOfMaps<_, MapData> = ArrayOfMaps::try_from(&*outer)?;
+        let words: Vec<u64> = (0..SLOTS).map(|slot| Slot::steady(owner(slot)).0).collect();
+        fill(tables.get(&index, 0)?.fd().as_fd(), &words).context("filling a slot table")?;
+        self.add_service_without_table(key, index)
+    }
+
+    /// Adds a service that has no slot table: a defect that the program must survive.
+    pub fn add_service_without_table(&mut self, key: ServiceKey, index: u32) -> Result<()> {
+        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
+        Ok(services.insert(key, ServiceEntry { index, flags: 0 }, 0)?)
+    }
+
+    /// Sends a frame through the program as if it came in on [`INTERFACE`].
+    pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        run(program(&self.ebpf, maps::PROGRAM)?, frame)
+    }
+
+    /// Sends a frame through the program and says which counters moved as well.
+    pub fn run_counted(&self, frame: &[u8]) -> Result<(Outcome, Counters)> {
+        let before = Counters::read(&self.ebpf)?;
+        let outcome = self.run(frame)?;
+        Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
+    }
+
+    /// Instructions that the verifier went through to accept the program.
+    pub fn verified_instructions(&self) -> Result<Option<u32>> {
+        Ok(program(&self.ebpf, maps::PROGRAM)?
+            .info()?
+            .verified_instruction_count())
+    }
+}
+
+/// The decapsulator, loaded but not attached.
+pub struct Decapsulator {
+    ebpf: Ebpf,
+}
+
+impl Decapsulator {
+    /// Its program.
+    const PROGRAM: &str = "decap";
+
+    /// Loads the program.
+    pub fn load() -> Result<Self> {
+        let mut ebpf = EbpfLoader::new()
+            .load(object::DECAP)
+            .context("loading the decapsulator")?;
+        program_mut(&mut ebpf, Self::PROGRAM)?
+            .load()
+            .context("the verifier refused the decapsulator")?;
+        Ok(Self { ebpf })
+    }
+
+    /// Sends a frame through the program.
+    pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        run(program(&self.ebpf, Self::PROGRAM)?, frame)
+    }
+}
+
+/// Stores `words` in an array map through its memory: one call of the kernel instead of 65,537.
+fn fill(map: BorrowedFd<'_>, words: &[u64]) -> Result<()> {
+    let length = NonZeroUsize::new(size_of_val(words)).context("nothing to store")?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice, of a map that holds as many words; nobody else
+    // has it, and it is gone before this function returns.
+    unsafe {
+        let base = mmap(None, length, protection, MapFlags::MAP_SHARED, map, 0)?;
+        base.cast::<u64>()
+            .copy_from_nonoverlapping(NonNull::from(&words[0]), words.len());
+        munmap(base, length.get())?;
+    }
+    Ok(())
+}
+
+fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
+    // Room for the largest outer header.
+    let mut out = vec![0; frame.len() + 64];
+    let context = xdp_md(frame.len());
+    let result = program
+        .test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        })
+        .with_context(|| format!("running a frame of {} bytes", frame.len()))?;
+    out.truncate(result.data_size_out as usize);
+    let action = match result.return_value {
+        1 => XdpAction::Drop,
+        2 => XdpAction::Pass,
+        3 => XdpAction::Tx,
+        other => bail!("the program answered {other}, which is none of drop, pass and TX"),
+    };
+    Ok(Outcome { action, frame: out })
+}
+
+/// `struct xdp_md` of the kernel's bpf.h: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+fn xdp_md(length: usize) -> Vec<u8> {
+    let fields: [u32; 6] = [0, length as u32, 0, INTERFACE, 0, 0];
+    fields
+        .iter()
+        .flat_map(|field| field.to_ne_bytes())
+        .collect()
+}
+
+fn program<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a Xdp> {
+    let program = ebpf
+        .program(name)
+        .with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+fn map_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::maps::Map> {
+    ebpf.map_mut(name)
+        .with_context(|| format!("the object has no map {name}"))
+}
