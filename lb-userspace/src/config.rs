@@ -101,7 +101,9 @@ impl NodeConfig {
     /// Everything that is wrong with it, each with the line.
     pub fn read(path: &Path) -> Result<Self, Problems> {
         let unreadable = |error: std::io::Error| {
-            let hint = format!("name the file with --config (default {DEFAULT_PATH}); an example is in deploy/lbd.yaml");
+            let hint = format!(
+                "name the file with --config (default {DEFAULT_PATH}); an example is in deploy/lbd.yaml"
+            );
             Problem::new("", "", format!("cannot be read: {error}"), hint)
         };
         let text = fs::read_to_string(path).map_err(unreadable)?;
@@ -127,17 +129,30 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
     let mut directory = |field: &str, text: &str| {
         let path = PathBuf::from(text);
         if !path.is_absolute() {
-            found.push(Problem::new(field, text, "is not an absolute path", "start it with /"));
+            found.push(Problem::new(
+                field,
+                text,
+                "is not an absolute path",
+                "start it with /",
+            ));
         }
         path
     };
     let state_directory = directory("state_directory", &raw.state_directory);
     let pin_directory = directory("pin_directory", &raw.pin_directory);
-    let socket = directory("api.socket", raw.api.socket.as_deref().unwrap_or(DEFAULT_SOCKET));
+    let socket = directory(
+        "api.socket",
+        raw.api.socket.as_deref().unwrap_or(DEFAULT_SOCKET),
+    );
     let metrics = raw.metrics.and_then(|metrics| {
         let problem = |_| {
             let hint = "write address and port, such as 127.0.0.1:9469 or [::1]:9469";
-            found.push(Problem::new("metrics.address", &metrics.address, "is not a socket address", hint));
+            found.push(Problem::new(
+                "metrics.address",
+                &metrics.address,
+                "is not a socket address",
+                hint,
+            ));
         };
         metrics.address.parse().map_err(problem).ok()
     });
@@ -146,15 +161,28 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         match u32::try_from(value) {
             Ok(good) if (1..=max).contains(&good) => good,
             _ => {
-                found.push(Problem::new(field, value, "is out of range", format!("choose 1 to {max}")));
+                found.push(Problem::new(
+                    field,
+                    value,
+                    "is out of range",
+                    format!("choose 1 to {max}"),
+                ));
                 default
             }
         }
     };
-    let max_services =
-        limit("limits.services", raw.limits.services, limits::DEFAULT_SERVICES, limits::MAX_SERVICES / 2);
-    let max_backends =
-        limit("limits.backends", raw.limits.backends, limits::DEFAULT_BACKENDS, limits::MAX_BACKENDS / 2 - 1);
+    let max_services = limit(
+        "limits.services",
+        raw.limits.services,
+        limits::DEFAULT_SERVICES,
+        limits::MAX_SERVICES / 2,
+    );
+    let max_backends = limit(
+        "limits.backends",
+        raw.limits.backends,
+        limits::DEFAULT_BACKENDS,
+        limits::MAX_BACKENDS / 2 - 1,
+    );
     let config = NodeConfig {
         interfaces,
         state_directory,
@@ -171,7 +199,12 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
 
 fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSetting> {
     if raw.is_empty() {
-        found.push(Problem::new("interfaces", "", "is empty", "name at least one, such as `- name: eth0`"));
+        found.push(Problem::new(
+            "interfaces",
+            "",
+            "is empty",
+            "name at least one, such as `- name: eth0`",
+        ));
     }
     let mut interfaces: Vec<InterfaceSetting> = Vec::new();
     for (i, interface) in raw.iter().enumerate() {
@@ -179,10 +212,20 @@ fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSe
         let name = &interface.name;
         if !is_interface_name(name) {
             let hint = "use the kernel's name, 1 to 15 characters, as `ip link` shows it";
-            found.push(Problem::new(format!("{field}.name"), name, "is not an interface name", hint));
+            found.push(Problem::new(
+                format!("{field}.name"),
+                name,
+                "is not an interface name",
+                hint,
+            ));
         }
         if interfaces.iter().any(|other| other.name == *name) {
-            found.push(Problem::new(format!("{field}.name"), name, "is listed twice", "remove one"));
+            found.push(Problem::new(
+                format!("{field}.name"),
+                name,
+                "is listed twice",
+                "remove one",
+            ));
         }
         let attach = match interface.attach.as_deref() {
             None | Some("auto") => AttachMode::Auto,
@@ -190,11 +233,19 @@ fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSe
             Some("generic") => AttachMode::Generic,
             Some(other) => {
                 let hint = "choose auto (native, else generic with a warning), native or generic";
-                found.push(Problem::new(format!("{field}.attach"), other, "is not a way to attach", hint));
+                found.push(Problem::new(
+                    format!("{field}.attach"),
+                    other,
+                    "is not a way to attach",
+                    hint,
+                ));
                 AttachMode::Auto
             }
         };
-        interfaces.push(InterfaceSetting { name: name.clone(), attach });
+        interfaces.push(InterfaceSetting {
+            name: name.clone(),
+            attach,
+        });
     }
     interfaces
 }
@@ -214,7 +265,13 @@ mod tests {
     #[test]
     fn the_shortest_file_has_defaults() {
         let config = NodeConfig::parse("interfaces:\n  - name: eth0\n").unwrap();
-        assert_eq!(config.interfaces, [InterfaceSetting { name: "eth0".into(), attach: AttachMode::Auto }]);
+        assert_eq!(
+            config.interfaces,
+            [InterfaceSetting {
+                name: "eth0".into(),
+                attach: AttachMode::Auto
+            }]
+        );
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.metrics, None);
         assert_eq!((config.max_services, config.max_backends), (1024, 16384));
@@ -241,8 +298,10 @@ limits:
   backends: 99999999
 ";
         let problems = NodeConfig::parse(text).unwrap_err().0;
-        let seen: Vec<(String, String, Option<u64>)> =
-            problems.iter().map(|problem| (problem.field.clone(), problem.value.clone(), problem.line)).collect();
+        let seen: Vec<(String, String, Option<u64>)> = problems
+            .iter()
+            .map(|problem| (problem.field.clone(), problem.value.clone(), problem.line))
+            .collect();
         let expected = [
             ("interfaces[0].attach", "turbo", 3),
             ("interfaces[1].name", "eth0", 4),
@@ -252,13 +311,19 @@ limits:
             ("limits.services", "0", 10),
             ("limits.backends", "99999999", 11),
         ];
-        let expected = expected.map(|(field, value, line)| (field.to_owned(), value.to_owned(), Some(line)));
+        let expected =
+            expected.map(|(field, value, line)| (field.to_owned(), value.to_owned(), Some(line)));
         assert_eq!(seen, expected);
     }
 
     #[test]
     fn an_unknown_field_is_named_with_its_line() {
-        let problem = NodeConfig::parse("interfaces:\n  - name: eth0\nhash_sead: 7\n").unwrap_err().to_string();
-        assert!(problem.contains("hash_sead") && problem.contains("line 3"), "{problem}");
+        let problem = NodeConfig::parse("interfaces:\n  - name: eth0\nhash_sead: 7\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            problem.contains("hash_sead") && problem.contains("line 3"),
+            "{problem}"
+        );
     }
 }

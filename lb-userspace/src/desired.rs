@@ -35,7 +35,11 @@ pub struct Document {
 impl Document {
     /// The document of a revision.
     pub fn new(revision: u64, state: StateSpec) -> Self {
-        Self { format: FORMAT, revision, state }
+        Self {
+            format: FORMAT,
+            revision,
+            state,
+        }
     }
 }
 
@@ -93,8 +97,13 @@ impl Store {
                 );
             }
         };
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).context("writing the lock file")?;
-        Ok(Self { directory: directory.to_path_buf(), _lock: lock })
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .context("writing the lock file")?;
+        Ok(Self {
+            directory: directory.to_path_buf(),
+            _lock: lock,
+        })
     }
 
     /// Reads the state. A damaged main file is moved aside when the copy is good.
@@ -113,10 +122,16 @@ impl Store {
             Ok(Some(document)) => {
                 let aside = self.move_aside(&main)?;
                 self.save(&document)?;
-                let said = format!("{damage}{aside}; revision {} was recovered from {}", document.revision, copy.display());
+                let said = format!(
+                    "{damage}{aside}; revision {} was recovered from {}",
+                    document.revision,
+                    copy.display()
+                );
                 Ok(Loaded::Recovered(document, said))
             }
-            Ok(None) => Ok(Loaded::Unreadable(format!("{damage}, and there is no copy"))),
+            Ok(None) => Ok(Loaded::Unreadable(format!(
+                "{damage}, and there is no copy"
+            ))),
             Err(second) => Ok(Loaded::Unreadable(format!("{damage}; {second}"))),
         }
     }
@@ -129,7 +144,8 @@ impl Store {
         let text = serde_json::to_vec_pretty(document).context("writing the state as JSON")?;
         for name in [MAIN, COPY] {
             let path = self.directory.join(name);
-            write_atomically(&self.directory, &path, &text).with_context(|| format!("writing {}", path.display()))?;
+            write_atomically(&self.directory, &path, &text)
+                .with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(())
     }
@@ -154,7 +170,10 @@ impl Store {
             return Ok(String::new());
         }
         let name = |n: u32| PathBuf::from(format!("{}.damaged-{n}", path.display()));
-        let aside = (1..).map(name).find(|candidate| !candidate.exists()).unwrap_or_else(|| name(0));
+        let aside = (1..)
+            .map(name)
+            .find(|candidate| !candidate.exists())
+            .unwrap_or_else(|| name(0));
         fs::rename(path, &aside).with_context(|| format!("moving {} aside", path.display()))?;
         Ok(format!(" (kept as {})", aside.display()))
     }
@@ -167,8 +186,8 @@ fn read(path: &Path) -> Result<Option<Document>, String> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
     };
-    let document: Document =
-        serde_json::from_slice(&text).map_err(|error| format!("{} is damaged: {error}", path.display()))?;
+    let document: Document = serde_json::from_slice(&text)
+        .map_err(|error| format!("{} is damaged: {error}", path.display()))?;
     if document.format != FORMAT {
         return Err(format!(
             "{} has format {}, this lbd reads format {FORMAT}: it was written by another version",
@@ -182,7 +201,12 @@ fn read(path: &Path) -> Result<Option<Document>, String> {
 /// Writes a file so that after a crash it has either its old or its new content, whole.
 fn write_atomically(directory: &Path, path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_extension("new");
-    let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o640).open(&new)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o640)
+        .open(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
@@ -196,9 +220,16 @@ mod tests {
     use crate::spec::ServiceSpec;
 
     fn document(revision: u64) -> Document {
-        let service: ServiceSpec =
-            serde_json::from_str(r#"{"name":"www","address":"10.0.0.1","protocol":"tcp","port":80}"#).unwrap();
-        Document::new(revision, StateSpec { services: vec![service] })
+        let service: ServiceSpec = serde_json::from_str(
+            r#"{"name":"www","address":"10.0.0.1","protocol":"tcp","port":80}"#,
+        )
+        .unwrap();
+        Document::new(
+            revision,
+            StateSpec {
+                services: vec![service],
+            },
+        )
     }
 
     #[test]
@@ -208,7 +239,9 @@ mod tests {
         assert!(matches!(store.load().unwrap(), Loaded::Nothing));
         for revision in 1..4 {
             store.save(&document(revision)).unwrap();
-            assert!(matches!(store.load().unwrap(), Loaded::Good(found) if found == document(revision)));
+            assert!(
+                matches!(store.load().unwrap(), Loaded::Good(found) if found == document(revision))
+            );
         }
     }
 
@@ -221,12 +254,24 @@ mod tests {
         let whole = fs::read(&main).unwrap();
         for cut in 0..whole.len() {
             fs::write(&main, &whole[..cut]).unwrap();
-            let Loaded::Recovered(found, said) = store.load().unwrap() else { panic!("cut at {cut}") };
+            let Loaded::Recovered(found, said) = store.load().unwrap() else {
+                panic!("cut at {cut}")
+            };
             assert_eq!(found, document(7));
-            assert!(said.contains("state.json is damaged") && said.contains("damaged-"), "{said}");
-            assert_eq!(fs::read(&main).unwrap(), whole, "the main file is written back");
+            assert!(
+                said.contains("state.json is damaged") && said.contains("damaged-"),
+                "{said}"
+            );
+            assert_eq!(
+                fs::read(&main).unwrap(),
+                whole,
+                "the main file is written back"
+            );
         }
-        assert_eq!(fs::read(directory.path().join("state.json.damaged-1")).unwrap(), b"");
+        assert_eq!(
+            fs::read(directory.path().join("state.json.damaged-1")).unwrap(),
+            b""
+        );
     }
 
     #[test]
@@ -236,9 +281,14 @@ mod tests {
         for name in [MAIN, COPY] {
             fs::write(directory.path().join(name), b"{\"format\": 1, \"rev").unwrap();
         }
-        let Loaded::Unreadable(said) = store.load().unwrap() else { panic!() };
+        let Loaded::Unreadable(said) = store.load().unwrap() else {
+            panic!()
+        };
         assert!(said.contains(MAIN) && said.contains(COPY), "{said}");
-        assert_eq!(fs::read(directory.path().join(MAIN)).unwrap(), b"{\"format\": 1, \"rev");
+        assert_eq!(
+            fs::read(directory.path().join(MAIN)).unwrap(),
+            b"{\"format\": 1, \"rev"
+        );
         store.give_up_damaged().unwrap();
         assert!(matches!(store.load().unwrap(), Loaded::Nothing));
         assert!(directory.path().join("state.json.damaged-1").exists());
@@ -248,8 +298,14 @@ mod tests {
     fn another_format_is_refused_in_words() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        fs::write(directory.path().join(MAIN), r#"{"format": 9, "revision": 1, "state": {}}"#).unwrap();
-        let Loaded::Unreadable(said) = store.load().unwrap() else { panic!() };
+        fs::write(
+            directory.path().join(MAIN),
+            r#"{"format": 9, "revision": 1, "state": {}}"#,
+        )
+        .unwrap();
+        let Loaded::Unreadable(said) = store.load().unwrap() else {
+            panic!()
+        };
         assert!(said.contains("format 9"), "{said}");
     }
 
@@ -258,7 +314,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let first = Store::open(directory.path()).unwrap();
         let refused = Store::open(directory.path()).unwrap_err().to_string();
-        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(
+            refused.contains(&format!("pid {}", std::process::id())),
+            "{refused}"
+        );
         drop(first);
         Store::open(directory.path()).unwrap();
     }

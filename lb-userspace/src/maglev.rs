@@ -91,7 +91,12 @@ impl Walk {
 pub fn shares(members: &[Member<'_>]) -> BTreeMap<u32, u32> {
     let members = canonical(members);
     let quotas = quotas(&members);
-    members.iter().zip(quotas).filter(|(_, quota)| *quota > 0).map(|(member, quota)| (member.owner, quota)).collect()
+    members
+        .iter()
+        .zip(quotas)
+        .filter(|(_, quota)| *quota > 0)
+        .map(|(member, quota)| (member.owner, quota))
+        .collect()
 }
 
 /// The members that have a weight, in order of name.
@@ -125,7 +130,10 @@ fn walks(members: &[Member<'_>]) -> Vec<Walk> {
 fn quotas(members: &[&Member<'_>]) -> Vec<u32> {
     let total: u64 = members.iter().map(|member| u64::from(member.weight)).sum();
     let share = |member: &Member<'_>| u64::from(SLOTS) * u64::from(member.weight);
-    let mut quotas: Vec<u32> = members.iter().map(|member| (share(member) / total) as u32).collect();
+    let mut quotas: Vec<u32> = members
+        .iter()
+        .map(|member| (share(member) / total) as u32)
+        .collect();
     let left_over = SLOTS.saturating_sub(quotas.iter().sum()) as usize;
     let mut by_remainder: Vec<usize> = (0..members.len()).collect();
     by_remainder.sort_by_key(|&i| std::cmp::Reverse(share(members[i]) % total));
@@ -146,7 +154,11 @@ mod tests {
 
     /// Members with owners 1, 2, ... in order of the slice.
     fn members<'a>(names: &'a [String], weight: impl Fn(usize) -> u16) -> Vec<Member<'a>> {
-        let member = |(i, name): (usize, &'a String)| Member { name, weight: weight(i), owner: i as u32 + 1 };
+        let member = |(i, name): (usize, &'a String)| Member {
+            name,
+            weight: weight(i),
+            owner: i as u32 + 1,
+        };
         names.iter().enumerate().map(member).collect()
     }
 
@@ -167,7 +179,8 @@ mod tests {
             .iter()
             .map(|member| {
                 let offset = (xxh64(member.name.as_bytes(), OFFSET_SEED) % SLOTS as u64) as usize;
-                let skip = (xxh64(member.name.as_bytes(), SKIP_SEED) % (SLOTS as u64 - 1)) as usize + 1;
+                let skip =
+                    (xxh64(member.name.as_bytes(), SKIP_SEED) % (SLOTS as u64 - 1)) as usize + 1;
                 (0..m).map(|j| (offset + j * skip) % m).collect()
             })
             .collect();
@@ -207,7 +220,11 @@ mod tests {
         let bytes: Vec<u8> = table.iter().flat_map(|owner| owner.to_le_bytes()).collect();
         let first: Vec<u32> = table[..16].to_vec();
         assert_eq!(first, [4, 4, 4, 4, 4, 4, 2, 4, 4, 4, 4, 4, 4, 4, 4, 4]);
-        assert_eq!(xxh64(&bytes, 0), 0x7c52_4498_ed8b_cf63, "the table of a fixed input must never change");
+        assert_eq!(
+            xxh64(&bytes, 0),
+            0x7c52_4498_ed8b_cf63,
+            "the table of a fixed input must never change"
+        );
     }
 
     #[test]
@@ -221,7 +238,10 @@ mod tests {
         for i in 0..1000 {
             let share = f64::from(SLOTS) * f64::from(weights(i)) / total;
             let count = counts.get(&(i as u32 + 1)).copied().unwrap_or(0);
-            assert!((f64::from(count) - share).abs() < 1.0, "backend {i}: {count} slots, share {share}");
+            assert!(
+                (f64::from(count) - share).abs() < 1.0,
+                "backend {i}: {count} slots, share {share}"
+            );
         }
     }
 
@@ -232,7 +252,10 @@ mod tests {
             let counts = counts(&table(&members(&names, |_| 1)));
             let mean = f64::from(SLOTS) / count as f64;
             let largest = f64::from(*counts.values().max().unwrap());
-            assert!(largest / mean <= 1.01, "{count} backends: {largest} against {mean}");
+            assert!(
+                largest / mean <= 1.01,
+                "{count} backends: {largest} against {mean}"
+            );
             assert_eq!(counts.len(), count);
         }
     }
@@ -246,8 +269,15 @@ mod tests {
             let after = table(&all[..count - 1]);
             let gone = count as u32;
             let kept = before.iter().filter(|owner| **owner != gone).count();
-            let moved = before.iter().zip(&after).filter(|(b, a)| **b != gone && b != a).count();
-            assert!((moved as f64) < 0.01 * kept as f64, "{count} backends: {moved} of {kept} moved");
+            let moved = before
+                .iter()
+                .zip(&after)
+                .filter(|(b, a)| **b != gone && b != a)
+                .count();
+            assert!(
+                (moved as f64) < 0.01 * kept as f64,
+                "{count} backends: {moved} of {kept} moved"
+            );
         }
     }
 
@@ -255,8 +285,14 @@ mod tests {
     fn nobody_with_a_weight_means_no_owner() {
         assert_eq!(counts(&table(&[])), BTreeMap::from([(NO_OWNER, SLOTS)]));
         let names = names(3);
-        assert_eq!(counts(&table(&members(&names, |_| 0))), BTreeMap::from([(NO_OWNER, SLOTS)]));
-        assert_eq!(counts(&table(&members(&names, |i| i as u16 % 2))), BTreeMap::from([(2, SLOTS)]));
+        assert_eq!(
+            counts(&table(&members(&names, |_| 0))),
+            BTreeMap::from([(NO_OWNER, SLOTS)])
+        );
+        assert_eq!(
+            counts(&table(&members(&names, |i| i as u16 % 2))),
+            BTreeMap::from([(2, SLOTS)])
+        );
     }
 
     proptest! {

@@ -191,6 +191,10 @@ fn a_body_of_the_wrong_shape_is_refused_with_the_field() {
     let (code, body) = lbd.http("POST", "/v1/services", r#"{"name": "a", "port": "eighty"}"#);
     let message = "invalid type: string \"eighty\", expected i64 at line 1 column 30";
     assert_eq!((code, body), (400, shape("port", message)));
+    for list in ["[]", " [[]]"] {
+        let refused = (400, shape("", "invalid type: sequence, expected an object"));
+        assert_eq!(lbd.http("PUT", "/v1/state", list), refused);
+    }
     let (code, body) = lbd.http("PATCH", "/v1/services/a/backends/b", "{} {}");
     assert_eq!(
         (code, &body["message"]),
@@ -394,6 +398,7 @@ fn a_client_that_only_stops_sending_gets_its_answer() {
 fn hasty() -> Limits {
     Limits {
         connections: 2,
+        head: Duration::from_millis(300),
         request: Duration::from_millis(200),
         connection: Duration::from_millis(400),
         ..Limits::default()
@@ -422,7 +427,7 @@ fn a_silent_client_loses_its_place_in_time() {
     let mut silent = [lbd.send("GET"), lbd.send("")];
     // Both places are taken: this waits in the backlog until one is free.
     assert_eq!(lbd.http("GET", "/v1/status", "").0, 200);
-    assert!(begin.elapsed() >= hasty().connection);
+    assert!(begin.elapsed() >= hasty().head);
     for stream in &mut silent {
         assert_eq!(
             stream.read_to_end(&mut Vec::new()).unwrap(),

@@ -246,7 +246,7 @@ fn what_is_wrong_with_a_file_s_shape_is_found_before_lbd_is_asked() {
         run.stderr
     );
     assert!(
-        run.stderr.contains("prot") && run.stderr.contains("port"),
+        run.stderr.contains("did you mean `port`?"),
         "{}",
         run.stderr
     );

@@ -17,6 +17,12 @@ use lb_common::{
     slot::Slot,
 };
 use lb_userspace::dataplane::object;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::{
+    num::NonZeroUsize,
+    os::fd::{AsFd as _, BorrowedFd},
+    ptr::NonNull,
+};
 
 /// `lo`, on which every packet comes in unless a test says otherwise; test runs need an interface that exists.
 pub const INTERFACE: u32 = 1;
@@ -89,13 +95,13 @@ impl Balancer {
         index: u32,
         owner: impl Fn(u32) -> u32,
     ) -> Result<()> {
-        let mut table: Array<_, u64> = Array::create(SLOTS, MMAPABLE)?;
-        for slot in 0..SLOTS {
-            table.set(slot, Slot::steady(owner(slot)).0, 0)?;
-        }
-        let mut tables: ArrayOfMaps<_, Array<MapData, u64>> =
-            ArrayOfMaps::try_from(map_mut(&mut self.ebpf, maps::SLOT_TABLES)?)?;
-        tables.set(index, &table, 0)?;
+        let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
+        let mut tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(&mut *outer)?;
+        tables.set(index, &Array::create(SLOTS, MMAPABLE)?, 0)?;
+        // aya gives no descriptor of a map that it created, but one of a map that it finds.
+        let tables: ArrayOfMaps<_, MapData> = ArrayOfMaps::try_from(&*outer)?;
+        let words: Vec<u64> = (0..SLOTS).map(|slot| Slot::steady(owner(slot)).0).collect();
+        fill(tables.get(&index, 0)?.fd().as_fd(), &words).context("filling a slot table")?;
         self.add_service_without_table(key, index)
     }
 
@@ -150,6 +156,21 @@ impl Decapsulator {
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
         run(program(&self.ebpf, Self::PROGRAM)?, frame)
     }
+}
+
+/// Stores `words` in an array map through its memory: one call of the kernel instead of 65,537.
+fn fill(map: BorrowedFd<'_>, words: &[u64]) -> Result<()> {
+    let length = NonZeroUsize::new(size_of_val(words)).context("nothing to store")?;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice, of a map that holds as many words; nobody else
+    // has it, and it is gone before this function returns.
+    unsafe {
+        let base = mmap(None, length, protection, MapFlags::MAP_SHARED, map, 0)?;
+        base.cast::<u64>()
+            .copy_from_nonoverlapping(NonNull::from(&words[0]), words.len());
+        munmap(base, length.get())?;
+    }
+    Ok(())
 }
 
 fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {

@@ -1,87 +1,14 @@
 //! Packets for services: verdict, every byte that leaves, every counter.
 
 use anyhow::Result;
-use lb_common::{
-    address::Address,
-    backend::{BackendEntry, Mode, NextHop},
-    flow::{FlowV4, FlowV6},
-    header::Ports,
-    service::ServiceKey,
-};
+use lb_common::backend::Mode;
 use lb_tests::{
     counters::Counters,
-    packet::{BALANCER_MAC, Packet, Protocol, encapsulated, ethernet},
-    prog_run::{Balancer, INTERFACE, SEED, XdpAction},
+    fixture::{BACKEND, NEXT_HOP, SERVICE, backend, balancer, flow_hash, ip, key, v4, v6},
+    packet::{BALANCER_MAC, ETHERNET, Packet, Protocol, encapsulated, ethernet},
+    prog_run::{Balancer, XdpAction},
     require,
 };
-use std::net::IpAddr;
-
-const NEXT_HOP: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
-const BACKEND: u32 = 7;
-const SERVICE: u32 = 3;
-
-fn backend(mode: Mode, source: &str, address: &str) -> BackendEntry {
-    BackendEntry {
-        next_hop: NextHop::new(NEXT_HOP),
-        address: Address::from(ip(address)),
-        outer_source: Address::from(ip(source)),
-        interface: INTERFACE,
-        mtu: 1_500,
-        mode: mode as u8,
-        ..BackendEntry::default()
-    }
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().expect("a literal address")
-}
-
-fn key(packet: &Packet, port: u16) -> ServiceKey {
-    ServiceKey::new(
-        Address::from(packet.to.ip()),
-        packet.protocol.number().0,
-        port,
-    )
-}
-
-/// A balancer with one service, the packet's, and one backend.
-fn balancer(packet: &Packet, entry: &BackendEntry) -> Result<Balancer> {
-    let mut balancer = Balancer::load()?;
-    balancer.set_backend(BACKEND, entry)?;
-    balancer.add_service(key(packet, packet.to.port()), SERVICE, |_| BACKEND)?;
-    Ok(balancer)
-}
-
-/// The outer flow label that user space expects: the high bits of the flow hash.
-fn flow_label(packet: &Packet) -> u32 {
-    let (from, to) = (
-        Address::from(packet.from.ip()),
-        Address::from(packet.to.ip()),
-    );
-    let ports = Ports {
-        source: packet.from.port().to_be(),
-        destination: packet.to.port().to_be(),
-    };
-    let protocol = packet.protocol.number().0;
-    let hash = match packet.from.is_ipv4() {
-        true => FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol).hash(SEED),
-        false => FlowV6::new(from, to, ports, protocol).hash(SEED),
-    };
-    (hash >> 44) as u32
-}
-
-fn v4(protocol: Protocol) -> Packet {
-    Packet::new(protocol, "198.51.100.9:40000", "203.0.113.1:443", 100)
-}
-
-fn v6(protocol: Protocol) -> Packet {
-    Packet::new(
-        protocol,
-        "[2001:db8:c::9]:40000",
-        "[2001:db8:f::1]:443",
-        100,
-    )
-}
 
 /// Runs `packet` and demands exactly `expected`, and exactly the counters of one forwarded packet.
 fn assert_forwarded(balancer: &Balancer, packet: &Packet, expected: &[u8]) -> Result<()> {
@@ -99,20 +26,16 @@ fn assert_forwarded(balancer: &Balancer, packet: &Packet, expected: &[u8]) -> Re
 
 fn assert_encapsulated(packet: &Packet, source: &str, address: &str) -> Result<()> {
     let balancer = balancer(packet, &backend(Mode::Ipip, source, address))?;
-    let expected = encapsulated(
-        packet,
-        ip(source),
-        ip(address),
-        NEXT_HOP,
-        flow_label(packet),
-    );
+    // The outer flow label is the high 20 bits of the flow hash.
+    let flow_label = (flow_hash(packet) >> 44) as u32;
+    let expected = encapsulated(packet, ip(source), ip(address), NEXT_HOP, flow_label);
     assert_forwarded(&balancer, packet, &expected)
 }
 
 /// What `packet` should look like when it is sent on at layer 2.
 fn readdressed(packet: &Packet) -> Vec<u8> {
     let mut frame = packet.frame();
-    frame[..14].copy_from_slice(&ethernet(BALANCER_MAC, NEXT_HOP, packet.from.is_ipv4()));
+    frame[..ETHERNET].copy_from_slice(&ethernet(BALANCER_MAC, NEXT_HOP, packet.from.is_ipv4()));
     frame
 }
 

@@ -23,6 +23,10 @@ pub fn parse(packet: &Packet) -> Result<Ip, Verdict> {
     if header.next_header != PROTOCOL_TCP && header.next_header != PROTOCOL_UDP {
         return Err(Verdict::PassNotTcpUdp);
     }
+    // Written as ::ffff:a.b.c.d it would find the service of a.b.c.d; no such address belongs on a wire (RFC 6890).
+    if header.destination.is_v4() {
+        return Err(Verdict::PassNoService);
+    }
     Ok(Ip {
         is_v4: false,
         source: header.source,

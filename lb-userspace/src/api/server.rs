@@ -10,7 +10,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use std::{future::Future, sync::Arc, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -26,6 +29,8 @@ pub use super::socket::bind;
 pub struct Limits {
     /// Connections served at once; more wait in the kernel's backlog.
     pub connections: usize,
+    /// Time for the head of a request, from `accept` on.
+    pub head: Duration,
     /// Time for a request: to send its body, and for its answer.
     pub request: Duration,
     /// Time for a connection, from `accept` to the last byte of the answer.
@@ -38,6 +43,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 32,
+            head: Duration::from_secs(5),
             request: Duration::from_secs(20),
             connection: Duration::from_secs(30),
             body: 8 << 20,
@@ -75,7 +81,7 @@ pub async fn serve_within(
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let connection = serve_connection(stream, router.clone(), limits.connection);
+                    let connection = serve_connection(stream, router.clone(), limits);
                     connections.spawn(async move {
                         connection.await;
                         drop(place);
@@ -92,6 +98,7 @@ pub async fn serve_within(
         () = accepting => {}
         () = shutdown => {}
     }
+    drop(listener);
     // Requests under way get their answer; clients that only hold a connection are cut off.
     let _ = timeout(GRACE, async {
         while connections.join_next().await.is_some() {}
@@ -99,12 +106,14 @@ pub async fn serve_within(
     .await;
 }
 
-async fn serve_connection(stream: UnixStream, router: Router, limit: Duration) {
+async fn serve_connection(stream: UnixStream, router: Router, limits: Limits) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(limit, connection).await {
+    match timeout(limits.connection, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection to the API broke"),
         Err(_) => tracing::debug!("a connection to the API ran out of time"),

@@ -2,11 +2,7 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use lb_userspace::{
-    config::DEFAULT_PATH,
-    daemon::run,
-    dataplane::aya,
-};
+use lb_userspace::{config::DEFAULT_PATH, daemon::run, dataplane::aya};
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::EnvFilter;
 
@@ -14,17 +10,26 @@ use tracing_subscriber::EnvFilter;
 ///
 /// Stopping or killing it leaves packets flowing; a new one continues where it stopped.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   lbd --config /etc/guideway/lbd.yaml          run in the foreground
   lbd check-config --config lbd.yaml           check a configuration and change nothing
   lbd detach --config /etc/guideway/lbd.yaml   take the data plane down
-  GUIDEWAY_LOG=debug lbd                       say more")]
+  GUIDEWAY_LOG=debug lbd                       say more"
+)]
 struct Arguments {
     /// The node's configuration.
     #[arg(long, short, global = true, default_value = DEFAULT_PATH, value_name = "FILE")]
     config: PathBuf,
     /// What to log: a level, or filters such as `info,lb_userspace::health=debug`.
-    #[arg(long, global = true, env = "GUIDEWAY_LOG", default_value = "info", value_name = "FILTER")]
+    #[arg(
+        long,
+        global = true,
+        env = "GUIDEWAY_LOG",
+        default_value = "info",
+        value_name = "FILTER"
+    )]
     log: String,
     #[command(subcommand)]
     command: Option<Command>,
@@ -73,8 +78,13 @@ fn start(arguments: &Arguments) -> Result<()> {
 }
 
 fn serve(arguments: &Arguments) -> Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {}", arguments.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let filter =
+        EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {}", arguments.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -8,6 +8,9 @@ use crate::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
+/// Where help shows what every command takes: after its own options.
+const HEADING: &str = "Options of every command";
+
 /// Look at and change a running Guideway load balancer (lbd).
 #[derive(Debug, Parser)]
 #[command(
@@ -28,22 +31,23 @@ Examples:
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.")]
 pub struct Cli {
     /// Socket of lbd
-    #[arg(long, global = true, value_name = "PATH", env = "GUIDEWAY_SOCKET", default_value = DEFAULT_SOCKET)]
+    #[arg(long, global = true, value_name = "PATH", env = "GUIDEWAY_SOCKET")]
+    #[arg(default_value = DEFAULT_SOCKET, hide_env_values = true, help_heading = HEADING)]
     pub socket: PathBuf,
-    /// Form of the answer, and of errors
-    #[arg(long, short, global = true, value_enum, default_value_t = Output::Table)]
+    /// Form of answers and errors: for people, or the API's own types
+    #[arg(long, short, global = true, value_name = "FORM", value_enum)]
+    #[arg(default_value_t = Output::Table, help_heading = HEADING)]
     pub output: Output,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+// The variants have no doc comments because clap would turn them into a long list in every command's help.
 /// Form of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
     Table,
-    /// For programs: the API's own types
     Json,
 }
 
@@ -160,7 +164,7 @@ pub struct ServiceAdd {
     #[arg(long, default_value = "ipip", value_parser = ["ipip", "l2"])]
     pub mode: String,
     /// When all backends are down: send to all (open), or drop (closed)
-    #[arg(long, default_value = "open", value_parser = ["open", "closed"])]
+    #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
     /// How the backends are probed [default: tcp for TCP services with a port]
     #[arg(long, value_name = "TYPE", value_parser = ["tcp", "none"])]

@@ -26,18 +26,20 @@ use crate::{
         target::{backend_id, service_key, target},
     },
     spec::{
-        State, StateSpec,
+        Limits, State, StateSpec,
         change::{self, ChangeError},
-        valid::Limits,
     },
 };
 use anyhow::{Context, Result};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 use tracing::{error, info, warn};
+
+/// The commit this was built from, or `unknown`.
+const COMMIT: &str = env!("GUIDEWAY_COMMIT");
 
 /// The daemon's state.
 pub struct Core<P> {
@@ -57,7 +59,6 @@ pub struct Core<P> {
     pub(super) failure: Option<String>,
     /// Something that an operator should know since start.
     pub(super) notices: Vec<String>,
-    spec: StateSpec,
     store: Store,
     limits: Limits,
 }
@@ -71,7 +72,7 @@ impl<P: DataPlane> Core<P> {
         let mirror = Mirror::new(plane.installed().context("reading the data plane")?);
         let mut core = Self {
             plane,
-            metrics: Metrics::new(),
+            metrics: Metrics::new(COMMIT, SystemTime::now()),
             state: State::default(),
             revision: 0,
             facts: Facts::default(),
@@ -81,7 +82,6 @@ impl<P: DataPlane> Core<P> {
             unreadable: None,
             failure: None,
             notices: Vec::new(),
-            spec: StateSpec::default(),
             store,
             limits,
         };
@@ -102,10 +102,16 @@ impl<P: DataPlane> Core<P> {
     fn adopt(&mut self, document: Document) {
         match State::parse(&document.state, &self.limits) {
             Ok(state) => {
-                info!(revision = document.revision, services = state.services.len(), "desired state loaded");
-                (self.state, self.spec, self.revision) = (state, document.state, document.revision);
+                info!(
+                    revision = document.revision,
+                    services = state.services.len(),
+                    "desired state loaded"
+                );
+                (self.state, self.revision) = (state, document.revision);
             }
-            Err(problems) => self.refuse_state(format!("the state on disk is not valid here: {problems}")),
+            Err(problems) => {
+                self.refuse_state(format!("the state on disk is not valid here: {problems}"))
+            }
         }
     }
 
@@ -120,9 +126,21 @@ impl<P: DataPlane> Core<P> {
 
     /// Backends that have slots in the data plane start as up: they were when the last daemon stored them.
     fn seed_health(&mut self) -> Result<()> {
-        for service in self.state.services.values().filter(|service| service.health.is_some()) {
-            let Some(index) = self.mirror.service_index(&service_key(service)) else { continue };
-            let owners: BTreeSet<u32> = self.plane.read_slots(index)?.iter().map(|slot| slot.new_owner()).collect();
+        for service in self
+            .state
+            .services
+            .values()
+            .filter(|service| service.health.is_some())
+        {
+            let Some(index) = self.mirror.service_index(&service_key(service)) else {
+                continue;
+            };
+            let owners: BTreeSet<u32> = self
+                .plane
+                .read_slots(index)?
+                .iter()
+                .map(|slot| slot.new_owner())
+                .collect();
             for backend in service.backends.values() {
                 let owner = self.mirror.backend_index(backend_id(service, backend));
                 if owner.is_some_and(|owner| owners.contains(&owner)) {
@@ -138,11 +156,25 @@ impl<P: DataPlane> Core<P> {
     pub fn targets(&self) -> BTreeMap<TargetId, Target> {
         let mut targets = BTreeMap::new();
         for service in self.state.services.values() {
-            let Some(check) = &service.health else { continue };
+            let Some(check) = &service.health else {
+                continue;
+            };
             for backend in service.backends.values() {
                 let id = target_id(service, backend);
-                let initial = self.facts.health.get(&id).copied().unwrap_or(HealthState::Unknown);
-                targets.insert(id, Target { address: backend.address, check: check.clone(), initial });
+                let initial = self
+                    .facts
+                    .health
+                    .get(&id)
+                    .copied()
+                    .unwrap_or(HealthState::Unknown);
+                targets.insert(
+                    id,
+                    Target {
+                        address: backend.address,
+                        check: check.clone(),
+                        initial,
+                    },
+                );
             }
         }
         targets
@@ -150,20 +182,35 @@ impl<P: DataPlane> Core<P> {
 
     /// Addresses whose next hop is to be known.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let backends = self.state.services.values().flat_map(|service| service.backends.values());
+        let backends = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| service.backends.values());
         backends.map(|backend| backend.address).collect()
     }
 
     /// Whether every backend has a first verdict and a first next-hop look-up behind it.
     pub fn knows_all(&self) -> bool {
         let known = |(id, target): (TargetId, Target)| {
-            let verdict = self.facts.health.get(&id).is_some_and(|state| *state != HealthState::Unknown);
+            let verdict = self
+                .facts
+                .health
+                .get(&id)
+                .is_some_and(|state| *state != HealthState::Unknown);
             // Without a next hop the probe has nobody to reach, and its verdict changes nothing.
-            let unreachable = self.facts.next_hops.get(&target.address).is_some_and(Result::is_err);
+            let unreachable = self
+                .facts
+                .next_hops
+                .get(&target.address)
+                .is_some_and(Result::is_err);
             verdict || unreachable
         };
         self.targets().into_iter().all(known)
-            && self.addresses().iter().all(|address| self.facts.next_hops.contains_key(address))
+            && self
+                .addresses()
+                .iter()
+                .all(|address| self.facts.next_hops.contains_key(address))
     }
 
     /// Takes a probe's report; whether a reconcile is due.
@@ -171,7 +218,9 @@ impl<P: DataPlane> Core<P> {
         if !self.is_probed(&report.target) {
             return false;
         }
-        self.metrics.observe_probe(report.target.service.as_str(), report.success, report.latency);
+        let took = report.latency.filter(|_| report.success);
+        self.metrics
+            .observe_probe(report.target.service.as_str(), took);
         let memory = self.probes.entry(report.target.clone()).or_default();
         memory.detail.clone_from(&report.detail);
         memory.latency = report.latency.or(memory.latency);
@@ -181,7 +230,9 @@ impl<P: DataPlane> Core<P> {
         let TargetId { service, backend } = &report.target;
         match report.state {
             HealthState::Up => info!(%service, %backend, "backend is up"),
-            HealthState::Down => warn!(%service, %backend, reason = %report.detail, "backend is down"),
+            HealthState::Down => {
+                warn!(%service, %backend, reason = %report.detail, "backend is down")
+            }
             HealthState::Unknown => info!(%service, %backend, "backend is not known any more"),
         }
         self.facts.health.insert(report.target, report.state);
@@ -190,12 +241,17 @@ impl<P: DataPlane> Core<P> {
 
     fn is_probed(&self, id: &TargetId) -> bool {
         let service = self.state.services.get(&id.service);
-        service.is_some_and(|service| service.health.is_some() && service.backends.contains_key(&id.backend))
+        service.is_some_and(|service| {
+            service.health.is_some() && service.backends.contains_key(&id.backend)
+        })
     }
 
     /// Takes a next hop's change; whether a reconcile is due.
     pub fn on_next_hop(&mut self, update: NextHopUpdate) -> bool {
-        let NextHopUpdate { address, resolution } = update;
+        let NextHopUpdate {
+            address,
+            resolution,
+        } = update;
         match &resolution {
             Ok(hop) => info!(%address, next_hop = %hop, "next hop"),
             Err(unresolved) => warn!(%address, reason = %unresolved, "no next hop"),
@@ -206,16 +262,33 @@ impl<P: DataPlane> Core<P> {
 
     /// Takes what is attached where; whether a reconcile is due.
     pub fn on_attachments(&mut self, attachments: Vec<Attachment>) -> bool {
-        for attachment in attachments.iter().filter(|attachment| !self.attachments.contains(attachment)) {
-            let Attachment { name, note, program_id, .. } = attachment;
+        for attachment in attachments
+            .iter()
+            .filter(|attachment| !self.attachments.contains(attachment))
+        {
+            let Attachment {
+                name,
+                note,
+                program_id,
+                ..
+            } = attachment;
             match attachment.mode {
-                Some(mode) if note.is_empty() => info!(interface = %name, %mode, program_id, "attached"),
-                Some(mode) => warn!(interface = %name, %mode, program_id, %note, "attached, but not as hoped"),
+                Some(mode) if note.is_empty() => {
+                    info!(interface = %name, %mode, program_id, "attached")
+                }
+                Some(mode) => {
+                    warn!(interface = %name, %mode, program_id, %note, "attached, but not as hoped")
+                }
                 None => warn!(interface = %name, %note, "not attached"),
             }
         }
         self.attachments = attachments;
-        let indexes = self.attachments.iter().map(|attachment| attachment.index).filter(|index| *index != 0).collect();
+        let indexes = self
+            .attachments
+            .iter()
+            .map(|attachment| attachment.index)
+            .filter(|index| *index != 0)
+            .collect();
         let changed = self.facts.interfaces != indexes;
         self.facts.interfaces = indexes;
         changed
@@ -256,11 +329,20 @@ impl<P: DataPlane> Core<P> {
 
     /// The steps that are due.
     fn plan(&mut self) -> Result<Vec<Step>> {
-        let capacity = Capacity { services: self.plane.service_capacity(), backends: self.plane.backend_capacity() };
+        let capacity = Capacity {
+            services: self.plane.service_capacity(),
+            backends: self.plane.backend_capacity(),
+        };
         let (target, plane) = (target(&self.state, &self.facts), &mut self.plane);
         // An index takes another meaning only by a change of the desired state, so its revision tells the uses apart.
         let generation = self.revision as u32;
-        diff(&target, &self.mirror, capacity, generation, &mut |service| plane.read_slots(service))
+        diff(
+            &target,
+            &self.mirror,
+            capacity,
+            generation,
+            &mut |service| plane.read_slots(service),
+        )
     }
 
     fn reconciled(&mut self, steps: &[Step], started: Instant) {
@@ -268,7 +350,13 @@ impl<P: DataPlane> Core<P> {
             info!("the data plane is up to date again");
         }
         for step in steps {
-            if let Step::StoreSlots { name, slots, members, .. } = step {
+            if let Step::StoreSlots {
+                name,
+                slots,
+                members,
+                ..
+            } = step
+            {
                 if slots.is_empty() {
                     continue;
                 }
@@ -281,7 +369,10 @@ impl<P: DataPlane> Core<P> {
 
     /// The desired state.
     pub fn state_view(&self) -> StateView {
-        StateView { revision: self.revision, state: self.state.to_spec() }
+        StateView {
+            revision: self.revision,
+            state: StateSpec::from(&self.state),
+        }
     }
 
     /// Changes the desired state, or says what the change would do. The caller reconciles afterwards.
@@ -301,33 +392,45 @@ impl<P: DataPlane> Core<P> {
         if let (Some(said), false) = (&self.unreadable, matches!(change, Change::Apply(_))) {
             return Err(failed(said.clone()));
         }
-        let spec = change::apply(&self.spec, change).map_err(refusal)?;
-        let state = State::parse(&spec, &self.limits).map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
+        let spec = change::apply(&StateSpec::from(&self.state), change).map_err(refusal)?;
+        let state = State::parse(&spec, &self.limits)
+            .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
         let impact = impact::impact(&self.state, &state, &self.facts);
         let changed = !changes.is_empty() || self.unreadable.is_some();
         if changed && !dry_run {
-            self.put_in_force(spec, state)?;
+            self.put_in_force(state)?;
             for line in &changes {
                 info!(revision = self.revision, action = %line.action, kind = %line.kind, name = %line.name,
                     detail = %line.detail, "desired state changed");
             }
         }
         let (tables, warnings) = (impact.tables, impact.warnings);
-        Ok(ChangeReport { revision: self.revision, dry_run, changed, changes, tables, warnings })
+        Ok(ChangeReport {
+            revision: self.revision,
+            dry_run,
+            changed,
+            changes,
+            tables,
+            warnings,
+        })
     }
 
-    fn put_in_force(&mut self, spec: StateSpec, state: State) -> Result<(), ErrorBody> {
+    fn put_in_force(&mut self, state: State) -> Result<(), ErrorBody> {
         let revision = self.revision + 1;
         let keep = |error: anyhow::Error| {
-            failed(format!("the change could not be kept on disk, so it was not made: {error:#}"))
+            failed(format!(
+                "the change could not be kept on disk, so it was not made: {error:#}"
+            ))
         };
         if self.unreadable.is_some() {
             self.store.give_up_damaged().map_err(keep)?;
         }
-        self.store.save(&Document::new(revision, spec.clone())).map_err(keep)?;
+        self.store
+            .save(&Document::new(revision, StateSpec::from(&state)))
+            .map_err(keep)?;
         let before = self.targets();
-        (self.spec, self.state, self.revision, self.unreadable) = (spec, state, revision, None);
+        (self.state, self.revision, self.unreadable) = (state, revision, None);
         self.forget_removed(&before);
         Ok(())
     }
@@ -336,30 +439,49 @@ impl<P: DataPlane> Core<P> {
     fn forget_removed(&mut self, before: &BTreeMap<TargetId, Target>) {
         let now = self.targets();
         let same = |id: &TargetId| {
-            let address = |targets: &BTreeMap<TargetId, Target>| targets.get(id).map(|target| target.address);
+            let address =
+                |targets: &BTreeMap<TargetId, Target>| targets.get(id).map(|target| target.address);
             address(&now).is_some() && address(&now) == address(before)
         };
         self.facts.health.retain(|id, _| same(id));
         self.probes.retain(|id, _| same(id));
         let addresses = self.addresses();
-        self.facts.next_hops.retain(|address, _| addresses.contains(address));
+        self.facts
+            .next_hops
+            .retain(|address, _| addresses.contains(address));
     }
 }
 
 fn failed(message: String) -> ErrorBody {
-    ErrorBody { code: ErrorCode::Failed, message, problems: Vec::new() }
+    ErrorBody {
+        code: ErrorCode::Failed,
+        message,
+        problems: Vec::new(),
+    }
 }
 
 fn refusal(error: ChangeError) -> ErrorBody {
     match error {
-        ChangeError::NotFound(message) => ErrorBody { code: ErrorCode::NotFound, message, problems: Vec::new() },
-        ChangeError::Conflict(message, problems) => ErrorBody { code: ErrorCode::Conflict, message, problems },
+        ChangeError::NotFound(message) => ErrorBody {
+            code: ErrorCode::NotFound,
+            message,
+            problems: Vec::new(),
+        },
+        ChangeError::Conflict(message, problems) => ErrorBody {
+            code: ErrorCode::Conflict,
+            message,
+            problems,
+        },
         ChangeError::Invalid(problems) => {
             let message = match &problems.0[..] {
                 [one] => one.to_string(),
                 many => format!("{} values are not valid", many.len()),
             };
-            ErrorBody { code: ErrorCode::Invalid, message, problems: problems.0 }
+            ErrorBody {
+                code: ErrorCode::Invalid,
+                message,
+                problems: problems.0,
+            }
         }
     }
 }

@@ -6,6 +6,8 @@
 pub mod core;
 mod impact;
 pub mod run;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use crate::{
@@ -15,5 +17,8 @@ use crate::{
 
 /// What the probes of a backend are known by.
 fn target_id(service: &Service, backend: &Backend) -> TargetId {
-    TargetId { service: service.name.clone(), backend: backend.name.clone() }
+    TargetId {
+        service: service.name.clone(),
+        backend: backend.name.clone(),
+    }
 }

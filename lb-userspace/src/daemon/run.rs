@@ -13,14 +13,14 @@ use crate::{
     },
     config::NodeConfig,
     dataplane::{
-        Adoption, DataPlane, Settings,
+        Adoption, Settings,
         aya::{self, AyaDataPlane},
     },
     desired::Store,
     health::checker::{self, Checker, HealthReport},
     metrics,
     neighbour::{self, NextHopUpdate, Resolver},
-    spec::valid::Limits,
+    spec::Limits,
 };
 use anyhow::{Context, Result};
 use std::{
@@ -77,7 +77,10 @@ pub async fn run(config_path: &Path) -> Result<()> {
     let (plane, adoption) = aya::open(&settings(&config))?;
     report(&adoption);
     let listener = api::server::bind(&config.socket, config.group.as_deref())?;
-    let limits = Limits { services: config.max_services, backends: config.max_backends };
+    let limits = Limits {
+        services: config.max_services,
+        backends: config.max_backends,
+    };
     let core = Core::new(plane, store, limits)?;
 
     let (handle, requests) = Handle::new(QUEUE);
@@ -89,9 +92,9 @@ pub async fn run(config_path: &Path) -> Result<()> {
     };
     let api = tokio::spawn(api::server::serve(listener, handle.clone(), shutdown));
     if let Some(address) = config.metrics {
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("metrics.address {address} cannot be listened on; is another lbd running?"))?;
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("metrics.address {address} cannot be listened on; is another lbd running?")
+        })?;
         tokio::spawn(metrics::serve(listener, handle));
     }
     let (health_sender, health) = mpsc::channel(QUEUE);
@@ -114,7 +117,11 @@ pub async fn run(config_path: &Path) -> Result<()> {
         interrupt: signal(SignalKind::interrupt())?,
         reload: signal(SignalKind::hangup())?,
     };
-    info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "lbd started");
+    info!(
+        pid = std::process::id(),
+        version = env!("CARGO_PKG_VERSION"),
+        "lbd started"
+    );
     daemon.serve(&mut events).await;
     drop(stop);
     // The API answers what it has accepted; a second is enough for that.
@@ -130,7 +137,11 @@ pub async fn run(config_path: &Path) -> Result<()> {
 /// Everything that is wrong with it.
 pub fn read_config(path: &Path) -> Result<NodeConfig> {
     NodeConfig::read(path).map_err(|problems| {
-        let lines: Vec<String> = problems.0.iter().map(|problem| format!("{}: {problem}", path.display())).collect();
+        let lines: Vec<String> = problems
+            .0
+            .iter()
+            .map(|problem| format!("{}: {problem}", path.display()))
+            .collect();
         anyhow::anyhow!(lines.join("\n"))
     })
 }
@@ -228,7 +239,11 @@ impl Daemon {
     /// Looks at the interfaces and attaches where the program is missing; whether a reconcile is due.
     fn on_tick(&mut self) -> bool {
         let plane = &mut self.core.plane;
-        let attachments = if self.fresh { plane.attachments() } else { plane.activate() };
+        let attachments = if self.fresh {
+            plane.attachments()
+        } else {
+            plane.activate()
+        };
         self.core.on_attachments(attachments) | self.core.must_retry()
     }
 
@@ -242,8 +257,14 @@ impl Daemon {
             }
         };
         let interfaces = config.interfaces.clone();
-        if (NodeConfig { interfaces: self.config.interfaces.clone(), ..config.clone() }) != self.config {
-            warn!("only `interfaces` can change while lbd runs; restart it for the rest (packets keep flowing)");
+        if (NodeConfig {
+            interfaces: self.config.interfaces.clone(),
+            ..config.clone()
+        }) != self.config
+        {
+            warn!(
+                "only `interfaces` can change while lbd runs; restart it for the rest (packets keep flowing)"
+            );
         }
         self.core.plane.set_interfaces(interfaces.clone());
         self.config.interfaces = interfaces;
@@ -266,10 +287,19 @@ impl Daemon {
                 };
                 drop(reply.send(self.core.stats().map_err(failed)));
             }
-            Request::Metrics(reply) => drop(reply.send(self.core.metrics_text(self.started.elapsed()))),
-            Request::Change { change, dry_run, reply } => {
+            Request::Metrics(reply) => {
+                drop(reply.send(self.core.metrics_text(self.started.elapsed())))
+            }
+            Request::Change {
+                change,
+                dry_run,
+                reply,
+            } => {
                 let result = self.core.change(&change, dry_run);
-                if result.as_ref().is_ok_and(|report| report.changed && !report.dry_run) {
+                if result
+                    .as_ref()
+                    .is_ok_and(|report| report.changed && !report.dry_run)
+                {
                     self.follow();
                     self.reconcile();
                     due = true;

@@ -3,7 +3,8 @@
 use super::{core::Core, target_id};
 use crate::{
     api::protocol::{
-        BackendStats, BackendView, HealthView, InterfaceStatus, ServiceStats, ServiceView, Stats, Status, VerdictStats,
+        BackendStats, BackendView, HealthView, InterfaceStatus, ServiceStats, ServiceView, Stats,
+        Status, VerdictStats,
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
@@ -12,13 +13,10 @@ use crate::{
         select::{Condition, Selection, select},
         target::{backend_id, service_key},
     },
-    spec::{Backend, HealthCheck, Service},
+    spec::{Backend, HealthCheck, Service, mode_name},
 };
 use anyhow::Result;
-use lb_common::{
-    backend::Mode,
-    verdict::{Action, Verdict},
-};
+use lb_common::verdict::{Action, Verdict};
 use std::{collections::BTreeMap, time::Duration};
 
 /// What the last probes of a backend said.
@@ -33,21 +31,38 @@ pub struct ProbeMemory {
 impl<P: DataPlane> Core<P> {
     /// `GET /v1/status`.
     pub fn status(&self, uptime: Duration) -> Status {
-        let selections: Vec<(&Service, Selection)> =
-            self.state.services.values().map(|service| (service, select(service, &self.facts))).collect();
-        let active = selections.iter().flat_map(|(_, selection)| selection.backends.values()).filter(|hop| hop.is_ok());
+        let selections: Vec<(&Service, Selection)> = self
+            .state
+            .services
+            .values()
+            .map(|service| (service, select(service, &self.facts)))
+            .collect();
+        let active = selections
+            .iter()
+            .flat_map(|(_, selection)| selection.backends.values())
+            .filter(|hop| hop.is_ok());
         let backends_active = active.count() as u64;
         let warnings = self.warnings(&selections);
         Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             uptime_seconds: uptime.as_secs(),
-            condition: if warnings.is_empty() { "ok" } else { "degraded" }.into(),
+            condition: if warnings.is_empty() {
+                "ok"
+            } else {
+                "degraded"
+            }
+            .into(),
             warnings,
             revision: self.revision,
             interfaces: self.interfaces(),
             services: self.state.services.len() as u64,
-            backends: self.state.services.values().map(|service| service.backends.len() as u64).sum(),
+            backends: self
+                .state
+                .services
+                .values()
+                .map(|service| service.backends.len() as u64)
+                .sum(),
             backends_active,
         }
     }
@@ -56,7 +71,9 @@ impl<P: DataPlane> Core<P> {
         let view = |attachment: &Attachment| InterfaceStatus {
             name: attachment.name.clone(),
             index: attachment.index,
-            mode: attachment.mode.map_or_else(|| "none".into(), |mode| mode.to_string()),
+            mode: attachment
+                .mode
+                .map_or_else(|| "none".into(), |mode| mode.to_string()),
             program_id: attachment.program_id,
             note: attachment.note.clone(),
         };
@@ -64,18 +81,32 @@ impl<P: DataPlane> Core<P> {
     }
 
     fn warnings(&self, selections: &[(&Service, Selection)]) -> Vec<String> {
-        let mut warnings: Vec<String> = self.unreadable.iter().chain(&self.failure).cloned().collect();
+        let mut warnings: Vec<String> = self
+            .unreadable
+            .iter()
+            .chain(&self.failure)
+            .cloned()
+            .collect();
         for attachment in &self.attachments {
             if !attachment.note.is_empty() {
-                warnings.push(format!("interface {}: {}", attachment.name, attachment.note));
+                warnings.push(format!(
+                    "interface {}: {}",
+                    attachment.name, attachment.note
+                ));
             }
         }
         for (service, selection) in selections {
             let said = match selection.condition {
                 Condition::Up | Condition::Starting => continue,
-                Condition::AllDownOpen => "every backend is down; all get traffic (when_all_down: open)",
-                Condition::AllDownClosed => "every backend is down; packets are dropped (when_all_down: closed)",
-                Condition::NoBackends => "no backend can get traffic; packets are dropped (see `lbctl backend list`)",
+                Condition::AllDownOpen => {
+                    "every backend is down; all get traffic (when_all_down: open)"
+                }
+                Condition::AllDownClosed => {
+                    "every backend is down; packets are dropped (when_all_down: closed)"
+                }
+                Condition::NoBackends => {
+                    "no backend can get traffic; packets are dropped (see `lbctl backend list`)"
+                }
             };
             warnings.push(format!("service {}: {said}", service.name));
         }
@@ -85,7 +116,11 @@ impl<P: DataPlane> Core<P> {
 
     /// `GET /v1/services`.
     pub fn services(&self) -> Vec<ServiceView> {
-        self.state.services.values().map(|service| self.service(service)).collect()
+        self.state
+            .services
+            .values()
+            .map(|service| self.service(service))
+            .collect()
     }
 
     fn service(&self, service: &Service) -> ServiceView {
@@ -97,25 +132,37 @@ impl<P: DataPlane> Core<P> {
             address: service.address.to_string(),
             protocol: service.protocol.as_str().into(),
             port: service.port,
-            mode: mode(service.mode).into(),
+            mode: mode_name(service.mode).into(),
             when_all_down: service.when_all_down.as_str().into(),
             condition: selection.condition.as_str().into(),
             health: service.health.as_ref().map(health_view),
-            backends: backends.map(|backend| self.backend(service, backend, &selection, &shares)).collect(),
+            backends: backends
+                .map(|backend| self.backend(service, backend, &selection, &shares))
+                .collect(),
         }
     }
 
     /// Slots of each backend, by its id.
     fn shares(&self, service: &Service, selection: &Selection) -> BTreeMap<u64, u32> {
-        let active: Vec<&Backend> =
-            service.backends.values().filter(|b| selection.backends.get(&b.name).is_some_and(Result::is_ok)).collect();
+        let active: Vec<&Backend> = service
+            .backends
+            .values()
+            .filter(|b| selection.backends.get(&b.name).is_some_and(Result::is_ok))
+            .collect();
         let members: Vec<Member<'_>> = (1..)
             .zip(&active)
-            .map(|(owner, backend)| Member { name: backend.name.as_str(), weight: backend.weight, owner })
+            .map(|(owner, backend)| Member {
+                name: backend.name.as_str(),
+                weight: backend.weight,
+                owner,
+            })
             .collect();
         let shares = maglev::shares(&members);
         let share = |owner: u32| shares.get(&owner).copied().unwrap_or(0);
-        (1..).zip(&active).map(|(owner, backend)| (backend_id(service, backend), share(owner))).collect()
+        (1..)
+            .zip(&active)
+            .map(|(owner, backend)| (backend_id(service, backend), share(owner)))
+            .collect()
     }
 
     fn backend(
@@ -138,18 +185,29 @@ impl<P: DataPlane> Core<P> {
             Some(Err(unresolved)) => ("unresolved", unresolved.to_string()),
             None => ("unresolved", "being looked up".into()),
         };
-        let inactive = selection.backends.get(&backend.name).and_then(|hop| hop.as_ref().err()).cloned();
+        let inactive = selection
+            .backends
+            .get(&backend.name)
+            .and_then(|hop| hop.as_ref().err())
+            .cloned();
         BackendView {
             service: service.name.to_string(),
             name: backend.name.to_string(),
             address: backend.address.to_string(),
             weight: backend.weight,
             health: health.into(),
-            health_detail: if health == "up" { String::new() } else { memory.detail },
+            health_detail: if health == "up" {
+                String::new()
+            } else {
+                memory.detail
+            },
             probe_us: memory.latency.map(|latency| latency.as_micros() as u64),
             next_hop: next_hop.into(),
             next_hop_detail,
-            slots: shares.get(&backend_id(service, backend)).copied().unwrap_or(0),
+            slots: shares
+                .get(&backend_id(service, backend))
+                .copied()
+                .unwrap_or(0),
             active: inactive.is_none(),
             inactive_reason: inactive.unwrap_or_default(),
         }
@@ -161,18 +219,37 @@ impl<P: DataPlane> Core<P> {
     /// When a counter cannot be read.
     pub fn stats(&mut self) -> Result<Stats> {
         let packets = self.plane.verdicts()?;
-        let verdicts = Verdict::ALL.iter().zip(packets).map(|(verdict, packets)| VerdictStats {
-            name: verdict.name().into(),
-            action: action(verdict.action()).into(),
-            description: verdict.description().into(),
-            packets,
-        });
+        let verdicts = Verdict::ALL
+            .iter()
+            .zip(packets)
+            .map(|(verdict, packets)| VerdictStats {
+                name: verdict.name().into(),
+                action: action(verdict.action()).into(),
+                description: verdict.description().into(),
+                packets,
+            });
         let verdicts = verdicts.collect();
         let mut services = Vec::new();
         for service in self.state.services.values() {
             services.push(service_stats(service, &self.mirror, &mut self.plane)?);
         }
         Ok(Stats { verdicts, services })
+    }
+}
+
+impl<P: DataPlane> Core<P> {
+    /// Metrics in Prometheus text format. Counters that cannot be read keep their last value, which is said in the log.
+    pub fn metrics_text(&mut self, uptime: Duration) -> String {
+        match self.stats() {
+            Ok(stats) => {
+                let (services, status) = (self.services(), self.status(uptime));
+                self.metrics.set_views(&services, &stats, &status);
+            }
+            Err(problem) => {
+                tracing::warn!(problem = %format!("{problem:#}"), "the counters could not be read")
+            }
+        }
+        self.metrics.encode()
     }
 }
 
@@ -192,9 +269,18 @@ fn service_stats(
             None => Default::default(),
         };
         let name = backend.name.to_string();
-        backends.push(BackendStats { name, packets: counter.packets, bytes: counter.bytes });
+        backends.push(BackendStats {
+            name,
+            packets: counter.packets,
+            bytes: counter.bytes,
+        });
     }
-    Ok(ServiceStats { name: service.name.to_string(), packets: counter.packets, bytes: counter.bytes, backends })
+    Ok(ServiceStats {
+        name: service.name.to_string(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+        backends,
+    })
 }
 
 fn health_view(check: &HealthCheck) -> HealthView {
@@ -206,13 +292,6 @@ fn health_view(check: &HealthCheck) -> HealthView {
         rise: check.rise,
         fall: check.fall,
         jitter_percent: check.jitter_percent,
-    }
-}
-
-const fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::L2 => "l2",
-        Mode::Ipip => "ipip",
     }
 }
 

@@ -30,18 +30,29 @@ pub struct FakeDataPlane {
 impl FakeDataPlane {
     /// Empty maps of the given sizes.
     pub fn new(service_capacity: u32, backend_capacity: u32) -> Self {
-        Self { service_capacity, backend_capacity, ..Self::default() }
+        Self {
+            service_capacity,
+            backend_capacity,
+            ..Self::default()
+        }
     }
 
     /// The entry a packet of this slot would be forwarded by: what the XDP program would do.
     pub fn forward(&self, key: &ServiceKey, slot: u32) -> Option<&BackendEntry> {
         let service = self.services.get(key)?;
-        let owner = self.tables.get(&service.index)?.get(slot as usize)?.new_owner();
+        let owner = self
+            .tables
+            .get(&service.index)?
+            .get(slot as usize)?
+            .new_owner();
         self.backends.get(&owner).filter(|entry| entry.mode != 0)
     }
 
     fn written(&mut self) -> Result<()> {
-        ensure!(self.fail_after.is_none_or(|limit| self.writes < limit), "the fake data plane was told to fail");
+        ensure!(
+            self.fail_after.is_none_or(|limit| self.writes < limit),
+            "the fake data plane was told to fail"
+        );
         self.writes += 1;
         Ok(())
     }
@@ -72,11 +83,21 @@ impl DataPlane for FakeDataPlane {
 
     fn write_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()> {
         self.written()?;
-        ensure!((1..self.backend_capacity).contains(&index), "backend index {index} out of range");
-        if let Some(old) = self.backends.get(&index).filter(|old| old.mode != 0 && self.is_named(index)) {
+        ensure!(
+            (1..self.backend_capacity).contains(&index),
+            "backend index {index} out of range"
+        );
+        if let Some(old) = self
+            .backends
+            .get(&index)
+            .filter(|old| old.mode != 0 && self.is_named(index))
+        {
             let same = (old.address, old.mode, old.id, old.generation)
                 == (entry.address, entry.mode, entry.id, entry.generation);
-            ensure!(same, "backend {index} changed its identity while a slot names it");
+            ensure!(
+                same,
+                "backend {index} changed its identity while a slot names it"
+            );
         }
         self.backends.insert(index, *entry);
         Ok(())
@@ -84,40 +105,64 @@ impl DataPlane for FakeDataPlane {
 
     fn create_table(&mut self, service: u32) -> Result<()> {
         self.written()?;
-        ensure!(service < self.service_capacity, "service index {service} out of range");
-        self.tables.entry(service).or_insert_with(|| vec![Slot::EMPTY; SLOTS as usize]);
+        ensure!(
+            service < self.service_capacity,
+            "service index {service} out of range"
+        );
+        self.tables
+            .entry(service)
+            .or_insert_with(|| vec![Slot::EMPTY; SLOTS as usize]);
         Ok(())
     }
 
     fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>> {
-        self.tables.get(&service).cloned().with_context(|| format!("no slot table {service}"))
+        self.tables
+            .get(&service)
+            .cloned()
+            .with_context(|| format!("no slot table {service}"))
     }
 
     fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
         self.written()?;
         for (_, slot) in slots {
             for owner in [slot.new_owner(), slot.old_owner()] {
-                let known = owner == 0 || self.backends.get(&owner).is_some_and(|entry| entry.mode != 0);
+                let known = owner == 0
+                    || self
+                        .backends
+                        .get(&owner)
+                        .is_some_and(|entry| entry.mode != 0);
                 ensure!(known, "slot names backend {owner}, which is not written");
             }
         }
-        let table = self.tables.get_mut(&service).with_context(|| format!("no slot table {service}"))?;
+        let table = self
+            .tables
+            .get_mut(&service)
+            .with_context(|| format!("no slot table {service}"))?;
         for (number, slot) in slots {
-            *table.get_mut(*number as usize).with_context(|| format!("no slot {number}"))? = *slot;
+            *table
+                .get_mut(*number as usize)
+                .with_context(|| format!("no slot {number}"))? = *slot;
         }
         Ok(())
     }
 
     fn remove_table(&mut self, service: u32) -> Result<()> {
         self.written()?;
-        ensure!(self.services.values().all(|entry| entry.index != service), "table {service} is in use");
+        ensure!(
+            self.services.values().all(|entry| entry.index != service),
+            "table {service} is in use"
+        );
         self.tables.remove(&service);
         Ok(())
     }
 
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
         self.written()?;
-        ensure!(self.tables.contains_key(&entry.index), "service before its table {}", entry.index);
+        ensure!(
+            self.tables.contains_key(&entry.index),
+            "service before its table {}",
+            entry.index
+        );
         self.services.insert(*key, *entry);
         Ok(())
     }

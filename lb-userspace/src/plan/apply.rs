@@ -11,30 +11,47 @@ use lb_common::backend::BackendEntry;
 /// # Errors
 /// The first step that fails.
 pub fn apply(steps: &[Step], plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Result<()> {
-    steps.iter().try_for_each(|step| apply_one(step, plane, mirror))
+    steps
+        .iter()
+        .try_for_each(|step| apply_one(step, plane, mirror))
 }
 
 fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Result<()> {
     match step {
         Step::WriteBackend { index, entry, new } => {
             if *new {
-                plane.reset_backend_counter(*index).with_context(|| format!("counter of backend {index}"))?;
+                plane
+                    .reset_backend_counter(*index)
+                    .with_context(|| format!("counter of backend {index}"))?;
                 mirror.backend_cursor = *index;
             }
-            plane.write_backend(*index, entry).with_context(|| format!("writing backend {index}"))?;
+            plane
+                .write_backend(*index, entry)
+                .with_context(|| format!("writing backend {index}"))?;
             mirror.backends.insert(*index, *entry);
             mirror.index_of.insert(entry.id, *index);
         }
         Step::CreateTable { service } => {
-            plane.reset_service_counter(*service).with_context(|| format!("counter of service {service}"))?;
-            plane.create_table(*service).with_context(|| format!("creating the slot table of service {service}"))?;
+            plane
+                .reset_service_counter(*service)
+                .with_context(|| format!("counter of service {service}"))?;
+            plane
+                .create_table(*service)
+                .with_context(|| format!("creating the slot table of service {service}"))?;
             mirror.service_cursor = *service;
             mirror.tables.insert(*service);
         }
-        Step::StoreSlots { service, slots, members, name } => {
+        Step::StoreSlots {
+            service,
+            slots,
+            members,
+            name,
+        } => {
             if !slots.is_empty() {
                 mirror.members.remove(service);
-                plane.store_slots(*service, slots).with_context(|| format!("storing slots of service {name}"))?;
+                plane
+                    .store_slots(*service, slots)
+                    .with_context(|| format!("storing slots of service {name}"))?;
             }
             mirror.members.insert(*service, members.clone());
         }
@@ -48,12 +65,16 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
         }
         Step::RemoveTable { service } => {
             mirror.members.remove(service);
-            plane.remove_table(*service).with_context(|| format!("removing the slot table of service {service}"))?;
+            plane
+                .remove_table(*service)
+                .with_context(|| format!("removing the slot table of service {service}"))?;
             mirror.tables.remove(service);
         }
         Step::ClearBackend { index } => {
             let unused = BackendEntry::default();
-            plane.write_backend(*index, &unused).with_context(|| format!("clearing backend {index}"))?;
+            plane
+                .write_backend(*index, &unused)
+                .with_context(|| format!("clearing backend {index}"))?;
             if let Some(old) = mirror.backends.remove(index) {
                 if mirror.index_of.get(&old.id) == Some(index) {
                     mirror.index_of.remove(&old.id);

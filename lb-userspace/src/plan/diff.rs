@@ -87,17 +87,27 @@ pub fn diff(
     read_slots: &mut dyn FnMut(u32) -> Result<Vec<Slot>>,
 ) -> Result<Vec<Step>> {
     let (backend_steps, index_of) = backends(target, mirror, capacity, generation)?;
-    let mut free = Free::new(mirror.service_cursor, 0, capacity.services, mirror.tables.iter().copied());
+    let mut free = Free::new(
+        mirror.service_cursor,
+        0,
+        capacity.services,
+        mirror.tables.iter().copied(),
+    );
     let (mut table_steps, mut service_steps) = (Vec::new(), Vec::new());
     for (key, service) in &target.services {
         let existing = mirror.service_index(key);
         let index = match existing {
             Some(index) => index,
-            None => free.take().context("the services map is full: raise `limits.services` in the node config")?,
+            None => free
+                .take()
+                .context("the services map is full: raise `limits.services` in the node config")?,
         };
         table_steps.extend(slots(index, service, mirror, &index_of, read_slots)?);
         if existing.is_none() {
-            service_steps.push(Step::PutService { key: *key, entry: ServiceEntry { index, flags: 0 } });
+            service_steps.push(Step::PutService {
+                key: *key,
+                entry: ServiceEntry { index, flags: 0 },
+            });
         }
     }
     let mut steps = backend_steps;
@@ -114,23 +124,44 @@ fn backends(
     capacity: Capacity,
     generation: u32,
 ) -> Result<(Vec<Step>, BTreeMap<u64, u32>)> {
-    let mut free = Free::new(mirror.backend_cursor, 1, capacity.backends, mirror.backends.keys().copied());
+    let mut free = Free::new(
+        mirror.backend_cursor,
+        1,
+        capacity.backends,
+        mirror.backends.keys().copied(),
+    );
     let (mut steps, mut index_of) = (Vec::new(), BTreeMap::new());
-    for backend in target.services.values().flat_map(|service| &service.backends) {
+    for backend in target
+        .services
+        .values()
+        .flat_map(|service| &service.backends)
+    {
         let known = mirror.backend_index(backend.entry.id);
         let old = known.and_then(|index| mirror.backends.get(&index));
         let index = match known {
             Some(index) => index,
-            None => free.take().context("the backends map is full: raise `limits.backends` in the node config")?,
+            None => free
+                .take()
+                .context("the backends map is full: raise `limits.backends` in the node config")?,
         };
         let entry = match old {
             // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
             Some(old) if !backend.entry.next_hop.is_resolved() => *old,
-            Some(old) => BackendEntry { generation: old.generation, ..backend.entry },
-            None => BackendEntry { generation, ..backend.entry },
+            Some(old) => BackendEntry {
+                generation: old.generation,
+                ..backend.entry
+            },
+            None => BackendEntry {
+                generation,
+                ..backend.entry
+            },
         };
         if old != Some(&entry) {
-            steps.push(Step::WriteBackend { index, entry, new: old.is_none() });
+            steps.push(Step::WriteBackend {
+                index,
+                entry,
+                new: old.is_none(),
+            });
         }
         index_of.insert(entry.id, index);
     }
@@ -150,21 +181,43 @@ fn slots(
         return Ok(Vec::new());
     }
     let exists = mirror.tables.contains(&index);
-    let current = if exists { read_slots(index)? } else { Vec::new() };
+    let current = if exists {
+        read_slots(index)?
+    } else {
+        Vec::new()
+    };
     let slots = changed_slots(&members, &current);
     let create = (!exists).then_some(Step::CreateTable { service: index });
-    let store = Step::StoreSlots { service: index, slots, members, name: service.name.clone() };
+    let store = Step::StoreSlots {
+        service: index,
+        slots,
+        members,
+        name: service.name.clone(),
+    };
     Ok(create.into_iter().chain([store]).collect())
 }
 
 /// The slots of a table of these members that differ from `current`; missing slots count as empty.
 pub fn changed_slots(members: &[StoredMember], current: &[Slot]) -> Vec<(u32, Slot)> {
-    let members: Vec<Member<'_>> =
-        members.iter().map(|m| Member { name: &m.name, weight: m.weight, owner: m.owner }).collect();
+    let members: Vec<Member<'_>> = members
+        .iter()
+        .map(|m| Member {
+            name: &m.name,
+            weight: m.weight,
+            owner: m.owner,
+        })
+        .collect();
     let wanted = maglev::table(&members).into_iter().map(Slot::steady);
-    let current = current.iter().copied().chain(std::iter::repeat(Slot::EMPTY));
-    let differing = (0..).zip(wanted.zip(current)).filter(|(_, (wanted, current))| wanted != current);
-    differing.map(|(number, (wanted, _))| (number, wanted)).collect()
+    let current = current
+        .iter()
+        .copied()
+        .chain(std::iter::repeat(Slot::EMPTY));
+    let differing = (0..)
+        .zip(wanted.zip(current))
+        .filter(|(_, (wanted, current))| wanted != current);
+    differing
+        .map(|(number, (wanted, _))| (number, wanted))
+        .collect()
 }
 
 fn members(backends: &[TargetBackend], index_of: &BTreeMap<u64, u32>) -> Vec<StoredMember> {
@@ -172,17 +225,31 @@ fn members(backends: &[TargetBackend], index_of: &BTreeMap<u64, u32>) -> Vec<Sto
     with_weight
         .filter_map(|backend| {
             let owner = *index_of.get(&backend.entry.id)?;
-            Some(StoredMember { name: backend.name.clone(), weight: backend.weight, owner })
+            Some(StoredMember {
+                name: backend.name.clone(),
+                weight: backend.weight,
+                owner,
+            })
         })
         .collect()
 }
 
 /// Steps that remove what the target does not name: services, then their tables, then backends.
 fn removals(target: &Target, mirror: &Mirror, index_of: &BTreeMap<u64, u32>) -> Vec<Step> {
-    let gone = mirror.services.iter().filter(|(key, _)| !target.services.contains_key(key));
+    let gone = mirror
+        .services
+        .iter()
+        .filter(|(key, _)| !target.services.contains_key(key));
     let services = gone.map(|(key, _)| Step::RemoveService { key: *key });
-    let kept: BTreeSet<u32> = target.services.keys().filter_map(|key| mirror.service_index(key)).collect();
-    let tables = mirror.tables.difference(&kept).map(|service| Step::RemoveTable { service: *service });
+    let kept: BTreeSet<u32> = target
+        .services
+        .keys()
+        .filter_map(|key| mirror.service_index(key))
+        .collect();
+    let tables = mirror
+        .tables
+        .difference(&kept)
+        .map(|service| Step::RemoveTable { service: *service });
     let used: BTreeSet<u32> = index_of.values().copied().collect();
     let unused = mirror.backends.keys().filter(|index| !used.contains(index));
     let backends = unused.map(|index| Step::ClearBackend { index: *index });
@@ -198,7 +265,10 @@ struct Free {
 impl Free {
     fn new(cursor: u32, first: u32, end: u32, taken: impl Iterator<Item = u32>) -> Self {
         let start = cursor.saturating_add(1).clamp(first, end);
-        Self { taken: taken.collect(), candidates: Box::new((start..end).chain(first..start)) }
+        Self {
+            taken: taken.collect(),
+            candidates: Box::new((start..end).chain(first..start)),
+        }
     }
 
     fn take(&mut self) -> Option<u32> {

@@ -50,7 +50,12 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
     let reachable: BTreeMap<Name, Result<ResolvedHop, String>> = service
         .backends
         .values()
-        .map(|backend| (backend.name.clone(), next_hop(backend.address, backend.weight, facts)))
+        .map(|backend| {
+            (
+                backend.name.clone(),
+                next_hop(backend.address, backend.weight, facts),
+            )
+        })
         .collect();
     let verdicts: BTreeMap<Name, HealthState> = reachable
         .iter()
@@ -83,11 +88,20 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
                 Some(HealthState::Down) => "down",
                 _ => "no probe has ended yet",
             };
-            let hop = hop.and_then(|hop| if all_get_traffic || is_up(&name) { Ok(hop) } else { Err(refusal.into()) });
+            let hop = hop.and_then(|hop| {
+                if all_get_traffic || is_up(&name) {
+                    Ok(hop)
+                } else {
+                    Err(refusal.into())
+                }
+            });
             (name, hop)
         })
         .collect();
-    Selection { condition, backends }
+    Selection {
+        condition,
+        backends,
+    }
 }
 
 /// The health of a backend; backends of services without probes count as up.
@@ -95,8 +109,15 @@ fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
     if service.health.is_none() {
         return HealthState::Up;
     }
-    let id = TargetId { service: service.name.clone(), backend: backend.clone() };
-    facts.health.get(&id).copied().unwrap_or(HealthState::Unknown)
+    let id = TargetId {
+        service: service.name.clone(),
+        backend: backend.clone(),
+    };
+    facts
+        .health
+        .get(&id)
+        .copied()
+        .unwrap_or(HealthState::Unknown)
 }
 
 /// Where packets for a backend would go, or why it cannot have any, health apart.

@@ -41,35 +41,55 @@ pub struct TargetBackend {
 
 /// Key of a service in the services map.
 pub fn service_key(service: &Service) -> ServiceKey {
-    ServiceKey::new(service.address.into(), service.protocol.number(), service.port)
+    ServiceKey::new(
+        service.address.into(),
+        service.protocol.number(),
+        service.port,
+    )
 }
 
 /// What tells a backend entry apart for good. Changing the address or the mode makes it another one, so that an
 /// entry's identity never changes while slots name it.
 pub fn backend_id(service: &Service, backend: &Backend) -> u64 {
-    let text = format!("{}\0{}\0{}\0{}", service.name, backend.name, backend.address, service.mode as u8);
+    let text = format!(
+        "{}\0{}\0{}\0{}",
+        service.name, backend.name, backend.address, service.mode as u8
+    );
     xxh64(text.as_bytes(), 0)
 }
 
 /// The target of a state.
 pub fn target(state: &State, facts: &Facts) -> Target {
     let services = state.services.values();
-    Target { services: services.map(|service| (service_key(service), target_service(service, facts))).collect() }
+    Target {
+        services: services
+            .map(|service| (service_key(service), target_service(service, facts)))
+            .collect(),
+    }
 }
 
 fn target_service(service: &Service, facts: &Facts) -> TargetService {
     let selection = select(service, facts);
     let backends = service.backends.values().map(|backend| {
-        let active = selection.backends.get(&backend.name).is_some_and(Result::is_ok);
+        let active = selection
+            .backends
+            .get(&backend.name)
+            .is_some_and(Result::is_ok);
         // Also a backend that gets no slots has its next hop kept: the last packets on their way to it still find it.
-        let hop = facts.next_hops.get(&backend.address).and_then(|hop| hop.as_ref().ok());
+        let hop = facts
+            .next_hops
+            .get(&backend.address)
+            .and_then(|hop| hop.as_ref().ok());
         TargetBackend {
             name: backend.name.to_string(),
             weight: if active { backend.weight } else { 0 },
             entry: entry(service, backend, hop),
         }
     });
-    TargetService { name: service.name.to_string(), backends: backends.collect() }
+    TargetService {
+        name: service.name.to_string(),
+        backends: backends.collect(),
+    }
 }
 
 fn entry(service: &Service, backend: &Backend, hop: Option<&ResolvedHop>) -> BackendEntry {

@@ -18,18 +18,28 @@ use lb_common::{backend::Mode, limits::SLOTS};
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-const CAPACITY: Capacity = Capacity { services: 8, backends: 64 };
+const CAPACITY: Capacity = Capacity {
+    services: 8,
+    backends: 64,
+};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
 
 fn id(service: &Name, backend: &Name) -> TargetId {
-    TargetId { service: service.clone(), backend: backend.clone() }
+    TargetId {
+        service: service.clone(),
+        backend: backend.clone(),
+    }
 }
 
 fn backend(number: u8, weight: u16) -> Backend {
-    Backend { name: name(&format!("b{number}")), address: IpAddr::from([10, 20, 0, number]), weight }
+    Backend {
+        name: name(&format!("b{number}")),
+        address: IpAddr::from([10, 20, 0, number]),
+        weight,
+    }
 }
 
 fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
@@ -48,12 +58,20 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
             fall: 3,
             jitter_percent: 0,
         }),
-        backends: backends.iter().map(|backend| (backend.name.clone(), backend.clone())).collect(),
+        backends: backends
+            .iter()
+            .map(|backend| (backend.name.clone(), backend.clone()))
+            .collect(),
     }
 }
 
 fn state(services: &[Service]) -> State {
-    State { services: services.iter().map(|service| (service.name.clone(), service.clone())).collect() }
+    State {
+        services: services
+            .iter()
+            .map(|service| (service.name.clone(), service.clone()))
+            .collect(),
+    }
 }
 
 fn hop(last: u8) -> ResolvedHop {
@@ -69,10 +87,15 @@ fn hop(last: u8) -> ResolvedHop {
 
 /// Every backend up and reachable.
 fn all_well(state: &State) -> Facts {
-    let mut facts = Facts { interfaces: [3].into(), ..Facts::default() };
+    let mut facts = Facts {
+        interfaces: [3].into(),
+        ..Facts::default()
+    };
     for service in state.services.values() {
         for backend in service.backends.values() {
-            facts.health.insert(id(&service.name, &backend.name), HealthState::Up);
+            facts
+                .health
+                .insert(id(&service.name, &backend.name), HealthState::Up);
             facts.next_hops.insert(backend.address, Ok(hop(1)));
         }
     }
@@ -86,12 +109,22 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        Self { plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends), mirror: Mirror::default() }
+        Self {
+            plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends),
+            mirror: Mirror::default(),
+        }
     }
 
     fn plan(&mut self, state: &State, facts: &Facts) -> Vec<Step> {
         let plane = &mut self.plane;
-        diff(&target(state, facts), &self.mirror, CAPACITY, 1, &mut |service| plane.read_slots(service)).unwrap()
+        diff(
+            &target(state, facts),
+            &self.mirror,
+            CAPACITY,
+            1,
+            &mut |service| plane.read_slots(service),
+        )
+        .unwrap()
     }
 
     fn reconcile(&mut self, state: &State, facts: &Facts) {
@@ -105,7 +138,10 @@ impl World {
         let key = service_key(service);
         let mut shares = BTreeMap::new();
         for slot in 0..SLOTS {
-            let address = self.plane.forward(&key, slot).map(|entry| IpAddr::from(entry.address));
+            let address = self
+                .plane
+                .forward(&key, slot)
+                .map(|entry| IpAddr::from(entry.address));
             *shares.entry(address).or_default() += 1;
         }
         shares
@@ -114,7 +150,16 @@ impl World {
 
 #[test]
 fn slots_follow_health_weights_and_next_hops() {
-    let www = service("www", 1, &[backend(1, 100), backend(2, 100), backend(3, 0), backend(4, 200)]);
+    let www = service(
+        "www",
+        1,
+        &[
+            backend(1, 100),
+            backend(2, 100),
+            backend(3, 0),
+            backend(4, 200),
+        ],
+    );
     let state = state(std::slice::from_ref(&www));
     let mut facts = all_well(&state);
     let mut world = World::new();
@@ -123,10 +168,17 @@ fn slots_follow_health_weights_and_next_hops() {
     assert_eq!(shares.len(), 3, "{shares:?}");
     assert!(shares[&Some([10, 20, 0, 4].into())].abs_diff(SLOTS / 2) <= 1);
 
-    facts.health.insert(id(&name("www"), &name("b1")), HealthState::Down);
-    facts.next_hops.insert([10, 20, 0, 4].into(), Err(Unresolved::NoRoute));
+    facts
+        .health
+        .insert(id(&name("www"), &name("b1")), HealthState::Down);
+    facts
+        .next_hops
+        .insert([10, 20, 0, 4].into(), Err(Unresolved::NoRoute));
     world.reconcile(&state, &facts);
-    assert_eq!(world.shares(&www), BTreeMap::from([(Some([10, 20, 0, 2].into()), SLOTS)]));
+    assert_eq!(
+        world.shares(&www),
+        BTreeMap::from([(Some([10, 20, 0, 2].into()), SLOTS)])
+    );
 
     let selection = select(&www, &facts);
     assert_eq!(selection.condition, Condition::Up);
@@ -144,7 +196,9 @@ fn all_down_is_open_or_closed_as_configured() {
     for health in facts.health.values_mut() {
         *health = HealthState::Down;
     }
-    facts.next_hops.insert([10, 20, 0, 3].into(), Err(Unresolved::NoRoute));
+    facts
+        .next_hops
+        .insert([10, 20, 0, 3].into(), Err(Unresolved::NoRoute));
     let mut world = World::new();
     world.reconcile(&whole, &facts);
     assert_eq!(select(&www, &facts).condition, Condition::AllDownOpen);
@@ -164,7 +218,10 @@ fn a_backend_behind_an_interface_without_a_program_gets_nothing() {
     let selection = select(&www, &facts);
     assert_eq!(selection.condition, Condition::NoBackends);
     let reason = selection.backends[&name("b1")].clone().unwrap_err();
-    assert!(reason.contains("eth0") && reason.contains("`interfaces`"), "{reason}");
+    assert!(
+        reason.contains("eth0") && reason.contains("`interfaces`"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -176,7 +233,9 @@ fn a_new_mac_is_one_backend_write_and_no_slot() {
     world.reconcile(&state, &facts);
     facts.next_hops.insert([10, 20, 0, 1].into(), Ok(hop(77)));
     let steps = world.plan(&state, &facts);
-    assert!(matches!(&steps[..], [Step::WriteBackend { new: false, entry, .. }] if entry.next_hop.mac[5] == 77));
+    assert!(
+        matches!(&steps[..], [Step::WriteBackend { new: false, entry, .. }] if entry.next_hop.mac[5] == 77)
+    );
 }
 
 #[test]
@@ -190,7 +249,12 @@ fn a_new_daemon_finds_everything_as_it_was() {
     world.mirror = Mirror::new(world.plane.installed().unwrap());
     let writes = world.plane.writes;
     let steps = world.plan(&state, &facts);
-    assert!(steps.iter().all(|step| matches!(step, Step::StoreSlots { slots, .. } if slots.is_empty())), "{steps:?}");
+    assert!(
+        steps
+            .iter()
+            .all(|step| matches!(step, Step::StoreSlots { slots, .. } if slots.is_empty())),
+        "{steps:?}"
+    );
     apply(&steps, &mut world.plane, &mut world.mirror).unwrap();
     assert_eq!(world.plane.writes, writes, "nothing is written");
     assert_eq!(world.plan(&state, &facts), []);
@@ -198,7 +262,8 @@ fn a_new_daemon_finds_everything_as_it_was() {
 
 #[test]
 fn the_whole_pool_can_be_replaced_at_the_limit() {
-    let pool = |range: std::ops::Range<u8>| -> Vec<Backend> { range.map(|n| backend(n, 1)).collect() };
+    let pool =
+        |range: std::ops::Range<u8>| -> Vec<Backend> { range.map(|n| backend(n, 1)).collect() };
     let blue = service("www", 1, &pool(1..32));
     let green = service("www", 1, &pool(32..63));
     let mut world = World::new();
@@ -219,7 +284,10 @@ fn arbitrary_state() -> impl Strategy<Value = (State, Facts)> {
         let services: Vec<Service> = services
             .into_iter()
             .map(|(last, (backends, open))| {
-                let backends: Vec<Backend> = backends.into_iter().map(|(n, weight)| backend(n, weight)).collect();
+                let backends: Vec<Backend> = backends
+                    .into_iter()
+                    .map(|(n, weight)| backend(n, weight))
+                    .collect();
                 let mut service = service(&format!("s{last}"), last, &backends);
                 service.when_all_down = if open { AllDown::Open } else { AllDown::Closed };
                 service
@@ -228,10 +296,15 @@ fn arbitrary_state() -> impl Strategy<Value = (State, Facts)> {
         let state = state(&services);
         let mut facts = all_well(&state);
         for (value, health) in facts.health.values_mut().zip(health) {
-            *value = [HealthState::Unknown, HealthState::Up, HealthState::Down][usize::from(health)];
+            *value =
+                [HealthState::Unknown, HealthState::Up, HealthState::Down][usize::from(health)];
         }
         for (n, kind) in (0..7).zip(hops) {
-            let hop = if kind == 0 { Err(Unresolved::NoRoute) } else { Ok(hop(kind)) };
+            let hop = if kind == 0 {
+                Err(Unresolved::NoRoute)
+            } else {
+                Ok(hop(kind))
+            };
             facts.next_hops.insert([10, 20, 0, n].into(), hop);
         }
         (state, facts)

@@ -64,7 +64,8 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problems> {
 /// # Errors
 /// When the value is of a kind that YAML cannot hold; none of ours are.
 pub fn to_string<T: Serialize>(value: &T) -> anyhow::Result<String> {
-    Ok(serde_yaml::to_string(value)?)
+    let options = serde_yaml::ser_options! { compact_list_indent: false };
+    Ok(serde_yaml::to_string_with_options(value, options)?)
 }
 
 fn options() -> Options {
@@ -74,8 +75,8 @@ fn options() -> Options {
         budget: serde_yaml::budget! {
             max_documents: 1,
             max_depth: 16,
-            max_nodes: 2_000_000,
-            max_events: 4_000_000,
+            max_nodes: 1_000_000,
+            max_events: 2_000_000,
             max_aliases: 1_000,
             max_anchors: 1_000,
         },
