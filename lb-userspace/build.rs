@@ -38,12 +38,14 @@ fn run() -> Result<(), String> {
     let out = variable("OUT_DIR")?;
     tell_commit(&root);
     let objects = match env::var_os(OBJECT_DIR_VARIABLE) {
-        Some(ready_made) => PathBuf::from(ready_made),
+        Some(ready_made) => {
+            println!("cargo::rerun-if-changed={}", ready_made.display());
+            PathBuf::from(ready_made)
+        }
         None => build(&root, &out)?,
     };
     for program in PROGRAMS {
         let object = objects.join(program);
-        println!("cargo::rerun-if-changed={}", object.display());
         fs::copy(&object, out.join(program))
             .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
     }

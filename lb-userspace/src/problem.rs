@@ -64,7 +64,11 @@ pub struct Problems(pub Vec<Problem>);
 impl Problems {
     /// `value` when nothing was found, else what was found.
     pub fn or<T>(found: Vec<Problem>, value: T) -> Result<T, Self> {
-        if found.is_empty() { Ok(value) } else { Err(Self(found)) }
+        if found.is_empty() {
+            Ok(value)
+        } else {
+            Err(Self(found))
+        }
     }
 }
 

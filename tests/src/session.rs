@@ -16,10 +16,11 @@ use std::{
 
 const PREFIX: &str = "gw-";
 
-/// The names that one test, or the demo, uses for everything it makes.
-#[derive(Clone, Debug)]
+/// The names that one test, or the demo, uses for everything it makes. Dropping it removes what carries them.
+#[derive(Debug)]
 pub struct Session {
     prefix: String,
+    kept: bool,
 }
 
 impl Session {
@@ -28,20 +29,30 @@ impl Session {
         static SWEEP: Once = Once::new();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         SWEEP.call_once(sweep);
-        Self {
-            prefix: format!(
-                "{PREFIX}{}-{}",
-                process::id(),
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            ),
-        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self::of(format!("{PREFIX}{}-{number}", process::id()))
     }
 
     /// The session with a fixed name, for what has to be found again: `gw-NAME`.
     pub fn named(name: &str) -> Self {
+        Self::of(format!("{PREFIX}{name}"))
+    }
+
+    fn of(prefix: String) -> Self {
         Self {
-            prefix: format!("{PREFIX}{name}"),
+            prefix,
+            kept: false,
         }
+    }
+
+    /// Whether something carries this session's names.
+    pub fn exists(&self) -> bool {
+        self.directory().exists() || self.pins().exists() || !self.namespaces().is_empty()
+    }
+
+    /// Leaves everything in place when this value is dropped.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Name of a namespace: `gw-PID-N-ROLE`.
@@ -59,18 +70,25 @@ impl Session {
         Path::new(BPFFS).join(&self.prefix)
     }
 
-    /// Removes everything that carries this session's names, and ends the processes in its namespaces.
-    pub fn remove(&self) {
-        for name in netns::list() {
-            if name
-                .strip_prefix(&self.prefix)
+    fn namespaces(&self) -> Vec<String> {
+        let of_session = |name: &String| {
+            name.strip_prefix(&self.prefix)
                 .is_some_and(|rest| rest.starts_with('-'))
-            {
-                netns::remove(&name);
-            }
+        };
+        netns::list().into_iter().filter(of_session).collect()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        for name in self.namespaces() {
+            netns::remove(&name);
         }
         for directory in [self.directory(), self.pins()] {
-            // Nothing there is the usual case; what cannot be removed is swept later.
+            // Often nothing is there; what cannot be removed is left to the next sweep.
             let _ = fs::remove_dir_all(directory);
         }
     }
@@ -90,9 +108,7 @@ fn sweep() {
         .chain(netns::list())
         .filter_map(|name| session_of_dead_process(&name))
         .collect();
-    for prefix in dead {
-        Session { prefix }.remove();
-    }
+    dead.into_iter().map(Session::of).for_each(drop);
 }
 
 /// `gw-PID-N` of a name that begins so, when no process has that id.

@@ -1,2 +1,66 @@
-//! Guideway's tasks. `main` only dispatches.
-fn main() {}
+//! Guideway's tasks. `main` only dispatches: one task a file.
+
+mod apt;
+mod build;
+mod command;
+mod demo;
+mod packages;
+mod setup;
+mod stage;
+mod tally;
+mod test;
+mod toolchain;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Guideway's tasks: from a fresh clone to a demo, a test run, a build.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing: the eBPF toolchain and linker, and the packages that tests and demo run.
+    Setup,
+    /// Build lbd and lbctl, optimised, with the eBPF programs inside.
+    Build,
+    /// Run every check and test (as root, for those with real kernels and networks).
+    Test(test::Options),
+    /// Show a balanced service in a small network of namespaces (as root).
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let task = Arguments::parse().task;
+    match workspace().and_then(|root| run(task, &root)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task, root: &Path) -> Result<ExitCode> {
+    match task {
+        Task::Setup => setup::run(root).map(|_| ExitCode::SUCCESS),
+        Task::Build => build::run(root).map(|()| ExitCode::SUCCESS),
+        Task::Test(options) => test::run(root, &options),
+        Task::Demo(options) => demo::run(root, &options),
+    }
+}
+
+/// The workspace that this program was built from.
+fn workspace() -> Result<PathBuf> {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = package.join("..").canonicalize();
+    root.with_context(|| format!("the workspace of {} is gone", package.display()))
+}

@@ -21,6 +21,7 @@ pub const LINKER_VARIABLE: &str = "BPF_LINKER";
 pub const OLDEST_RUSTC: (u32, u32) = (1, 89);
 
 /// A Rust compiler that can build its own `core` for the BPF target.
+#[derive(Clone)]
 pub struct Compiler {
     /// Its cargo.
     pub cargo: PathBuf,
@@ -33,6 +34,7 @@ pub struct Compiler {
 }
 
 /// A bpf-linker that starts.
+#[derive(Clone)]
 pub struct Linker {
     /// The executable.
     pub path: PathBuf,
@@ -92,13 +94,16 @@ impl Search {
 
     /// The first compiler for which there is a linker, with the first such linker; else an error that says what was
     /// tried and what to do.
-    pub fn best(mut self) -> Result<Toolchain, String> {
-        for compiler in 0..self.compilers.len() {
-            let llvm = self.compilers[compiler].llvm;
-            if let Some(linker) = self.linkers.iter().position(|linker| linker.reads(llvm)) {
+    pub fn best(&self) -> Result<Toolchain, String> {
+        for compiler in &self.compilers {
+            if let Some(linker) = self
+                .linkers
+                .iter()
+                .find(|linker| linker.reads(compiler.llvm))
+            {
                 return Ok(Toolchain {
-                    compiler: self.compilers.swap_remove(compiler),
-                    linker: self.linkers.swap_remove(linker),
+                    compiler: compiler.clone(),
+                    linker: linker.clone(),
                 });
             }
         }

@@ -1,1 +1,220 @@
-//! client.
+//! What `lbctl` and tests use to talk to `lbd`. Whatever goes wrong comes back as an [`ErrorBody`] in words that say
+//! what to do, whether `lbd` refused or could not be asked ([`ErrorCode::Unavailable`]).
+
+use super::{
+    handle::Change,
+    protocol::{ChangeReport, ErrorBody, ErrorCode, ServiceView, StateView, Stats, Status},
+};
+use nix::unistd::{Gid, Group};
+use reqwest::{Method, RequestBuilder, Url};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    error::Error,
+    fs,
+    io::{self, ErrorKind},
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// Longer than `lbd` takes to answer that it has no time.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// A client of one `lbd`.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    socket: PathBuf,
+}
+
+impl Client {
+    /// A client of the `lbd` that listens on `socket`. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Failed`] when the system has no means for one.
+    pub fn new(socket: &Path) -> Result<Self, ErrorBody> {
+        let http = reqwest::Client::builder()
+            .unix_socket(socket)
+            .timeout(TIME_LIMIT)
+            .build();
+        let http = http.map_err(|error| ErrorBody::new(ErrorCode::Failed, causes(&error)))?;
+        Ok(Self {
+            http,
+            socket: socket.into(),
+        })
+    }
+
+    /// Status of the node.
+    pub async fn status(&self) -> Result<Status, ErrorBody> {
+        self.get(&["status"]).await
+    }
+
+    /// Counters.
+    pub async fn stats(&self) -> Result<Stats, ErrorBody> {
+        self.get(&["stats"]).await
+    }
+
+    /// The desired state.
+    pub async fn state(&self) -> Result<StateView, ErrorBody> {
+        self.get(&["state"]).await
+    }
+
+    /// All services.
+    pub async fn services(&self) -> Result<Vec<ServiceView>, ErrorBody> {
+        self.get(&["services"]).await
+    }
+
+    /// One service.
+    pub async fn service(&self, name: &str) -> Result<ServiceView, ErrorBody> {
+        self.get(&["services", name]).await
+    }
+
+    /// Makes a change, or asks what it would do.
+    pub async fn change(&self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+        let request = match change {
+            Change::Apply(state) => self.with_body(Method::PUT, &["state"], state),
+            Change::AddService(service) => self.with_body(Method::POST, &["services"], service),
+            Change::RemoveService { service } => {
+                self.request(Method::DELETE, &["services", service])
+            }
+            Change::AddBackend { service, backend } => {
+                self.with_body(Method::POST, &["services", service, "backends"], backend)
+            }
+            Change::SetBackend {
+                service,
+                backend,
+                patch,
+            } => self.with_body(
+                Method::PATCH,
+                &["services", service, "backends", backend],
+                patch,
+            ),
+            Change::RemoveBackend { service, backend } => {
+                self.request(Method::DELETE, &["services", service, "backends", backend])
+            }
+        }?;
+        self.send(request.query(&[("dry_run", dry_run)])).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ErrorBody> {
+        self.send(self.request(Method::GET, path)?).await
+    }
+
+    fn with_body(
+        &self,
+        method: Method,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<RequestBuilder, ErrorBody> {
+        Ok(self.request(method, path)?.json(body))
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> Result<RequestBuilder, ErrorBody> {
+        // A URL would take these for directions and ask for another path.
+        if let Some(name) = path.iter().find(|name| ["", ".", ".."].contains(name)) {
+            return Err(ErrorBody::new(
+                ErrorCode::Invalid,
+                format!("{name:?} is not a name"),
+            ));
+        }
+        // The host is never looked up: the connection is the socket.
+        let mut url = Url::parse("http://lbd/v1")
+            .map_err(|error| ErrorBody::new(ErrorCode::Failed, error.to_string()))?;
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.extend(path);
+        }
+        Ok(self.http.request(method, url))
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ErrorBody> {
+        let response = request
+            .send()
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let body = response
+            .bytes()
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        if status.is_success() {
+            serde_json::from_slice(&body)
+                .map_err(|error| self.not_understood(status.as_u16(), &error))
+        } else {
+            let refusal = serde_json::from_slice(&body);
+            Err(refusal.unwrap_or_else(|error| self.not_understood(status.as_u16(), &error)))
+        }
+    }
+
+    fn not_understood(&self, status: u16, error: &serde_json::Error) -> ErrorBody {
+        let message = format!(
+            "what listens on {} answered with HTTP status {status} and a body that is no answer of lbd ({error}): \
+             is it an lbd of this version ({})?",
+            self.socket.display(),
+            env!("CARGO_PKG_VERSION")
+        );
+        ErrorBody::new(ErrorCode::Unavailable, message)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> ErrorBody {
+        let socket = self.socket.display();
+        let message = match io_kind(error) {
+            Some(ErrorKind::NotFound) => format!(
+                "lbd is not running, or its socket is not at {socket}: start it with `systemctl start lbd`, or name \
+                 the socket with --socket"
+            ),
+            Some(ErrorKind::ConnectionRefused) => format!(
+                "lbd is not running: nobody listens on {socket}; start it with `systemctl start lbd`, or name \
+                 another socket with --socket"
+            ),
+            Some(ErrorKind::PermissionDenied) => {
+                format!("permission denied on {socket}: {}", who_may(&self.socket))
+            }
+            _ if error.is_timeout() => format!(
+                "lbd did not answer on {socket} within {} seconds: look at its log with `journalctl -u lbd`",
+                TIME_LIMIT.as_secs()
+            ),
+            _ => format!(
+                "the conversation with lbd on {socket} broke: {}",
+                causes(error)
+            ),
+        };
+        ErrorBody::new(ErrorCode::Unavailable, message)
+    }
+}
+
+/// Who may use a socket, as advice to one who may not.
+fn who_may(socket: &Path) -> String {
+    let Ok(metadata) = fs::metadata(socket) else {
+        return "use sudo".into();
+    };
+    let open_to_group = metadata.permissions().mode() & 0o060 == 0o060;
+    match Group::from_gid(Gid::from_raw(metadata.gid())) {
+        Ok(Some(group)) if open_to_group => {
+            format!(
+                "use sudo, or join the group {0} (`usermod -aG {0} $USER`, then log in again)",
+                group.name
+            )
+        }
+        _ => "only its owner may use it; use sudo".into(),
+    }
+}
+
+/// What the operating system said, wherever in the chain it is.
+fn io_kind(error: &reqwest::Error) -> Option<ErrorKind> {
+    chain(error)
+        .find_map(|cause| cause.downcast_ref::<io::Error>())
+        .map(io::Error::kind)
+}
+
+fn causes(error: &reqwest::Error) -> String {
+    chain(error)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        (*error).source()
+    })
+}

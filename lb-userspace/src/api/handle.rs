@@ -46,6 +46,10 @@ pub type Reply<T> = oneshot::Sender<T>;
 
 /// What the API asks of the control loop.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the channel holds a few at a time, so that a box saves nothing"
+)]
 pub enum Request {
     /// Status of the node.
     Status(Reply<Status>),
@@ -84,15 +88,19 @@ impl Handle {
     /// Sends the request that `make` builds and waits for its answer.
     ///
     /// # Errors
-    /// [`ErrorCode::Failed`] when the daemon is stopping.
+    /// [`ErrorCode::Unavailable`] when the daemon is stopping.
     pub async fn ask<T>(&self, make: impl FnOnce(Reply<T>) -> Request) -> Result<T, ErrorBody> {
-        let stopping = || ErrorBody {
-            code: ErrorCode::Failed,
-            message: "lbd is stopping".into(),
-            problems: Vec::new(),
+        let stopping = || {
+            ErrorBody::new(
+                ErrorCode::Unavailable,
+                "lbd is stopping; ask again when it runs",
+            )
         };
         let (reply, answer) = oneshot::channel();
-        self.requests.send(make(reply)).await.map_err(|_| stopping())?;
+        self.requests
+            .send(make(reply))
+            .await
+            .map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())
     }
 }

@@ -1,7 +1,12 @@
-//! The API: HTTP/JSON on a unix socket. [`protocol`] is what goes over the wire, [`server`] answers it from the
-//! daemon's [`handle::Handle`], [`client`] is what `lbctl` uses.
+//! The API: HTTP/JSON on a unix socket. [`protocol`] is what goes over the wire, [`socket`] where, [`server`] answers
+//! it from the daemon's [`handle::Handle`], [`openapi`] describes it, [`client`] is what `lbctl` uses.
 
 pub mod client;
 pub mod handle;
+pub mod openapi;
 pub mod protocol;
 pub mod server;
+pub mod socket;
+
+mod extract;
+mod routes;

@@ -233,10 +233,47 @@ pub enum ErrorCode {
     Malformed,
     /// 404: no such service, backend or path.
     NotFound,
+    /// 405: the path exists, but not for this method.
+    MethodNotAllowed,
     /// 409: the name or address is taken.
     Conflict,
+    /// 413: the body is larger than the API takes.
+    TooLarge,
+    /// 415: the body is not said to be JSON.
+    UnsupportedMediaType,
     /// 422: a value is not valid.
     Invalid,
-    /// 500: the daemon could not do it; the old state is in force.
+    /// 500: it could not be done; the old state is in force.
     Failed,
+    /// 503: no answer in time, because `lbd` is busy, stopping or (as `lbctl` says it) cannot be reached. Whether
+    /// a change was made is not known.
+    Unavailable,
+}
+
+impl ErrorCode {
+    /// The HTTP status of a refusal of this kind.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::Malformed => 400,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::Conflict => 409,
+            Self::TooLarge => 413,
+            Self::UnsupportedMediaType => 415,
+            Self::Invalid => 422,
+            Self::Failed => 500,
+            Self::Unavailable => 503,
+        }
+    }
+}
+
+impl ErrorBody {
+    /// A refusal that is not about a field.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            problems: Vec::new(),
+        }
+    }
 }

@@ -1,1 +1,195 @@
-//! In-memory data plane.
+//! An in-memory data plane: the model that tests hold the control loop against.
+
+use super::{DataPlane, Installed};
+use anyhow::{Context, Result, ensure};
+use lb_common::{
+    backend::BackendEntry,
+    limits::SLOTS,
+    service::{ServiceEntry, ServiceKey},
+    slot::Slot,
+    stats::Counter,
+    verdict::Verdict,
+};
+use std::collections::BTreeMap;
+
+/// Maps as plain collections. Each write checks what a packet could see in that moment: the order of writes that
+/// [`DataPlane`] asks for is enforced here, so that every test of the control loop tests it as well.
+#[derive(Clone, Debug, Default)]
+pub struct FakeDataPlane {
+    services: BTreeMap<ServiceKey, ServiceEntry>,
+    backends: BTreeMap<u32, BackendEntry>,
+    tables: BTreeMap<u32, Vec<Slot>>,
+    service_capacity: u32,
+    backend_capacity: u32,
+    /// Number of writes so far.
+    pub writes: u64,
+    /// When set, writes fail once this many have been made.
+    pub fail_after: Option<u64>,
+}
+
+impl FakeDataPlane {
+    /// Empty maps of the given sizes.
+    pub fn new(service_capacity: u32, backend_capacity: u32) -> Self {
+        Self {
+            service_capacity,
+            backend_capacity,
+            ..Self::default()
+        }
+    }
+
+    /// The entry a packet of this slot would be forwarded by: what the XDP program would do.
+    pub fn forward(&self, key: &ServiceKey, slot: u32) -> Option<&BackendEntry> {
+        let service = self.services.get(key)?;
+        let owner = self
+            .tables
+            .get(&service.index)?
+            .get(slot as usize)?
+            .new_owner();
+        self.backends.get(&owner).filter(|entry| entry.mode != 0)
+    }
+
+    fn written(&mut self) -> Result<()> {
+        ensure!(
+            self.fail_after.is_none_or(|limit| self.writes < limit),
+            "the fake data plane was told to fail"
+        );
+        self.writes += 1;
+        Ok(())
+    }
+
+    fn is_named(&self, backend: u32) -> bool {
+        let names = |slot: &Slot| slot.new_owner() == backend || slot.old_owner() == backend;
+        self.tables.values().any(|table| table.iter().any(names))
+    }
+}
+
+impl DataPlane for FakeDataPlane {
+    fn installed(&mut self) -> Result<Installed> {
+        let backends = self.backends.iter().filter(|(_, entry)| entry.mode != 0);
+        Ok(Installed {
+            services: self.services.clone(),
+            backends: backends.map(|(index, entry)| (*index, *entry)).collect(),
+            tables: self.tables.keys().copied().collect(),
+        })
+    }
+
+    fn service_capacity(&self) -> u32 {
+        self.service_capacity
+    }
+
+    fn backend_capacity(&self) -> u32 {
+        self.backend_capacity
+    }
+
+    fn write_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()> {
+        self.written()?;
+        ensure!(
+            (1..self.backend_capacity).contains(&index),
+            "backend index {index} out of range"
+        );
+        if let Some(old) = self
+            .backends
+            .get(&index)
+            .filter(|old| old.mode != 0 && self.is_named(index))
+        {
+            let same = (old.address, old.mode, old.id, old.generation)
+                == (entry.address, entry.mode, entry.id, entry.generation);
+            ensure!(
+                same,
+                "backend {index} changed its identity while a slot names it"
+            );
+        }
+        self.backends.insert(index, *entry);
+        Ok(())
+    }
+
+    fn create_table(&mut self, service: u32) -> Result<()> {
+        self.written()?;
+        ensure!(
+            service < self.service_capacity,
+            "service index {service} out of range"
+        );
+        self.tables
+            .entry(service)
+            .or_insert_with(|| vec![Slot::EMPTY; SLOTS as usize]);
+        Ok(())
+    }
+
+    fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>> {
+        self.tables
+            .get(&service)
+            .cloned()
+            .with_context(|| format!("no slot table {service}"))
+    }
+
+    fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
+        self.written()?;
+        for (_, slot) in slots {
+            for owner in [slot.new_owner(), slot.old_owner()] {
+                let known = owner == 0
+                    || self
+                        .backends
+                        .get(&owner)
+                        .is_some_and(|entry| entry.mode != 0);
+                ensure!(known, "slot names backend {owner}, which is not written");
+            }
+        }
+        let table = self
+            .tables
+            .get_mut(&service)
+            .with_context(|| format!("no slot table {service}"))?;
+        for (number, slot) in slots {
+            *table
+                .get_mut(*number as usize)
+                .with_context(|| format!("no slot {number}"))? = *slot;
+        }
+        Ok(())
+    }
+
+    fn remove_table(&mut self, service: u32) -> Result<()> {
+        self.written()?;
+        ensure!(
+            self.services.values().all(|entry| entry.index != service),
+            "table {service} is in use"
+        );
+        self.tables.remove(&service);
+        Ok(())
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
+        self.written()?;
+        ensure!(
+            self.tables.contains_key(&entry.index),
+            "service before its table {}",
+            entry.index
+        );
+        self.services.insert(*key, *entry);
+        Ok(())
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
+        self.written()?;
+        self.services.remove(key).context("no such service")?;
+        Ok(())
+    }
+
+    fn verdicts(&mut self) -> Result<Vec<u64>> {
+        Ok(vec![0; Verdict::COUNT as usize])
+    }
+
+    fn service_counter(&mut self, _service: u32) -> Result<Counter> {
+        Ok(Counter::default())
+    }
+
+    fn backend_counter(&mut self, _backend: u32) -> Result<Counter> {
+        Ok(Counter::default())
+    }
+
+    fn reset_service_counter(&mut self, _service: u32) -> Result<()> {
+        self.written()
+    }
+
+    fn reset_backend_counter(&mut self, _backend: u32) -> Result<()> {
+        self.written()
+    }
+}

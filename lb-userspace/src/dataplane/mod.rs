@@ -4,8 +4,26 @@
 //! **Invariant.** Every method leaves a data plane in which each packet is handled right, either as before or as
 //! after. The order in which they are called (backends, slots, services; removals in reverse) is `plan`'s business.
 
+mod adopt;
+pub mod attach;
+pub mod aya;
+mod backends;
 pub mod fake;
+mod interfaces;
+mod mapped;
 pub mod object;
+mod pins;
+mod privilege;
+mod shape;
+mod slots;
+mod sys;
+
+pub use self::{
+    adopt::Adoption,
+    attach::{AttachMode, Attachment, InterfaceSetting},
+    aya::{AyaDataPlane, Settings},
+    interfaces::XdpMode,
+};
 
 use anyhow::Result;
 use lb_common::{

@@ -1,8 +1,24 @@
 //! The desired state: services and their backends. [`raw`] is what people and programs write (YAML, JSON);
 //! [`valid`] is what the rest of the daemon works with and cannot be invalid.
 
+pub mod change;
+mod export;
+mod field;
+mod parse;
 pub mod raw;
 pub mod valid;
+pub mod yaml;
 
+pub use export::mode_name;
 pub use raw::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec, StateSpec};
-pub use valid::{AllDown, Backend, HealthCheck, Name, Protocol, Service, State};
+pub use valid::{AllDown, Backend, HealthCheck, Limits, Name, Protocol, Service, State};
+
+/// The name that was probably meant by `given`, if one is close enough to suggest.
+pub fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let close = known
+        .map(|name| (strsim::jaro_winkler(given, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8);
+    close
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, name)| name)
+}

@@ -1,6 +1,9 @@
 //! The desired state once it has been checked.
 
-use lb_common::backend::Mode;
+use lb_common::{
+    backend::Mode,
+    limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
+};
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
 /// Name of a service or a backend: 1-63 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
@@ -13,7 +16,9 @@ impl Name {
     pub fn parse(text: &str) -> Option<Self> {
         let good = (1..=63).contains(&text.len())
             && text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+            && text
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
         good.then(|| Self(text.into()))
     }
 
@@ -119,4 +124,22 @@ pub struct Backend {
 pub struct State {
     /// Services by name.
     pub services: BTreeMap<Name, Service>,
+}
+
+/// What a node can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Services.
+    pub services: u32,
+    /// Backends, summed over all services.
+    pub backends: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services: DEFAULT_SERVICES,
+            backends: DEFAULT_BACKENDS,
+        }
+    }
 }

@@ -1,0 +1,387 @@
+//! What a person may type. Values are only parsed here; whether they are valid is `lbd`'s to say, so that the words
+//! are the same everywhere.
+
+use crate::{
+    api::socket::DEFAULT_SOCKET,
+    spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Where help shows what every command takes: after its own options.
+const HEADING: &str = "Options of every command";
+
+/// Look at and change a running Guideway load balancer (lbd).
+#[derive(Debug, Parser)]
+#[command(
+    name = "lbctl",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "\
+Examples:
+  lbctl status
+  lbctl service add www --address 192.0.2.1 --port 80
+  lbctl backend add web-1 --service www --address 198.51.100.11
+  lbctl backend list
+  lbctl export > services.yaml; lbctl apply -f services.yaml --dry-run
+
+Exit status: 0 done, 1 refused or failed, 2 wrong usage.")]
+pub struct Cli {
+    /// Socket of lbd
+    #[arg(long, global = true, value_name = "PATH", env = "GUIDEWAY_SOCKET")]
+    #[arg(default_value = DEFAULT_SOCKET, hide_env_values = true, help_heading = HEADING)]
+    pub socket: PathBuf,
+    /// Form of answers and errors: for people, or the API's own types
+    #[arg(long, short, global = true, value_name = "FORM", value_enum)]
+    #[arg(default_value_t = Output::Table, help_heading = HEADING)]
+    pub output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+// The variants have no doc comments because clap would turn them into a long list in every command's help.
+/// Form of the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show how the node is
+    #[command(
+        after_help = "Examples:\n  lbctl status\n  lbctl status --output json | jq -r .condition"
+    )]
+    Status,
+    /// Show traffic by service and backend, and packets by verdict
+    #[command(after_help = "Examples:\n  lbctl stats\n  lbctl stats --all")]
+    Stats {
+        /// Show verdicts that no packet got, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Add, remove and show services
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl service list\n  lbctl service show www"
+    )]
+    Service(ServiceCommand),
+    /// Add, remove, change and show backends
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl backend list\n  lbctl backend set web-1 --weight 50"
+    )]
+    Backend(BackendCommand),
+    /// Make the services and backends exactly those of a file
+    #[command(after_help = "\
+Examples:
+  lbctl apply -f services.yaml --dry-run
+  lbctl apply -f services.yaml
+  generate-services | lbctl apply -f -
+
+What the file does not name is removed. `lbctl export` writes such a file.")]
+    Apply {
+        /// YAML or JSON file; - is standard input
+        #[arg(long, short, value_name = "FILE")]
+        file: PathBuf,
+        /// Change nothing, only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Write the services and backends as a file for `apply`
+    #[command(
+        after_help = "Examples:\n  lbctl export > services.yaml\n  lbctl export --output json"
+    )]
+    Export,
+    /// Write a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  lbctl completions bash > /etc/bash_completion.d/lbctl
+  lbctl completions zsh > \"${fpath[1]}/_lbctl\"")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the OpenAPI document of lbd's API
+    #[command(hide = true, after_help = "Examples:\n  lbctl openapi > guideway.json")]
+    Openapi,
+}
+
+/// Commands on services.
+#[derive(Debug, Subcommand)]
+pub enum ServiceCommand {
+    /// Add a service; add its backends afterwards
+    #[command(after_help = "\
+Examples:
+  lbctl service add www --address 192.0.2.1 --port 80
+  lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
+  lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
+  lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2")]
+    Add(Box<ServiceAdd>),
+    /// Remove a service and its backends
+    #[command(
+        after_help = "Examples:\n  lbctl service remove www --dry-run\n  lbctl service remove www"
+    )]
+    Remove {
+        /// Name of the service
+        name: String,
+        /// Change nothing, only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List the services
+    #[command(after_help = "Examples:\n  lbctl service list\n  lbctl service list --output json")]
+    List,
+    /// Show a service and its backends
+    #[command(after_help = "Examples:\n  lbctl service show www")]
+    Show {
+        /// Name of the service
+        name: String,
+    },
+}
+
+/// A new service.
+#[derive(Debug, Args)]
+pub struct ServiceAdd {
+    /// Name: 1-63 letters, digits, '.', '_' or '-'
+    pub name: String,
+    /// IPv4 or IPv6 address of the service
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: String,
+    /// Port; 0 is any port that no other service names
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    pub port: i64,
+    /// Transport protocol
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub protocol: String,
+    /// How packets reach the backends: encapsulated, or with the destination MAC rewritten
+    #[arg(long, default_value = "ipip", value_parser = ["ipip", "l2"])]
+    pub mode: String,
+    /// When all backends are down: send to all (open), or drop (closed)
+    #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
+    pub when_all_down: String,
+    /// How the backends are probed [default: tcp for TCP services with a port]
+    #[arg(long, value_name = "TYPE", value_parser = ["tcp", "none"])]
+    pub health: Option<String>,
+    /// Port to probe [default: the service's]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    pub health_port: Option<i64>,
+    /// Time between probes of a backend, such as 2s or 500ms [default: 2s]
+    #[arg(long, value_name = "DURATION")]
+    pub health_interval: Option<String>,
+    /// Time after which a probe has failed [default: 1s]
+    #[arg(long, value_name = "DURATION")]
+    pub health_timeout: Option<String>,
+    /// Successes in a row that bring a backend up [default: 2]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub health_rise: Option<i64>,
+    /// Failures in a row that bring a backend down [default: 3]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    pub health_fall: Option<i64>,
+    /// Random share of the interval, in percent [default: 10]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+    pub health_jitter: Option<i64>,
+    /// Change nothing, only say what would change
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Commands on backends.
+#[derive(Debug, Subcommand)]
+pub enum BackendCommand {
+    /// Add a backend to a service
+    #[command(after_help = "\
+Examples:
+  lbctl backend add web-1 --service www --address 198.51.100.11
+  lbctl backend add web-2 --service www --address 198.51.100.12 --weight 50 --dry-run")]
+    Add {
+        /// Name, unique in the service
+        name: String,
+        /// Service to add it to
+        #[arg(long, short, value_name = "SERVICE")]
+        service: String,
+        /// Address of the backend itself, not of the service
+        #[arg(long, value_name = "ADDRESS")]
+        address: String,
+        /// Share of the traffic relative to the other backends, 0 to 1000
+        #[arg(
+            long,
+            value_name = "WEIGHT",
+            default_value_t = 100,
+            allow_negative_numbers = true
+        )]
+        weight: i64,
+        /// Change nothing, only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Remove a backend from a service
+    #[command(after_help = "\
+Examples:
+  lbctl backend remove web-1 --service www --dry-run
+  lbctl backend remove web-1")]
+    Remove {
+        #[command(flatten)]
+        backend: BackendName,
+        /// Change nothing, only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Change a backend's weight or address
+    #[command(after_help = "\
+Examples:
+  lbctl backend set web-1 --weight 0
+  lbctl backend set web-1 --service www --address 198.51.100.21 --dry-run")]
+    Set {
+        #[command(flatten)]
+        backend: BackendName,
+        #[command(flatten)]
+        change: BackendChange,
+        /// Change nothing, only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List backends, with the reason if one gets no traffic
+    #[command(after_help = "Examples:\n  lbctl backend list\n  lbctl backend list --service www")]
+    List {
+        /// Only those of this service
+        #[arg(long, short, value_name = "SERVICE")]
+        service: Option<String>,
+    },
+}
+
+/// A backend that exists.
+#[derive(Debug, Args)]
+pub struct BackendName {
+    /// Name of the backend
+    pub name: String,
+    /// Its service; may be left out when only one has a backend of this name
+    #[arg(long, short, value_name = "SERVICE")]
+    pub service: Option<String>,
+}
+
+/// What changes of a backend.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct BackendChange {
+    /// New weight, 0 to 1000
+    #[arg(long, value_name = "WEIGHT", allow_negative_numbers = true)]
+    pub weight: Option<i64>,
+    /// New address
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Option<String>,
+}
+
+impl From<ServiceAdd> for ServiceSpec {
+    fn from(add: ServiceAdd) -> Self {
+        let health = HealthSpec {
+            kind: add.health,
+            port: add.health_port,
+            interval: add.health_interval,
+            timeout: add.health_timeout,
+            rise: add.health_rise,
+            fall: add.health_fall,
+            jitter_percent: add.health_jitter,
+        };
+        Self {
+            name: add.name,
+            address: add.address,
+            protocol: add.protocol,
+            port: add.port,
+            mode: add.mode,
+            when_all_down: add.when_all_down,
+            health: Some(health).filter(|health| *health != HealthSpec::default()),
+            backends: Vec::<BackendSpec>::new(),
+        }
+    }
+}
+
+impl From<BackendChange> for BackendPatch {
+    fn from(change: BackendChange) -> Self {
+        Self {
+            address: change.address,
+            weight: change.weight,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_and_an_example_that_parses() {
+        fn check(path: &str, command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{path} has no help");
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let examples: Vec<_> = help
+                .lines()
+                .filter_map(|line| line.strip_prefix("  "))
+                .collect();
+            assert!(!examples.is_empty(), "{path} has no example");
+            for example in examples {
+                let typed = example
+                    .split(['|', '>', ';'])
+                    .find(|part| part.contains("lbctl "))
+                    .unwrap();
+                Cli::try_parse_from(typed.split_whitespace())
+                    .unwrap_or_else(|error| panic!("{example}: {error}"));
+            }
+            for sub in command.get_subcommands() {
+                check(&format!("{path} {}", sub.get_name()), sub);
+            }
+        }
+        check("lbctl", &Cli::command());
+    }
+
+    fn service_add(args: &str) -> ServiceSpec {
+        let line = format!("lbctl service add www --address 192.0.2.1 --port 80 {args}");
+        match Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        {
+            Command::Service(ServiceCommand::Add(add)) => (*add).into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_service_has_a_probe_only_if_something_is_said_of_it() {
+        assert_eq!(service_add("").health, None);
+        let spec = service_add("--health-fall 2").health.unwrap();
+        assert_eq!(
+            spec,
+            HealthSpec {
+                fall: Some(2),
+                ..HealthSpec::default()
+            }
+        );
+    }
+
+    #[test]
+    fn values_out_of_range_are_left_to_lbd() {
+        assert_eq!(
+            service_add("--health-port 70000").health.unwrap().port,
+            Some(70_000)
+        );
+        assert_eq!(
+            service_add("--health-rise -1").health.unwrap().rise,
+            Some(-1)
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! What a change did, and what went wrong, in text and as JSON.
+
+use crate::{
+    api::protocol::{ChangeReport, ErrorBody, ErrorCode},
+    problem::Problem,
+};
+use lb_common::limits::SLOTS;
+use serde::Serialize;
+use std::fmt::{self, Write};
+
+/// Why a command was not done: what `lbd` said, or what it would have said had it been asked.
+#[derive(Debug)]
+pub(super) struct Failure {
+    body: ErrorBody,
+    /// The file the problems are in, if they are in one.
+    file: Option<String>,
+}
+
+impl Failure {
+    /// Something on this side that is no fault of `lbd`.
+    pub(super) fn local(message: String) -> Self {
+        ErrorBody::new(ErrorCode::Failed, message).into()
+    }
+
+    /// Something that is wrong with a file.
+    pub(super) fn in_file(file: &str, body: ErrorBody) -> Self {
+        Self {
+            body,
+            file: Some(file.into()),
+        }
+    }
+
+    /// The error as the API gives it.
+    pub(super) fn json(&self) -> String {
+        json(&self.body).trim_end().to_owned()
+    }
+}
+
+impl From<ErrorBody> for Failure {
+    fn from(body: ErrorBody) -> Self {
+        Self { body, file: None }
+    }
+}
+
+/// `error: message`, then the problems, a line each: `services.yaml:12: services[0].port: ...`.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.body.message)?;
+        for problem in &self.body.problems {
+            match (&self.file, problem.line) {
+                (Some(file), Some(line)) => {
+                    let without_line = Problem {
+                        line: None,
+                        ..problem.clone()
+                    };
+                    write!(f, "\n  {file}:{line}: {without_line}")?;
+                }
+                (Some(file), None) => write!(f, "\n  {file}: {problem}")?,
+                (None, _) => write!(f, "\n  {problem}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Pretty JSON with a newline at the end.
+pub(super) fn json<T: Serialize>(value: &T) -> String {
+    // The API's types have only text for keys, so this cannot fail.
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .unwrap_or_default()
+}
+
+/// What a change did, or would do.
+pub(super) fn changes(report: &ChangeReport) -> String {
+    let mut text = String::new();
+    for line in &report.changes {
+        let sign = match line.action.as_str() {
+            "add" => '+',
+            "remove" => '-',
+            _ => '~',
+        };
+        let _ = write!(text, "{sign} {} {}", line.kind, line.name);
+        let _ = if line.detail.is_empty() {
+            writeln!(text)
+        } else {
+            writeln!(text, ": {}", line.detail)
+        };
+    }
+    for table in &report.tables {
+        let percent = f64::from(table.slots_changed) * 100.0 / f64::from(SLOTS);
+        let (count, of) = (
+            grouped(u64::from(table.slots_changed)),
+            grouped(u64::from(SLOTS)),
+        );
+        let _ = writeln!(
+            text,
+            "slots of {}: {count} of {of} change owner ({percent:.2} %)",
+            table.service
+        );
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    let revision = report.revision;
+    let _ = match (report.changed, report.dry_run) {
+        (true, false) => writeln!(text, "done: revision {revision}"),
+        (true, true) => writeln!(
+            text,
+            "dry run: nothing was changed, revision {revision} stays"
+        ),
+        (false, _) => writeln!(text, "nothing to change: revision {revision} stays"),
+    };
+    text
+}
+
+/// A number with a comma between groups of three digits.
+pub(super) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::protocol::{ChangeLine, TableChange};
+
+    fn line(action: &str, kind: &str, name: &str, detail: &str) -> ChangeLine {
+        ChangeLine {
+            action: action.into(),
+            kind: kind.into(),
+            name: name.into(),
+            detail: detail.into(),
+        }
+    }
+
+    #[test]
+    fn a_dry_run_says_everything_a_change_would_do() {
+        let report = ChangeReport {
+            revision: 7,
+            dry_run: true,
+            changed: true,
+            changes: vec![
+                line("add", "backend", "www/web-3", "198.51.100.13, weight 100"),
+                line("change", "backend", "www/web-1", "weight 100 -> 50"),
+                line("remove", "service", "old", ""),
+            ],
+            tables: vec![TableChange {
+                service: "www".into(),
+                slots_changed: 13_107,
+            }],
+            warnings: vec!["old had the only service on 192.0.2.9".into()],
+        };
+        let expected = "\
++ backend www/web-3: 198.51.100.13, weight 100
+~ backend www/web-1: weight 100 -> 50
+- service old
+slots of www: 13,107 of 65,537 change owner (20.00 %)
+warning: old had the only service on 192.0.2.9
+dry run: nothing was changed, revision 7 stays
+";
+        assert_eq!(changes(&report), expected);
+    }
+
+    #[test]
+    fn problems_name_file_and_line() {
+        let mut located = Problem::new("services[0].port", 70_000, "a port is 0 to 65535", "");
+        located.line = Some(5);
+        let whole = Problem::new(
+            "",
+            "",
+            "the file is empty",
+            "write `services: []` to remove everything",
+        );
+        let body = ErrorBody {
+            code: ErrorCode::Invalid,
+            message: "the state is not valid".into(),
+            problems: vec![located, whole],
+        };
+        let in_file = Failure::in_file("a.yaml", body.clone()).to_string();
+        assert_eq!(
+            in_file,
+            "error: the state is not valid\n  a.yaml:5: services[0].port: a port is 0 to 65535 (given: 70000)\n  \
+             a.yaml: the file is empty; write `services: []` to remove everything"
+        );
+        assert!(
+            Failure::from(body)
+                .to_string()
+                .contains("\n  line 5: services[0].port: ")
+        );
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (65_537, "65,537"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Answers as text for people: plain columns, no lines, no colour, readable at 100 columns and with `awk`.
+
+use super::report::grouped;
+use crate::api::protocol::{BackendView, HealthView, ServiceView, Stats, Status};
+use comfy_table::{CellAlignment, Table, presets::NOTHING};
+use std::{fmt::Write, time::Duration};
+
+/// `lbctl status`.
+pub(super) fn status(status: &Status) -> String {
+    let up = humantime::format_duration(Duration::from_secs(status.uptime_seconds));
+    let mut text = format!("lbd {} (pid {}), up {up}\n", status.version, status.pid);
+    let mut facts = Table::new();
+    facts.add_row(["condition", &status.condition]);
+    facts.add_row(["revision", &status.revision.to_string()]);
+    facts.add_row(["services", &status.services.to_string()]);
+    facts.add_row([
+        "backends",
+        &format!(
+            "{}, {} with traffic",
+            status.backends, status.backends_active
+        ),
+    ]);
+    text += &plain(facts, &[]);
+    for warning in &status.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    let mut interfaces = Table::new();
+    interfaces.set_header(["INTERFACE", "INDEX", "MODE", "PROGRAM", "NOTE"]);
+    for interface in &status.interfaces {
+        interfaces.add_row([
+            interface.name.clone(),
+            or_dash(interface.index != 0, interface.index),
+            interface.mode.clone(),
+            or_dash(interface.program_id != 0, interface.program_id),
+            interface.note.clone(),
+        ]);
+    }
+    text + "\n"
+        + &listing(
+            interfaces,
+            &[1, 3],
+            "no interfaces: lbd is not attached to any",
+        )
+}
+
+/// `lbctl stats`; `all` shows verdicts without packets, too.
+pub(super) fn stats(stats: &Stats, all: bool) -> String {
+    let mut traffic = Table::new();
+    traffic.set_header(["SERVICE", "BACKEND", "PACKETS", "BYTES"]);
+    for service in &stats.services {
+        traffic.add_row([
+            &service.name,
+            "(all)",
+            &grouped(service.packets),
+            &grouped(service.bytes),
+        ]);
+        for backend in &service.backends {
+            traffic.add_row([
+                &service.name,
+                &backend.name,
+                &grouped(backend.packets),
+                &grouped(backend.bytes),
+            ]);
+        }
+    }
+    let mut verdicts = Table::new();
+    verdicts.set_header(["VERDICT", "PACKETS", "MEANING"]);
+    for verdict in stats
+        .verdicts
+        .iter()
+        .filter(|verdict| all || verdict.packets > 0)
+    {
+        verdicts.add_row([
+            &verdict.name,
+            &grouped(verdict.packets),
+            &verdict.description,
+        ]);
+    }
+    let verdicts = listing(verdicts, &[1], "no packets yet");
+    listing(traffic, &[2, 3], "no services") + "\n" + &verdicts
+}
+
+/// `lbctl service list`.
+pub(super) fn services(services: &[ServiceView]) -> String {
+    let mut table = Table::new();
+    table.set_header([
+        "NAME",
+        "ADDRESS",
+        "PROTOCOL",
+        "PORT",
+        "MODE",
+        "CONDITION",
+        "BACKENDS",
+    ]);
+    for service in services {
+        let active = service
+            .backends
+            .iter()
+            .filter(|backend| backend.active)
+            .count();
+        table.add_row([
+            service.name.clone(),
+            service.address.clone(),
+            service.protocol.clone(),
+            port(service.port),
+            service.mode.clone(),
+            service.condition.clone(),
+            format!("{}, {active} with traffic", service.backends.len()),
+        ]);
+    }
+    listing(
+        table,
+        &[3],
+        "no services; `lbctl service add --help` says how to add one",
+    )
+}
+
+/// `lbctl service show`.
+pub(super) fn service(service: &ServiceView) -> String {
+    let mut facts = Table::new();
+    facts.add_row(["name", &service.name]);
+    facts.add_row(["address", &service.address]);
+    facts.add_row(["protocol", &service.protocol]);
+    facts.add_row(["port", &port(service.port)]);
+    facts.add_row(["mode", &service.mode]);
+    facts.add_row(["when all down", &service.when_all_down]);
+    facts.add_row([
+        "health",
+        &service.health.as_ref().map_or("not probed".into(), probe),
+    ]);
+    facts.add_row(["condition", &service.condition]);
+    plain(facts, &[]) + "\n" + &backends(&service.backends)
+}
+
+/// `lbctl backend list`.
+pub(super) fn backends(backends: &[BackendView]) -> String {
+    let mut table = Table::new();
+    table.set_header([
+        "SERVICE", "NAME", "ADDRESS", "WEIGHT", "HEALTH", "SLOTS", "TRAFFIC",
+    ]);
+    for backend in backends {
+        let traffic = match (backend.active, backend.inactive_reason.is_empty()) {
+            (true, _) => "yes".into(),
+            (false, true) => "no".into(),
+            (false, false) => format!("no: {}", backend.inactive_reason),
+        };
+        table.add_row([
+            backend.service.clone(),
+            backend.name.clone(),
+            backend.address.clone(),
+            backend.weight.to_string(),
+            backend.health.clone(),
+            grouped(u64::from(backend.slots)),
+            traffic,
+        ]);
+    }
+    listing(
+        table,
+        &[3, 5],
+        "no backends; `lbctl backend add --help` says how to add one",
+    )
+}
+
+fn probe(health: &HealthView) -> String {
+    let time = |ms| humantime::format_duration(Duration::from_millis(ms));
+    format!(
+        "{} to port {} every {} +-{} %, timeout {}, up after {}, down after {}",
+        health.kind,
+        health.port,
+        time(health.interval_ms),
+        health.jitter_percent,
+        time(health.timeout_ms),
+        health.rise,
+        health.fall
+    )
+}
+
+fn port(port: u16) -> String {
+    if port == 0 {
+        "any".into()
+    } else {
+        port.to_string()
+    }
+}
+
+fn or_dash(known: bool, number: u32) -> String {
+    if known {
+        number.to_string()
+    } else {
+        "-".into()
+    }
+}
+
+/// A table with a header, or what to say when it has no rows.
+fn listing(table: Table, numbers: &[usize], when_empty: &str) -> String {
+    if table.is_empty() {
+        format!("{when_empty}\n")
+    } else {
+        plain(table, numbers)
+    }
+}
+
+/// The table as lines without trailing blanks; the columns `numbers` are aligned to the right.
+fn plain(mut table: Table, numbers: &[usize]) -> String {
+    table.load_style(NOTHING);
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&i) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned() + "\n")
+        .collect()
+}

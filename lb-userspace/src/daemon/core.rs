@@ -1,0 +1,487 @@
+//! The control loop's state and what each event does to it. No clock, no sockets, no tasks: [`super::run`] feeds it,
+//! tests feed it as well.
+//!
+//! **Invariants.** The state in force is valid and on disk. A refused change changes nothing. A failed write to the
+//! data plane is said, kept as a warning and tried again; what was forwarded before is forwarded still.
+
+use super::{impact, target_id, views::ProbeMemory};
+use crate::{
+    api::{
+        handle::Change,
+        protocol::{ChangeReport, ErrorBody, ErrorCode, StateView},
+    },
+    dataplane::{Attachment, DataPlane},
+    desired::{Document, Loaded, Store},
+    health::{
+        checker::{HealthReport, Target, TargetId},
+        state::HealthState,
+    },
+    metrics::Metrics,
+    neighbour::NextHopUpdate,
+    plan::{
+        Facts,
+        apply::apply,
+        diff::{Capacity, Step, diff},
+        mirror::Mirror,
+        target::{backend_id, service_key, target},
+    },
+    spec::{
+        Limits, State, StateSpec,
+        change::{self, ChangeError},
+    },
+};
+use anyhow::{Context, Result};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::{Instant, SystemTime},
+};
+use tracing::{error, info, warn};
+
+/// The commit this was built from, or `unknown`.
+const COMMIT: &str = env!("GUIDEWAY_COMMIT");
+
+/// The daemon's state.
+pub struct Core<P> {
+    /// The maps.
+    pub plane: P,
+    /// What is measured.
+    pub metrics: Metrics,
+    pub(super) state: State,
+    pub(super) revision: u64,
+    pub(super) facts: Facts,
+    pub(super) probes: BTreeMap<TargetId, ProbeMemory>,
+    pub(super) mirror: Mirror,
+    pub(super) attachments: Vec<Attachment>,
+    /// Why the state on disk cannot be used, while it cannot: until a whole state is applied nothing is written.
+    pub(super) unreadable: Option<String>,
+    /// Why the last reconcile failed, until one succeeds.
+    pub(super) failure: Option<String>,
+    /// Something that an operator should know since start.
+    pub(super) notices: Vec<String>,
+    store: Store,
+    limits: Limits,
+}
+
+impl<P: DataPlane> Core<P> {
+    /// A core that continues from the state on disk and from what the data plane holds.
+    ///
+    /// # Errors
+    /// When the disk or the maps cannot be read.
+    pub fn new(mut plane: P, store: Store, limits: Limits) -> Result<Self> {
+        let mirror = Mirror::new(plane.installed().context("reading the data plane")?);
+        let mut core = Self {
+            plane,
+            metrics: Metrics::new(COMMIT, SystemTime::now()),
+            state: State::default(),
+            revision: 0,
+            facts: Facts::default(),
+            probes: BTreeMap::new(),
+            mirror,
+            attachments: Vec::new(),
+            unreadable: None,
+            failure: None,
+            notices: Vec::new(),
+            store,
+            limits,
+        };
+        match core.store.load()? {
+            Loaded::Nothing => info!("no desired state yet: a new node"),
+            Loaded::Good(document) => core.adopt(document),
+            Loaded::Recovered(document, said) => {
+                error!(problem = %said, "the state file was damaged");
+                core.notices.push(said);
+                core.adopt(document);
+            }
+            Loaded::Unreadable(said) => core.refuse_state(said),
+        }
+        core.seed_health()?;
+        Ok(core)
+    }
+
+    fn adopt(&mut self, document: Document) {
+        match State::parse(&document.state, &self.limits) {
+            Ok(state) => {
+                info!(
+                    revision = document.revision,
+                    services = state.services.len(),
+                    "desired state loaded"
+                );
+                (self.state, self.revision) = (state, document.revision);
+            }
+            Err(problems) => {
+                self.refuse_state(format!("the state on disk is not valid here: {problems}"))
+            }
+        }
+    }
+
+    fn refuse_state(&mut self, said: String) {
+        let said = format!(
+            "{said}; the data plane is left as it is and probes are off until a whole state is given with \
+             `lbctl apply -f FILE`"
+        );
+        error!(problem = %said, "no usable desired state");
+        self.unreadable = Some(said);
+    }
+
+    /// Backends that have slots in the data plane start as up: they were when the last daemon stored them.
+    fn seed_health(&mut self) -> Result<()> {
+        for service in self
+            .state
+            .services
+            .values()
+            .filter(|service| service.health.is_some())
+        {
+            let Some(index) = self.mirror.service_index(&service_key(service)) else {
+                continue;
+            };
+            let owners: BTreeSet<u32> = self
+                .plane
+                .read_slots(index)?
+                .iter()
+                .map(|slot| slot.new_owner())
+                .collect();
+            for backend in service.backends.values() {
+                let owner = self.mirror.backend_index(backend_id(service, backend));
+                if owner.is_some_and(|owner| owners.contains(&owner)) {
+                    let id = target_id(service, backend);
+                    self.facts.health.insert(id, HealthState::Up);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is to be probed.
+    pub fn targets(&self) -> BTreeMap<TargetId, Target> {
+        let mut targets = BTreeMap::new();
+        for service in self.state.services.values() {
+            let Some(check) = &service.health else {
+                continue;
+            };
+            for backend in service.backends.values() {
+                let id = target_id(service, backend);
+                let initial = self
+                    .facts
+                    .health
+                    .get(&id)
+                    .copied()
+                    .unwrap_or(HealthState::Unknown);
+                targets.insert(
+                    id,
+                    Target {
+                        address: backend.address,
+                        check: check.clone(),
+                        initial,
+                    },
+                );
+            }
+        }
+        targets
+    }
+
+    /// Addresses whose next hop is to be known.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let backends = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| service.backends.values());
+        backends.map(|backend| backend.address).collect()
+    }
+
+    /// Whether every backend has a first verdict and a first next-hop look-up behind it.
+    pub fn knows_all(&self) -> bool {
+        let known = |(id, target): (TargetId, Target)| {
+            let verdict = self
+                .facts
+                .health
+                .get(&id)
+                .is_some_and(|state| *state != HealthState::Unknown);
+            // Without a next hop the probe has nobody to reach, and its verdict changes nothing.
+            let unreachable = self
+                .facts
+                .next_hops
+                .get(&target.address)
+                .is_some_and(Result::is_err);
+            verdict || unreachable
+        };
+        self.targets().into_iter().all(known)
+            && self
+                .addresses()
+                .iter()
+                .all(|address| self.facts.next_hops.contains_key(address))
+    }
+
+    /// Takes a probe's report; whether a reconcile is due.
+    pub fn on_health(&mut self, report: HealthReport) -> bool {
+        if !self.is_probed(&report.target) {
+            return false;
+        }
+        let took = report.latency.filter(|_| report.success);
+        self.metrics
+            .observe_probe(report.target.service.as_str(), took);
+        let memory = self.probes.entry(report.target.clone()).or_default();
+        memory.detail.clone_from(&report.detail);
+        memory.latency = report.latency.or(memory.latency);
+        if !report.changed {
+            return false;
+        }
+        let TargetId { service, backend } = &report.target;
+        match report.state {
+            HealthState::Up => info!(%service, %backend, "backend is up"),
+            HealthState::Down => {
+                warn!(%service, %backend, reason = %report.detail, "backend is down")
+            }
+            HealthState::Unknown => info!(%service, %backend, "backend is not known any more"),
+        }
+        self.facts.health.insert(report.target, report.state);
+        true
+    }
+
+    fn is_probed(&self, id: &TargetId) -> bool {
+        let service = self.state.services.get(&id.service);
+        service.is_some_and(|service| {
+            service.health.is_some() && service.backends.contains_key(&id.backend)
+        })
+    }
+
+    /// Takes a next hop's change; whether a reconcile is due.
+    pub fn on_next_hop(&mut self, update: NextHopUpdate) -> bool {
+        let NextHopUpdate {
+            address,
+            resolution,
+        } = update;
+        match &resolution {
+            Ok(hop) => info!(%address, next_hop = %hop, "next hop"),
+            Err(unresolved) => warn!(%address, reason = %unresolved, "no next hop"),
+        }
+        self.facts.next_hops.insert(address, resolution);
+        true
+    }
+
+    /// Takes what is attached where; whether a reconcile is due.
+    pub fn on_attachments(&mut self, attachments: Vec<Attachment>) -> bool {
+        for attachment in attachments
+            .iter()
+            .filter(|attachment| !self.attachments.contains(attachment))
+        {
+            let Attachment {
+                name,
+                note,
+                program_id,
+                ..
+            } = attachment;
+            match attachment.mode {
+                Some(mode) if note.is_empty() => {
+                    info!(interface = %name, %mode, program_id, "attached")
+                }
+                Some(mode) => {
+                    warn!(interface = %name, %mode, program_id, %note, "attached, but not as hoped")
+                }
+                None => warn!(interface = %name, %note, "not attached"),
+            }
+        }
+        self.attachments = attachments;
+        let indexes = self
+            .attachments
+            .iter()
+            .map(|attachment| attachment.index)
+            .filter(|index| *index != 0)
+            .collect();
+        let changed = self.facts.interfaces != indexes;
+        self.facts.interfaces = indexes;
+        changed
+    }
+
+    /// Makes the data plane true. Does nothing while there is no usable desired state.
+    pub fn reconcile(&mut self) {
+        if self.unreadable.is_some() {
+            return;
+        }
+        let started = Instant::now();
+        let result = self.plan().and_then(|steps| {
+            apply(&steps, &mut self.plane, &mut self.mirror)?;
+            Ok(steps)
+        });
+        self.metrics.observe_reconcile(started.elapsed());
+        match result {
+            Ok(steps) => self.reconciled(&steps, started),
+            Err(problem) => {
+                let said = format!("the data plane could not be brought up to date: {problem:#}");
+                if self.failure.as_ref() != Some(&said) {
+                    error!(problem = %said, "reconcile failed; trying again every second");
+                }
+                self.failure = Some(said);
+            }
+        }
+    }
+
+    /// Whether the last reconcile failed and is to be tried again.
+    pub fn must_retry(&self) -> bool {
+        self.failure.is_some()
+    }
+
+    /// Whether there is no usable desired state.
+    pub fn is_frozen(&self) -> bool {
+        self.unreadable.is_some()
+    }
+
+    /// The steps that are due.
+    fn plan(&mut self) -> Result<Vec<Step>> {
+        let capacity = Capacity {
+            services: self.plane.service_capacity(),
+            backends: self.plane.backend_capacity(),
+        };
+        let (target, plane) = (target(&self.state, &self.facts), &mut self.plane);
+        // An index takes another meaning only by a change of the desired state, so its revision tells the uses apart.
+        let generation = self.revision as u32;
+        diff(
+            &target,
+            &self.mirror,
+            capacity,
+            generation,
+            &mut |service| plane.read_slots(service),
+        )
+    }
+
+    fn reconciled(&mut self, steps: &[Step], started: Instant) {
+        if self.failure.take().is_some() {
+            info!("the data plane is up to date again");
+        }
+        for step in steps {
+            if let Step::StoreSlots {
+                name,
+                slots,
+                members,
+                ..
+            } = step
+            {
+                if slots.is_empty() {
+                    continue;
+                }
+                self.metrics.table_changed(name, slots.len() as u64);
+                let micros = started.elapsed().as_micros() as u64;
+                info!(service = %name, slots = slots.len(), backends = members.len(), micros, "table changed");
+            }
+        }
+    }
+
+    /// The desired state.
+    pub fn state_view(&self) -> StateView {
+        StateView {
+            revision: self.revision,
+            state: StateSpec::from(&self.state),
+        }
+    }
+
+    /// Changes the desired state, or says what the change would do. The caller reconciles afterwards.
+    ///
+    /// # Errors
+    /// Why it is refused; then nothing has changed.
+    pub fn change(&mut self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+        let result = self.try_change(change, dry_run);
+        if let Err(refusal) = &result {
+            self.metrics.change_refused();
+            info!(code = ?refusal.code, problem = %refusal.message, "change refused");
+        }
+        result
+    }
+
+    fn try_change(&mut self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+        if let (Some(said), false) = (&self.unreadable, matches!(change, Change::Apply(_))) {
+            return Err(failed(said.clone()));
+        }
+        let spec = change::apply(&StateSpec::from(&self.state), change).map_err(refusal)?;
+        let state = State::parse(&spec, &self.limits)
+            .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
+        let changes = change::diff(&self.state, &state);
+        let impact = impact::impact(&self.state, &state, &self.facts);
+        let changed = !changes.is_empty() || self.unreadable.is_some();
+        if changed && !dry_run {
+            self.put_in_force(state)?;
+            for line in &changes {
+                info!(revision = self.revision, action = %line.action, kind = %line.kind, name = %line.name,
+                    detail = %line.detail, "desired state changed");
+            }
+        }
+        let (tables, warnings) = (impact.tables, impact.warnings);
+        Ok(ChangeReport {
+            revision: self.revision,
+            dry_run,
+            changed,
+            changes,
+            tables,
+            warnings,
+        })
+    }
+
+    fn put_in_force(&mut self, state: State) -> Result<(), ErrorBody> {
+        let revision = self.revision + 1;
+        let keep = |error: anyhow::Error| {
+            failed(format!(
+                "the change could not be kept on disk, so it was not made: {error:#}"
+            ))
+        };
+        if self.unreadable.is_some() {
+            self.store.give_up_damaged().map_err(keep)?;
+        }
+        self.store
+            .save(&Document::new(revision, StateSpec::from(&state)))
+            .map_err(keep)?;
+        let before = self.targets();
+        (self.state, self.revision, self.unreadable) = (state, revision, None);
+        self.forget_removed(&before);
+        Ok(())
+    }
+
+    /// Drops what is known of backends that are gone, and of those whose address changed: they are others now.
+    fn forget_removed(&mut self, before: &BTreeMap<TargetId, Target>) {
+        let now = self.targets();
+        let same = |id: &TargetId| {
+            let address =
+                |targets: &BTreeMap<TargetId, Target>| targets.get(id).map(|target| target.address);
+            address(&now).is_some() && address(&now) == address(before)
+        };
+        self.facts.health.retain(|id, _| same(id));
+        self.probes.retain(|id, _| same(id));
+        let addresses = self.addresses();
+        self.facts
+            .next_hops
+            .retain(|address, _| addresses.contains(address));
+    }
+}
+
+fn failed(message: String) -> ErrorBody {
+    ErrorBody {
+        code: ErrorCode::Failed,
+        message,
+        problems: Vec::new(),
+    }
+}
+
+fn refusal(error: ChangeError) -> ErrorBody {
+    match error {
+        ChangeError::NotFound(message) => ErrorBody {
+            code: ErrorCode::NotFound,
+            message,
+            problems: Vec::new(),
+        },
+        ChangeError::Conflict(message, problems) => ErrorBody {
+            code: ErrorCode::Conflict,
+            message,
+            problems,
+        },
+        ChangeError::Invalid(problems) => {
+            let message = match &problems.0[..] {
+                [one] => one.to_string(),
+                many => format!("{} values are not valid", many.len()),
+            };
+            ErrorBody {
+                code: ErrorCode::Invalid,
+                message,
+                problems: problems.0,
+            }
+        }
+    }
+}

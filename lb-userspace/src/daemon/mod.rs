@@ -1,0 +1,24 @@
+//! `lbd`: the control loop and what feeds it.
+//!
+//! [`core`] holds the state and is told what happened; [`run`] listens to the API, probes, next hops, signals and the
+//! clock, tells the core, and reconciles once for everything that came together.
+
+pub mod core;
+mod impact;
+pub mod run;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use crate::{
+    health::checker::TargetId,
+    spec::{Backend, Service},
+};
+
+/// What the probes of a backend are known by.
+fn target_id(service: &Service, backend: &Backend) -> TargetId {
+    TargetId {
+        service: service.name.clone(),
+        backend: backend.name.clone(),
+    }
+}

@@ -1,0 +1,365 @@
+//! The core against the in-memory data plane: what each event does, what survives a restart, what is refused.
+
+use super::core::Core;
+use crate::{
+    api::{
+        handle::Change,
+        protocol::{ErrorCode, ServiceView},
+    },
+    dataplane::{Attachment, DataPlane, fake::FakeDataPlane},
+    desired::Store,
+    health::{
+        checker::{HealthReport, TargetId},
+        state::HealthState,
+    },
+    neighbour::{NextHopUpdate, ResolvedHop},
+    spec::{Limits, Name, StateSpec},
+};
+use lb_common::{address::Address, limits::SLOTS, service::ServiceKey};
+use std::{net::IpAddr, path::Path, time::Duration};
+
+const LIMITS: Limits = Limits {
+    services: 4,
+    backends: 16,
+};
+
+const WWW: &str = "
+services:
+  - name: www
+    address: 10.0.0.1
+    protocol: tcp
+    port: 80
+    backends:
+      - { name: b1, address: 10.20.0.1 }
+      - { name: b2, address: 10.20.0.2 }
+";
+
+fn spec(yaml: &str) -> StateSpec {
+    crate::spec::yaml::parse(yaml).unwrap()
+}
+
+fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
+    let mut core = Core::new(plane, Store::open(directory).unwrap(), LIMITS).unwrap();
+    core.on_attachments(vec![Attachment {
+        name: "eth0".into(),
+        index: 3,
+        mode: None,
+        program_id: 0,
+        note: String::new(),
+    }]);
+    core
+}
+
+fn new(directory: &Path) -> Core<FakeDataPlane> {
+    start(directory, FakeDataPlane::new(8, 33))
+}
+
+/// Tells the core that every backend is reachable and, where it is probed, up.
+fn all_well(core: &mut Core<FakeDataPlane>) {
+    for address in core.addresses() {
+        let hop = ResolvedHop {
+            mac: [2, 0, 0, 0, 0, 9],
+            interface: 3,
+            interface_name: "eth0".into(),
+            gateway: None,
+            source: IpAddr::from([10, 20, 0, 254]),
+            mtu: 1500,
+        };
+        core.on_next_hop(NextHopUpdate {
+            address,
+            resolution: Ok(hop),
+        });
+    }
+    for target in core.targets().into_keys() {
+        core.on_health(report(target, HealthState::Up));
+    }
+    core.reconcile();
+}
+
+fn report(target: TargetId, state: HealthState) -> HealthReport {
+    let success = state == HealthState::Up;
+    let detail = if success {
+        String::new()
+    } else {
+        "connection refused".to_owned()
+    };
+    HealthReport {
+        target,
+        state,
+        changed: true,
+        success,
+        detail,
+        latency: Some(Duration::from_micros(250)),
+    }
+}
+
+fn target(service: &str, backend: &str) -> TargetId {
+    TargetId {
+        service: Name::parse(service).unwrap(),
+        backend: Name::parse(backend).unwrap(),
+    }
+}
+
+fn slots_of(core: &Core<FakeDataPlane>, backend: [u8; 4]) -> usize {
+    let key = ServiceKey::new(IpAddr::from([10, 0, 0, 1]).into(), 6, 80);
+    let address = Address::from(IpAddr::from(backend));
+    let owned = |slot: &u32| {
+        core.plane
+            .forward(&key, *slot)
+            .is_some_and(|entry| entry.address == address)
+    };
+    (0..SLOTS).filter(owned).count()
+}
+
+fn www(core: &Core<FakeDataPlane>) -> ServiceView {
+    core.services()
+        .into_iter()
+        .find(|service| service.name == "www")
+        .unwrap()
+}
+
+#[test]
+fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    let change = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    assert_eq!((change.revision, change.changed), (1, true));
+    assert_eq!(change.tables[0].slots_changed, SLOTS);
+    assert!(!core.knows_all());
+    all_well(&mut core);
+    assert!(core.knows_all());
+    assert!(slots_of(&core, [10, 20, 0, 1]).abs_diff(SLOTS as usize / 2) <= 1);
+
+    assert!(core.on_health(report(target("www", "b1"), HealthState::Down)));
+    core.reconcile();
+    assert_eq!(slots_of(&core, [10, 20, 0, 1]), 0);
+    assert_eq!(slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
+    let view = www(&core);
+    let b1 = &view.backends[0];
+    assert_eq!(
+        (b1.health.as_str(), b1.health_detail.as_str()),
+        ("down", "connection refused")
+    );
+    assert_eq!(
+        (b1.active, b1.slots, b1.inactive_reason.as_str()),
+        (false, 0, "down")
+    );
+    assert_eq!(
+        (view.backends[1].active, view.backends[1].slots),
+        (true, SLOTS)
+    );
+    assert_eq!(core.status(Duration::ZERO).backends_active, 1);
+}
+
+#[test]
+fn a_restart_keeps_the_state_and_moves_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    all_well(&mut core);
+    core.on_health(report(target("www", "b2"), HealthState::Down));
+    core.reconcile();
+    let plane = core.plane.clone();
+    drop(core);
+
+    let mut core = start(directory.path(), plane);
+    assert_eq!(core.state_view().revision, 1);
+    let initial = |backend| core.targets()[&target("www", backend)].initial;
+    assert_eq!(
+        (initial("b1"), initial("b2")),
+        (HealthState::Up, HealthState::Unknown)
+    );
+    let writes = core.plane.writes;
+    core.on_health(report(target("www", "b2"), HealthState::Down));
+    for address in core.addresses() {
+        let hop = ResolvedHop {
+            mac: [2, 0, 0, 0, 0, 9],
+            interface: 3,
+            interface_name: "eth0".into(),
+            gateway: None,
+            source: IpAddr::from([10, 20, 0, 254]),
+            mtu: 1500,
+        };
+        core.on_next_hop(NextHopUpdate {
+            address,
+            resolution: Ok(hop),
+        });
+    }
+    assert!(core.knows_all());
+    core.reconcile();
+    assert_eq!(core.plane.writes, writes, "the restart wrote nothing");
+}
+
+#[test]
+fn a_refused_change_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    let before = core.state_view();
+    let on_disk = std::fs::read(directory.path().join("state.json")).unwrap();
+    let refusals = [
+        (
+            Change::AddService(spec(WWW).services[0].clone()),
+            ErrorCode::Conflict,
+        ),
+        (
+            Change::RemoveService {
+                service: "ftp".into(),
+            },
+            ErrorCode::NotFound,
+        ),
+        (
+            Change::Apply(spec(&WWW.replace("port: 80", "port: 70000"))),
+            ErrorCode::Invalid,
+        ),
+        (
+            Change::RemoveBackend {
+                service: "www".into(),
+                backend: "b9".into(),
+            },
+            ErrorCode::NotFound,
+        ),
+    ];
+    for (change, code) in refusals {
+        let refused = core.change(&change, false).unwrap_err();
+        assert_eq!(refused.code, code, "{refused:?}");
+        assert_eq!(core.state_view(), before);
+    }
+    assert_eq!(
+        std::fs::read(directory.path().join("state.json")).unwrap(),
+        on_disk
+    );
+}
+
+#[test]
+fn a_dry_run_says_what_would_change_and_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    all_well(&mut core);
+    let (before, writes) = (core.state_view(), core.plane.writes);
+    let change = Change::RemoveBackend {
+        service: "www".into(),
+        backend: "b1".into(),
+    };
+    let planned = core.change(&change, true).unwrap();
+    assert_eq!(
+        (planned.revision, planned.dry_run, planned.changed),
+        (1, true, true)
+    );
+    assert_eq!(
+        planned.tables[0].slots_changed as usize,
+        slots_of(&core, [10, 20, 0, 1])
+    );
+    core.reconcile();
+    assert_eq!((core.state_view(), core.plane.writes), (before, writes));
+}
+
+#[test]
+fn the_same_state_again_is_no_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    let again = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    assert_eq!((again.revision, again.changed), (1, false));
+}
+
+#[test]
+fn a_failing_data_plane_is_said_and_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.plane.fail_after = Some(core.plane.writes + 2);
+    all_well(&mut core);
+    assert!(core.must_retry());
+    let status = core.status(Duration::ZERO);
+    assert_eq!(status.condition, "degraded");
+    assert!(
+        status.warnings[0].contains("told to fail"),
+        "{:?}",
+        status.warnings
+    );
+
+    core.plane.fail_after = None;
+    core.reconcile();
+    assert!(!core.must_retry());
+    assert_eq!(core.status(Duration::ZERO).warnings, Vec::<String>::new());
+    assert_eq!(
+        slots_of(&core, [10, 20, 0, 1]) + slots_of(&core, [10, 20, 0, 2]),
+        SLOTS as usize
+    );
+}
+
+#[test]
+fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    all_well(&mut core);
+    let plane = core.plane.clone();
+    drop(core);
+    for file in ["state.json", "state.copy.json"] {
+        std::fs::write(directory.path().join(file), "{\"format\": 1, \"rev").unwrap();
+    }
+
+    let mut core = start(directory.path(), plane);
+    assert!(core.is_frozen());
+    core.reconcile();
+    assert_eq!(
+        core.plane.installed().unwrap().services.len(),
+        1,
+        "still forwarding"
+    );
+    let refused = core
+        .change(
+            &Change::RemoveService {
+                service: "www".into(),
+            },
+            false,
+        )
+        .unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Failed);
+    assert!(
+        refused.message.contains("state.json is damaged")
+            && refused.message.contains("lbctl apply")
+    );
+
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    assert!(!core.is_frozen());
+    assert!(directory.path().join("state.json.damaged-1").exists());
+}
+
+#[test]
+fn a_backend_with_another_address_is_another_backend() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    all_well(&mut core);
+    core.change(
+        &Change::Apply(spec(&WWW.replace("10.20.0.1 ", "10.20.0.7 "))),
+        false,
+    )
+    .unwrap();
+    core.reconcile();
+    assert_eq!(
+        core.targets()[&target("www", "b1")].initial,
+        HealthState::Unknown
+    );
+    assert_eq!(
+        slots_of(&core, [10, 20, 0, 7]),
+        0,
+        "not before it has been probed"
+    );
+    assert_eq!(slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
+    all_well(&mut core);
+    assert!(slots_of(&core, [10, 20, 0, 7]) > 0);
+}
+
+#[test]
+fn reports_on_backends_that_are_gone_are_ignored() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    assert!(!core.on_health(report(target("www", "b9"), HealthState::Up)));
+    assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up)));
+}

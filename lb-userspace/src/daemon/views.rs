@@ -1,0 +1,304 @@
+//! The core's state in the API's words.
+
+use super::{core::Core, target_id};
+use crate::{
+    api::protocol::{
+        BackendStats, BackendView, HealthView, InterfaceStatus, ServiceStats, ServiceView, Stats,
+        Status, VerdictStats,
+    },
+    dataplane::{Attachment, DataPlane},
+    health::state::HealthState,
+    maglev::{self, Member},
+    plan::{
+        select::{Condition, Selection, select},
+        target::{backend_id, service_key},
+    },
+    spec::{Backend, HealthCheck, Service, mode_name},
+};
+use anyhow::Result;
+use lb_common::verdict::{Action, Verdict};
+use std::{collections::BTreeMap, time::Duration};
+
+/// What the last probes of a backend said.
+#[derive(Clone, Debug, Default)]
+pub struct ProbeMemory {
+    /// Why the last probe failed; empty when it did not.
+    pub detail: String,
+    /// How long the last successful probe took.
+    pub latency: Option<Duration>,
+}
+
+impl<P: DataPlane> Core<P> {
+    /// `GET /v1/status`.
+    pub fn status(&self, uptime: Duration) -> Status {
+        let selections: Vec<(&Service, Selection)> = self
+            .state
+            .services
+            .values()
+            .map(|service| (service, select(service, &self.facts)))
+            .collect();
+        let active = selections
+            .iter()
+            .flat_map(|(_, selection)| selection.backends.values())
+            .filter(|hop| hop.is_ok());
+        let backends_active = active.count() as u64;
+        let warnings = self.warnings(&selections);
+        Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            uptime_seconds: uptime.as_secs(),
+            condition: if warnings.is_empty() {
+                "ok"
+            } else {
+                "degraded"
+            }
+            .into(),
+            warnings,
+            revision: self.revision,
+            interfaces: self.interfaces(),
+            services: self.state.services.len() as u64,
+            backends: self
+                .state
+                .services
+                .values()
+                .map(|service| service.backends.len() as u64)
+                .sum(),
+            backends_active,
+        }
+    }
+
+    fn interfaces(&self) -> Vec<InterfaceStatus> {
+        let view = |attachment: &Attachment| InterfaceStatus {
+            name: attachment.name.clone(),
+            index: attachment.index,
+            mode: attachment
+                .mode
+                .map_or_else(|| "none".into(), |mode| mode.to_string()),
+            program_id: attachment.program_id,
+            note: attachment.note.clone(),
+        };
+        self.attachments.iter().map(view).collect()
+    }
+
+    fn warnings(&self, selections: &[(&Service, Selection)]) -> Vec<String> {
+        let mut warnings: Vec<String> = self
+            .unreadable
+            .iter()
+            .chain(&self.failure)
+            .cloned()
+            .collect();
+        for attachment in &self.attachments {
+            if !attachment.note.is_empty() {
+                warnings.push(format!(
+                    "interface {}: {}",
+                    attachment.name, attachment.note
+                ));
+            }
+        }
+        for (service, selection) in selections {
+            let said = match selection.condition {
+                Condition::Up | Condition::Starting => continue,
+                Condition::AllDownOpen => {
+                    "every backend is down; all get traffic (when_all_down: open)"
+                }
+                Condition::AllDownClosed => {
+                    "every backend is down; packets are dropped (when_all_down: closed)"
+                }
+                Condition::NoBackends => {
+                    "no backend can get traffic; packets are dropped (see `lbctl backend list`)"
+                }
+            };
+            warnings.push(format!("service {}: {said}", service.name));
+        }
+        warnings.extend(self.notices.iter().cloned());
+        warnings
+    }
+
+    /// `GET /v1/services`.
+    pub fn services(&self) -> Vec<ServiceView> {
+        self.state
+            .services
+            .values()
+            .map(|service| self.service(service))
+            .collect()
+    }
+
+    fn service(&self, service: &Service) -> ServiceView {
+        let selection = select(service, &self.facts);
+        let shares = self.shares(service, &selection);
+        let backends = service.backends.values();
+        ServiceView {
+            name: service.name.to_string(),
+            address: service.address.to_string(),
+            protocol: service.protocol.as_str().into(),
+            port: service.port,
+            mode: mode_name(service.mode).into(),
+            when_all_down: service.when_all_down.as_str().into(),
+            condition: selection.condition.as_str().into(),
+            health: service.health.as_ref().map(health_view),
+            backends: backends
+                .map(|backend| self.backend(service, backend, &selection, &shares))
+                .collect(),
+        }
+    }
+
+    /// Slots of each backend, by its id.
+    fn shares(&self, service: &Service, selection: &Selection) -> BTreeMap<u64, u32> {
+        let active: Vec<&Backend> = service
+            .backends
+            .values()
+            .filter(|b| selection.backends.get(&b.name).is_some_and(Result::is_ok))
+            .collect();
+        let members: Vec<Member<'_>> = (1..)
+            .zip(&active)
+            .map(|(owner, backend)| Member {
+                name: backend.name.as_str(),
+                weight: backend.weight,
+                owner,
+            })
+            .collect();
+        let shares = maglev::shares(&members);
+        let share = |owner: u32| shares.get(&owner).copied().unwrap_or(0);
+        (1..)
+            .zip(&active)
+            .map(|(owner, backend)| (backend_id(service, backend), share(owner)))
+            .collect()
+    }
+
+    fn backend(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        selection: &Selection,
+        shares: &BTreeMap<u64, u32>,
+    ) -> BackendView {
+        let id = target_id(service, backend);
+        let memory = self.probes.get(&id).cloned().unwrap_or_default();
+        let health = match (&service.health, self.facts.health.get(&id)) {
+            (None, _) => "unprobed",
+            (Some(_), Some(HealthState::Up)) => "up",
+            (Some(_), Some(HealthState::Down)) => "down",
+            (Some(_), Some(HealthState::Unknown) | None) => "unknown",
+        };
+        let (next_hop, next_hop_detail) = match self.facts.next_hops.get(&backend.address) {
+            Some(Ok(hop)) => ("resolved", hop.to_string()),
+            Some(Err(unresolved)) => ("unresolved", unresolved.to_string()),
+            None => ("unresolved", "being looked up".into()),
+        };
+        let inactive = selection
+            .backends
+            .get(&backend.name)
+            .and_then(|hop| hop.as_ref().err())
+            .cloned();
+        BackendView {
+            service: service.name.to_string(),
+            name: backend.name.to_string(),
+            address: backend.address.to_string(),
+            weight: backend.weight,
+            health: health.into(),
+            health_detail: if health == "up" {
+                String::new()
+            } else {
+                memory.detail
+            },
+            probe_us: memory.latency.map(|latency| latency.as_micros() as u64),
+            next_hop: next_hop.into(),
+            next_hop_detail,
+            slots: shares
+                .get(&backend_id(service, backend))
+                .copied()
+                .unwrap_or(0),
+            active: inactive.is_none(),
+            inactive_reason: inactive.unwrap_or_default(),
+        }
+    }
+
+    /// `GET /v1/stats`.
+    ///
+    /// # Errors
+    /// When a counter cannot be read.
+    pub fn stats(&mut self) -> Result<Stats> {
+        let packets = self.plane.verdicts()?;
+        let verdicts = Verdict::ALL
+            .iter()
+            .zip(packets)
+            .map(|(verdict, packets)| VerdictStats {
+                name: verdict.name().into(),
+                action: action(verdict.action()).into(),
+                description: verdict.description().into(),
+                packets,
+            });
+        let verdicts = verdicts.collect();
+        let mut services = Vec::new();
+        for service in self.state.services.values() {
+            services.push(service_stats(service, &self.mirror, &mut self.plane)?);
+        }
+        Ok(Stats { verdicts, services })
+    }
+}
+
+impl<P: DataPlane> Core<P> {
+    /// Metrics in Prometheus text format. Counters that cannot be read keep their last value, which is said in the log.
+    pub fn metrics_text(&mut self, uptime: Duration) -> String {
+        match self.stats() {
+            Ok(stats) => {
+                let (services, status) = (self.services(), self.status(uptime));
+                self.metrics.set_views(&services, &stats, &status);
+            }
+            Err(problem) => {
+                tracing::warn!(problem = %format!("{problem:#}"), "the counters could not be read")
+            }
+        }
+        self.metrics.encode()
+    }
+}
+
+fn service_stats(
+    service: &Service,
+    mirror: &crate::plan::mirror::Mirror,
+    plane: &mut impl DataPlane,
+) -> Result<ServiceStats> {
+    let counter = match mirror.service_index(&service_key(service)) {
+        Some(index) => plane.service_counter(index)?,
+        None => Default::default(),
+    };
+    let mut backends = Vec::new();
+    for backend in service.backends.values() {
+        let counter = match mirror.backend_index(backend_id(service, backend)) {
+            Some(index) => plane.backend_counter(index)?,
+            None => Default::default(),
+        };
+        let name = backend.name.to_string();
+        backends.push(BackendStats {
+            name,
+            packets: counter.packets,
+            bytes: counter.bytes,
+        });
+    }
+    Ok(ServiceStats {
+        name: service.name.to_string(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+        backends,
+    })
+}
+
+fn health_view(check: &HealthCheck) -> HealthView {
+    HealthView {
+        kind: "tcp".into(),
+        port: check.port,
+        interval_ms: check.interval.as_millis() as u64,
+        timeout_ms: check.timeout.as_millis() as u64,
+        rise: check.rise,
+        fall: check.fall,
+        jitter_percent: check.jitter_percent,
+    }
+}
+
+const fn action(action: Action) -> &'static str {
+    match action {
+        Action::Forward => "forward",
+        Action::Pass => "pass",
+        Action::Drop => "drop",
+    }
+}

@@ -1,0 +1,163 @@
+//! What an earlier daemon left: which maps the attached program uses, and whether the new program can use them too.
+//!
+//! **Invariant.** Maps are adopted only when a pinned link's program uses them at this moment, and when all their
+//! shapes are as wanted. Everything else that lies in the pin directory is a left-over.
+
+use super::{
+    pins::{Generation, PinDirectory},
+    shape::{Shape, Wanted},
+    slots, sys,
+};
+use anyhow::Result;
+use aya::{
+    maps::{ArrayOfMaps, Map, MapData, MapInfo},
+    programs::{ProgramInfo, loaded_programs},
+};
+use lb_common::maps;
+use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
+
+/// What opening the data plane found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// No program with maps was attached; the maps are new.
+    Fresh,
+    /// The attached program's maps go on being used, with what is in them.
+    Reused {
+        /// Services in them.
+        services: usize,
+        /// Backend entries in use in them.
+        backends: usize,
+    },
+    /// The attached program's maps do not fit. It goes on forwarding with them until
+    /// [`AyaDataPlane::activate`](super::aya::AyaDataPlane::activate); the new maps are empty until they are filled.
+    Replaced {
+        /// Each difference in words, such as `BACKENDS: array of 16384 entries, ... -> array of 1024 entries, ...`.
+        differences: Vec<String>,
+    },
+}
+
+/// The maps that an earlier daemon left, seen with the new program's eyes.
+pub(super) enum Found {
+    /// None that are in use.
+    Nothing,
+    /// Maps that the new program can use.
+    Fitting(Generation),
+    /// Maps that it cannot use, and why.
+    Differing(Vec<String>),
+}
+
+/// Looks for the newest generation of maps in use.
+pub(super) fn find(pins: &PinDirectory, wanted: &Wanted) -> Result<Found> {
+    let used = used_maps(pins)?;
+    let Some(generation) = pins
+        .generations()?
+        .into_iter()
+        .rfind(|generation| in_use(generation, &used))
+    else {
+        return Ok(Found::Nothing);
+    };
+    let differences = differences(&generation, wanted)?;
+    Ok(if differences.is_empty() {
+        Found::Fitting(generation)
+    } else {
+        Found::Differing(differences)
+    })
+}
+
+/// Removes every generation but `keep` that no attached program uses: half-made ones, and those whose programs have
+/// been replaced.
+pub(super) fn sweep(pins: &PinDirectory, keep: &Generation) -> Result<()> {
+    let others: Vec<_> = pins
+        .generations()?
+        .into_iter()
+        .filter(|generation| generation != keep)
+        .collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let used = used_maps(pins)?;
+    for generation in others
+        .iter()
+        .filter(|generation| !in_use(generation, &used))
+    {
+        pins.remove_generation(generation)?;
+        tracing::info!(maps = %generation.path.display(), "maps that no program uses any more are removed");
+    }
+    Ok(())
+}
+
+/// The loaded program with this id, unless it has gone meanwhile.
+pub(super) fn program(id: u32) -> Option<ProgramInfo> {
+    loaded_programs()
+        .flatten()
+        .find(|program| program.id() == id)
+}
+
+/// Ids of the maps that the programs of pinned links use.
+fn used_maps(pins: &PinDirectory) -> Result<BTreeSet<u32>> {
+    let mut used = BTreeSet::new();
+    for interface in pins.links()? {
+        let Some(link) = pins.link(interface)? else {
+            continue;
+        };
+        let Some(program) = program(sys::link_program(link.as_fd())?) else {
+            continue;
+        };
+        used.extend(program.map_ids()?.unwrap_or_default());
+    }
+    Ok(used)
+}
+
+fn in_use(generation: &Generation, used: &BTreeSet<u32>) -> bool {
+    maps::ALL
+        .iter()
+        .filter_map(|name| pinned(generation, name))
+        .any(|map| used.contains(&map.id()))
+}
+
+fn pinned(generation: &Generation, map: &str) -> Option<MapInfo> {
+    MapInfo::from_pin(generation.path.join(map)).ok()
+}
+
+fn differences(generation: &Generation, wanted: &Wanted) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    if generation.layout != maps::LAYOUT_VERSION {
+        differences.push(format!(
+            "layout version {} -> {}",
+            generation.layout,
+            maps::LAYOUT_VERSION
+        ));
+    }
+    for (name, new) in &wanted.maps {
+        match pinned(generation, name)
+            .map(|info| Shape::of(&info))
+            .transpose()?
+        {
+            None => differences.push(format!("{name}: missing -> {new}")),
+            Some(old) if old != *new => differences.push(format!("{name}: {old} -> {new}")),
+            Some(_) => {}
+        }
+    }
+    if let Some(old) = slot_table(&generation.path.join(maps::SLOT_TABLES))?
+        && old != wanted.slot_table
+    {
+        differences.push(format!("slot table: {old} -> {}", wanted.slot_table));
+    }
+    Ok(differences)
+}
+
+/// Shape of the first slot table in the outer map that is pinned at `path`. All have the same: the kernel sees to it.
+fn slot_table(path: &Path) -> Result<Option<Shape>> {
+    let Ok(outer) = MapData::from_pin(path) else {
+        return Ok(None);
+    };
+    let Ok(outer) = ArrayOfMaps::try_from(Map::from_map_data(outer)?) else {
+        return Ok(None);
+    };
+    for index in 0..outer.len() {
+        if let Some(table) = slots::get(&outer, index)? {
+            return Shape::of(&table.info()?).map(Some);
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,115 @@
+//! Shapes of maps: what the embedded object and the configured limits want, what the kernel has, and how they differ.
+
+use anyhow::{Context as _, Result};
+use aya::maps::MapInfo;
+use aya_obj::{Object, generated::bpf_map_type};
+use lb_common::maps;
+use std::fmt;
+
+/// What has to be equal for a program to be able to use a map. Sizes in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl Shape {
+    fn wanted(map: &aya_obj::Map, entries: Option<u32>) -> Self {
+        Self {
+            kind: map.map_type(),
+            key_size: map.key_size(),
+            value_size: map.value_size(),
+            entries: entries.unwrap_or(map.max_entries()),
+            flags: map.map_flags(),
+        }
+    }
+
+    /// The shape of a map in the kernel.
+    pub(super) fn of(info: &MapInfo) -> Result<Self> {
+        Ok(Self {
+            kind: info.map_type()? as u32,
+            key_size: info.key_size(),
+            value_size: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+        })
+    }
+
+    /// What makes a map of this shape.
+    pub(super) fn definition(&self) -> aya_obj::Map {
+        aya_obj::Map::new_from_params(
+            self.kind,
+            self.key_size,
+            self.value_size,
+            self.entries,
+            self.flags,
+        )
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match bpf_map_type::try_from(self.kind) {
+            Ok(bpf_map_type::BPF_MAP_TYPE_HASH) => f.write_str("hash")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY) => f.write_str("array")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY) => f.write_str("per-CPU array")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS) => f.write_str("array of maps")?,
+            _ => write!(f, "map of type {}", self.kind)?,
+        }
+        write!(
+            f,
+            " of {} entries, key {} B, value {} B",
+            self.entries, self.key_size, self.value_size
+        )?;
+        if self.flags != 0 {
+            write!(f, ", flags {:#x}", self.flags)?;
+        }
+        Ok(())
+    }
+}
+
+/// The shapes that a program wants.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    /// Each of [`maps::ALL`].
+    pub(super) maps: Vec<(&'static str, Shape)>,
+    /// A slot table.
+    pub(super) slot_table: Shape,
+}
+
+impl Wanted {
+    /// The shapes that `object` wants for this many services and backends.
+    pub(super) fn new(object: &[u8], services: u32, backends: u32) -> Result<Self> {
+        const NOT_OURS: &str = "the embedded eBPF object is not one of this version's; build again";
+        let object = Object::parse(object).context(NOT_OURS)?;
+        let map = |name| {
+            object
+                .maps
+                .get(name)
+                .with_context(|| format!("map {name} is missing: {NOT_OURS}"))
+        };
+        let wanted = |name| {
+            Ok((
+                name,
+                Shape::wanted(map(name)?, entries(name, services, backends)),
+            ))
+        };
+        let slot_table = map(maps::SLOT_TABLES)?.inner().context(NOT_OURS)?;
+        Ok(Self {
+            maps: maps::ALL.into_iter().map(wanted).collect::<Result<_>>()?,
+            slot_table: Shape::wanted(&slot_table, None),
+        })
+    }
+}
+
+/// Entries of a map whose size the configuration's limits give.
+pub(super) fn entries(map: &str, services: u32, backends: u32) -> Option<u32> {
+    match map {
+        maps::SERVICES | maps::SLOT_TABLES | maps::SERVICE_STATS => Some(services),
+        maps::BACKENDS | maps::BACKEND_STATS => Some(backends),
+        _ => None,
+    }
+}

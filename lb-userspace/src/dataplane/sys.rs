@@ -1,0 +1,122 @@
+//! The bpf(2) commands that aya does not offer, or not in the way they are needed here. Nothing else in this crate
+//! makes system calls on BPF objects by hand.
+
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info};
+use std::{
+    ffi::CString,
+    io, mem,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+/// Creates the link that attaches an XDP program to an interface. `flags` are `XDP_FLAGS_*`.
+///
+/// aya's own attach falls back to an attachment without a link when the kernel answers EINVAL. Such a one cannot be
+/// pinned, so it would not outlive the daemon.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = zeroed();
+    attr.link_create.__bindgen_anon_1.prog_fd = number(program);
+    attr.link_create.__bindgen_anon_2.target_ifindex = interface;
+    attr.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attr.link_create.flags = flags;
+    // SAFETY: the attributes hold no pointers.
+    let fd = unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr) }?;
+    // SAFETY: BPF_LINK_CREATE returns a new file descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Replaces the program of a link atomically: each packet meets the old program or the new one.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_update.link_fd = number(link);
+    attr.link_update.__bindgen_anon_1.new_prog_fd = number(program);
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_UPDATE, &mut attr) }.map(drop)
+}
+
+/// Detaches a link's program before it returns. Closing and unpinning alone would do so some time later.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.link_detach.link_fd = number(link);
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
+/// Id of a link's program.
+pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: all members are plain integers, for which zero is a value.
+    let mut info: bpf_link_info = unsafe { mem::zeroed() };
+    let mut attr = zeroed();
+    attr.info.bpf_fd = number(link);
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = (&raw mut info) as u64;
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info.prog_id)
+}
+
+/// Pins a BPF object at a path on a BPF file system, where nothing may be yet.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.bpf_fd = number(object);
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the kernel reads the path, which lives until the end of this function.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
+/// Opens the BPF object that is pinned at a path.
+pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = zeroed();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: the kernel reads the path, which lives until the end of this function.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: BPF_OBJ_GET returns a new file descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Empties a place of an array of maps.
+pub(super) fn array_of_maps_delete(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
+    let mut attr = zeroed();
+    attr.__bindgen_anon_2.map_fd = number(map);
+    attr.__bindgen_anon_2.key = (&raw const index) as u64;
+    // SAFETY: the kernel reads four bytes of key, the size of an array's keys.
+    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
+}
+
+fn zeroed() -> bpf_attr {
+    // SAFETY: all members of the union are plain integers, for which zero is a value; the kernel wants what a
+    // command does not use to be zero.
+    unsafe { mem::zeroed() }
+}
+
+/// How a file descriptor is written in `bpf_attr`.
+fn number(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+/// # Safety
+/// Pointers in `attr` must point to what `command` reads or writes through them.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<RawFd> {
+    // SAFETY: `attr` is as large as said; its pointers are the caller's promise.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw mut *attr,
+            size_of::<bpf_attr>(),
+        )
+    };
+    match RawFd::try_from(result) {
+        Ok(result) if result >= 0 => Ok(result),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,70 @@
+//! What the data plane holds, as far as planning needs it: which index belongs to whom. Read once from the maps
+//! when the daemon starts (they are the truth, so that nothing on disk can disagree with them) and kept with every
+//! step applied.
+
+use crate::dataplane::Installed;
+use lb_common::{
+    backend::BackendEntry,
+    service::{ServiceEntry, ServiceKey},
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// One member of a stored table, as [`crate::maglev::Member`] but owned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredMember {
+    /// Name of the backend.
+    pub name: String,
+    /// Weight it was stored with.
+    pub weight: u16,
+    /// Its index.
+    pub owner: u32,
+}
+
+/// The mirror of the maps.
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    /// The services map.
+    pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// Backend entries in use, by index.
+    pub backends: BTreeMap<u32, BackendEntry>,
+    /// Index of each backend by its id.
+    pub index_of: BTreeMap<u64, u32>,
+    /// Slot tables that exist, by service index.
+    pub tables: BTreeSet<u32>,
+    /// What each table was last computed from; absent when that is not known (adopted): then the slots are compared.
+    pub members: BTreeMap<u32, Vec<StoredMember>>,
+    /// Where the search for a free backend index goes on, so that an index is reused as late as possible.
+    pub backend_cursor: u32,
+    /// Where the search for a free service index goes on.
+    pub service_cursor: u32,
+}
+
+impl Mirror {
+    /// The mirror of what is installed. Entries with an id that another entry has as well are left out of
+    /// `index_of`, and so are removed as nobody's by the next plan.
+    pub fn new(installed: Installed) -> Self {
+        let mut index_of = BTreeMap::new();
+        for (index, entry) in &installed.backends {
+            index_of.entry(entry.id).or_insert(*index);
+        }
+        Self {
+            backend_cursor: installed.backends.keys().next_back().copied().unwrap_or(0),
+            service_cursor: installed.tables.iter().max().copied().unwrap_or(0),
+            services: installed.services,
+            backends: installed.backends,
+            index_of,
+            tables: installed.tables.into_iter().collect(),
+            members: BTreeMap::new(),
+        }
+    }
+
+    /// Index of the service with this key.
+    pub fn service_index(&self, key: &ServiceKey) -> Option<u32> {
+        self.services.get(key).map(|entry| entry.index)
+    }
+
+    /// Index of the backend with this id.
+    pub fn backend_index(&self, id: u64) -> Option<u32> {
+        self.index_of.get(&id).copied()
+    }
+}

@@ -1,0 +1,141 @@
+//! Which backends of a service get traffic, and why the others do not.
+
+use super::Facts;
+use crate::{
+    health::{checker::TargetId, state::HealthState},
+    neighbour::ResolvedHop,
+    spec::{AllDown, Name, Service},
+};
+use std::collections::BTreeMap;
+
+/// How a service stands as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// At least one backend is up.
+    Up,
+    /// None is up; all that can be reached get traffic.
+    AllDownOpen,
+    /// None is up and none gets traffic.
+    AllDownClosed,
+    /// No backend could get traffic even if it were up: none configured, weights 0, or no next hop.
+    NoBackends,
+    /// No probe has ended yet.
+    Starting,
+}
+
+impl Condition {
+    /// Stable name, as in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::AllDownOpen => "all_down_open",
+            Self::AllDownClosed => "all_down_closed",
+            Self::NoBackends => "no_backends",
+            Self::Starting => "starting",
+        }
+    }
+}
+
+/// The choice for one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// How the service stands.
+    pub condition: Condition,
+    /// Each backend: where its packets go, or why it gets none.
+    pub backends: BTreeMap<Name, Result<ResolvedHop, String>>,
+}
+
+/// Chooses the backends of a service that get traffic.
+pub fn select(service: &Service, facts: &Facts) -> Selection {
+    let reachable: BTreeMap<Name, Result<ResolvedHop, String>> = service
+        .backends
+        .values()
+        .map(|backend| {
+            (
+                backend.name.clone(),
+                next_hop(backend.address, backend.weight, facts),
+            )
+        })
+        .collect();
+    let verdicts: BTreeMap<Name, HealthState> = reachable
+        .iter()
+        .filter(|(_, hop)| hop.is_ok())
+        .map(|(name, _)| (name.clone(), health(service, name, facts)))
+        .collect();
+    let is_up = |name: &Name| verdicts.get(name) == Some(&HealthState::Up);
+    let any = |state| verdicts.values().any(|verdict| *verdict == state);
+    let condition = if verdicts.is_empty() {
+        Condition::NoBackends
+    } else if any(HealthState::Up) {
+        Condition::Up
+    } else if !any(HealthState::Down) {
+        Condition::Starting
+    } else {
+        match service.when_all_down {
+            AllDown::Open => Condition::AllDownOpen,
+            AllDown::Closed => Condition::AllDownClosed,
+        }
+    };
+    let all_get_traffic = match condition {
+        Condition::AllDownOpen => true,
+        Condition::Starting => service.when_all_down == AllDown::Open,
+        Condition::Up | Condition::AllDownClosed | Condition::NoBackends => false,
+    };
+    let backends = reachable
+        .into_iter()
+        .map(|(name, hop)| {
+            let refusal = match verdicts.get(&name) {
+                Some(HealthState::Down) => "down",
+                _ => "no probe has ended yet",
+            };
+            let hop = hop.and_then(|hop| {
+                if all_get_traffic || is_up(&name) {
+                    Ok(hop)
+                } else {
+                    Err(refusal.into())
+                }
+            });
+            (name, hop)
+        })
+        .collect();
+    Selection {
+        condition,
+        backends,
+    }
+}
+
+/// The health of a backend; backends of services without probes count as up.
+fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
+    if service.health.is_none() {
+        return HealthState::Up;
+    }
+    let id = TargetId {
+        service: service.name.clone(),
+        backend: backend.clone(),
+    };
+    facts
+        .health
+        .get(&id)
+        .copied()
+        .unwrap_or(HealthState::Unknown)
+}
+
+/// Where packets for a backend would go, or why it cannot have any, health apart.
+fn next_hop(address: std::net::IpAddr, weight: u16, facts: &Facts) -> Result<ResolvedHop, String> {
+    if weight == 0 {
+        return Err("weight is 0".into());
+    }
+    let hop = match facts.next_hops.get(&address) {
+        None => return Err("next hop: being looked up".into()),
+        Some(Err(unresolved)) => return Err(format!("next hop: {unresolved}")),
+        Some(Ok(hop)) => hop,
+    };
+    if !facts.interfaces.contains(&hop.interface) {
+        return Err(format!(
+            "next hop: behind {}, on which no program is attached; add it to `interfaces` in the node config, or \
+             route the backend another way",
+            hop.interface_name
+        ));
+    }
+    Ok(hop.clone())
+}

@@ -1,0 +1,340 @@
+//! Plans held against the in-memory data plane, which refuses every write that a packet could suffer from.
+
+use super::{
+    Facts,
+    apply::apply,
+    diff::{Capacity, Step, diff},
+    mirror::Mirror,
+    select::{Condition, select},
+    target::{service_key, target},
+};
+use crate::{
+    dataplane::{DataPlane, fake::FakeDataPlane},
+    health::{checker::TargetId, state::HealthState},
+    neighbour::{ResolvedHop, Unresolved},
+    spec::{AllDown, Backend, HealthCheck, Name, Protocol, Service, State},
+};
+use lb_common::{backend::Mode, limits::SLOTS};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+const CAPACITY: Capacity = Capacity {
+    services: 8,
+    backends: 64,
+};
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+fn id(service: &Name, backend: &Name) -> TargetId {
+    TargetId {
+        service: service.clone(),
+        backend: backend.clone(),
+    }
+}
+
+fn backend(number: u8, weight: u16) -> Backend {
+    Backend {
+        name: name(&format!("b{number}")),
+        address: IpAddr::from([10, 20, 0, number]),
+        weight,
+    }
+}
+
+fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
+    Service {
+        name: name(label),
+        address: IpAddr::from([10, 0, 0, last]),
+        protocol: Protocol::Tcp,
+        port: 80,
+        mode: Mode::Ipip,
+        when_all_down: AllDown::Open,
+        health: Some(HealthCheck {
+            port: 80,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            jitter_percent: 0,
+        }),
+        backends: backends
+            .iter()
+            .map(|backend| (backend.name.clone(), backend.clone()))
+            .collect(),
+    }
+}
+
+fn state(services: &[Service]) -> State {
+    State {
+        services: services
+            .iter()
+            .map(|service| (service.name.clone(), service.clone()))
+            .collect(),
+    }
+}
+
+fn hop(last: u8) -> ResolvedHop {
+    ResolvedHop {
+        mac: [2, 0, 0, 0, 0, last],
+        interface: 3,
+        interface_name: "eth0".into(),
+        gateway: None,
+        source: IpAddr::from([10, 20, 0, 1]),
+        mtu: 1500,
+    }
+}
+
+/// Every backend up and reachable.
+fn all_well(state: &State) -> Facts {
+    let mut facts = Facts {
+        interfaces: [3].into(),
+        ..Facts::default()
+    };
+    for service in state.services.values() {
+        for backend in service.backends.values() {
+            facts
+                .health
+                .insert(id(&service.name, &backend.name), HealthState::Up);
+            facts.next_hops.insert(backend.address, Ok(hop(1)));
+        }
+    }
+    facts
+}
+
+struct World {
+    plane: FakeDataPlane,
+    mirror: Mirror,
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends),
+            mirror: Mirror::default(),
+        }
+    }
+
+    fn plan(&mut self, state: &State, facts: &Facts) -> Vec<Step> {
+        let plane = &mut self.plane;
+        diff(
+            &target(state, facts),
+            &self.mirror,
+            CAPACITY,
+            1,
+            &mut |service| plane.read_slots(service),
+        )
+        .unwrap()
+    }
+
+    fn reconcile(&mut self, state: &State, facts: &Facts) {
+        let steps = self.plan(state, facts);
+        apply(&steps, &mut self.plane, &mut self.mirror).unwrap();
+        assert_eq!(self.plan(state, facts), [], "the second run is empty");
+    }
+
+    /// Slots of a service by the name's last octet of the backend that a packet would reach; `None`: nobody.
+    fn shares(&self, service: &Service) -> BTreeMap<Option<IpAddr>, u32> {
+        let key = service_key(service);
+        let mut shares = BTreeMap::new();
+        for slot in 0..SLOTS {
+            let address = self
+                .plane
+                .forward(&key, slot)
+                .map(|entry| IpAddr::from(entry.address));
+            *shares.entry(address).or_default() += 1;
+        }
+        shares
+    }
+}
+
+#[test]
+fn slots_follow_health_weights_and_next_hops() {
+    let www = service(
+        "www",
+        1,
+        &[
+            backend(1, 100),
+            backend(2, 100),
+            backend(3, 0),
+            backend(4, 200),
+        ],
+    );
+    let state = state(std::slice::from_ref(&www));
+    let mut facts = all_well(&state);
+    let mut world = World::new();
+    world.reconcile(&state, &facts);
+    let shares = world.shares(&www);
+    assert_eq!(shares.len(), 3, "{shares:?}");
+    assert!(shares[&Some([10, 20, 0, 4].into())].abs_diff(SLOTS / 2) <= 1);
+
+    facts
+        .health
+        .insert(id(&name("www"), &name("b1")), HealthState::Down);
+    facts
+        .next_hops
+        .insert([10, 20, 0, 4].into(), Err(Unresolved::NoRoute));
+    world.reconcile(&state, &facts);
+    assert_eq!(
+        world.shares(&www),
+        BTreeMap::from([(Some([10, 20, 0, 2].into()), SLOTS)])
+    );
+
+    let selection = select(&www, &facts);
+    assert_eq!(selection.condition, Condition::Up);
+    let reason = |backend: &str| selection.backends[&name(backend)].clone().unwrap_err();
+    assert_eq!(reason("b1"), "down");
+    assert_eq!(reason("b3"), "weight is 0");
+    assert!(reason("b4").starts_with("next hop: "), "{}", reason("b4"));
+}
+
+#[test]
+fn all_down_is_open_or_closed_as_configured() {
+    let mut www = service("www", 1, &[backend(1, 1), backend(2, 1), backend(3, 1)]);
+    let whole = state(std::slice::from_ref(&www));
+    let mut facts = all_well(&whole);
+    for health in facts.health.values_mut() {
+        *health = HealthState::Down;
+    }
+    facts
+        .next_hops
+        .insert([10, 20, 0, 3].into(), Err(Unresolved::NoRoute));
+    let mut world = World::new();
+    world.reconcile(&whole, &facts);
+    assert_eq!(select(&www, &facts).condition, Condition::AllDownOpen);
+    assert_eq!(world.shares(&www).len(), 2, "the two that can be reached");
+
+    www.when_all_down = AllDown::Closed;
+    world.reconcile(&state(std::slice::from_ref(&www)), &facts);
+    assert_eq!(select(&www, &facts).condition, Condition::AllDownClosed);
+    assert_eq!(world.shares(&www), BTreeMap::from([(None, SLOTS)]));
+}
+
+#[test]
+fn a_backend_behind_an_interface_without_a_program_gets_nothing() {
+    let www = service("www", 1, &[backend(1, 1)]);
+    let mut facts = all_well(&state(std::slice::from_ref(&www)));
+    facts.interfaces = [9].into();
+    let selection = select(&www, &facts);
+    assert_eq!(selection.condition, Condition::NoBackends);
+    let reason = selection.backends[&name("b1")].clone().unwrap_err();
+    assert!(
+        reason.contains("eth0") && reason.contains("`interfaces`"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_new_mac_is_one_backend_write_and_no_slot() {
+    let www = service("www", 1, &[backend(1, 1), backend(2, 1)]);
+    let state = state(std::slice::from_ref(&www));
+    let mut facts = all_well(&state);
+    let mut world = World::new();
+    world.reconcile(&state, &facts);
+    facts.next_hops.insert([10, 20, 0, 1].into(), Ok(hop(77)));
+    let steps = world.plan(&state, &facts);
+    assert!(
+        matches!(&steps[..], [Step::WriteBackend { new: false, entry, .. }] if entry.next_hop.mac[5] == 77)
+    );
+}
+
+#[test]
+fn a_new_daemon_finds_everything_as_it_was() {
+    let www = service("www", 1, &[backend(1, 1), backend(2, 3)]);
+    let dns = service("dns", 2, &[backend(1, 1), backend(3, 1)]);
+    let state = state(&[www, dns]);
+    let facts = all_well(&state);
+    let mut world = World::new();
+    world.reconcile(&state, &facts);
+    world.mirror = Mirror::new(world.plane.installed().unwrap());
+    let writes = world.plane.writes;
+    let steps = world.plan(&state, &facts);
+    assert!(
+        steps
+            .iter()
+            .all(|step| matches!(step, Step::StoreSlots { slots, .. } if slots.is_empty())),
+        "{steps:?}"
+    );
+    apply(&steps, &mut world.plane, &mut world.mirror).unwrap();
+    assert_eq!(world.plane.writes, writes, "nothing is written");
+    assert_eq!(world.plan(&state, &facts), []);
+}
+
+#[test]
+fn the_whole_pool_can_be_replaced_at_the_limit() {
+    let pool =
+        |range: std::ops::Range<u8>| -> Vec<Backend> { range.map(|n| backend(n, 1)).collect() };
+    let blue = service("www", 1, &pool(1..32));
+    let green = service("www", 1, &pool(32..63));
+    let mut world = World::new();
+    for www in [&blue, &green, &blue] {
+        let state = state(std::slice::from_ref(www));
+        world.reconcile(&state, &all_well(&state));
+        assert_eq!(world.shares(www).len(), 31);
+    }
+}
+
+/// A state from three bytes a service: which backends of six it has, with which weights.
+fn arbitrary_state() -> impl Strategy<Value = (State, Facts)> {
+    let backends = prop::collection::btree_map(1_u8..7, 0_u16..3, 0..6);
+    let services = prop::collection::btree_map(1_u8..5, (backends, any::<bool>()), 0..4);
+    let health = prop::collection::vec(0_u8..3, 24);
+    let hops = prop::collection::vec(0_u8..4, 7);
+    (services, health, hops).prop_map(|(services, health, hops)| {
+        let services: Vec<Service> = services
+            .into_iter()
+            .map(|(last, (backends, open))| {
+                let backends: Vec<Backend> = backends
+                    .into_iter()
+                    .map(|(n, weight)| backend(n, weight))
+                    .collect();
+                let mut service = service(&format!("s{last}"), last, &backends);
+                service.when_all_down = if open { AllDown::Open } else { AllDown::Closed };
+                service
+            })
+            .collect();
+        let state = state(&services);
+        let mut facts = all_well(&state);
+        for (value, health) in facts.health.values_mut().zip(health) {
+            *value =
+                [HealthState::Unknown, HealthState::Up, HealthState::Down][usize::from(health)];
+        }
+        for (n, kind) in (0..7).zip(hops) {
+            let hop = if kind == 0 {
+                Err(Unresolved::NoRoute)
+            } else {
+                Ok(hop(kind))
+            };
+            facts.next_hops.insert([10, 20, 0, n].into(), hop);
+        }
+        (state, facts)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Any history of states ends in what the last state alone would give, with no write on the way that the data
+    /// plane refuses, also when writes fail in between.
+    #[test]
+    fn histories_do_not_matter(history in prop::collection::vec((arbitrary_state(), 0_u64..40), 1..6)) {
+        let mut world = World::new();
+        for ((state, facts), writes) in &history {
+            world.plane.fail_after = Some(world.plane.writes + writes);
+            let steps = world.plan(state, facts);
+            let failed = apply(&steps, &mut world.plane, &mut world.mirror).is_err();
+            world.plane.fail_after = None;
+            world.reconcile(state, facts);
+            let mut fresh = World::new();
+            fresh.reconcile(state, facts);
+            for service in state.services.values() {
+                prop_assert_eq!(world.shares(service), fresh.shares(service), "failed before: {}", failed);
+            }
+            let installed = world.plane.installed().unwrap();
+            let backends: usize = state.services.values().map(|service| service.backends.len()).sum();
+            prop_assert_eq!(installed.services.len(), state.services.len());
+            prop_assert_eq!(installed.backends.len(), backends);
+            prop_assert_eq!(installed.tables.len(), state.services.len());
+        }
+    }
+}

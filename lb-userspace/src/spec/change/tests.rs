@@ -1,0 +1,287 @@
+//! Every change, done and refused, and the words for what it does.
+
+use super::*;
+use crate::{api::protocol::ChangeLine, spec::yaml};
+
+fn spec(text: &str) -> StateSpec {
+    yaml::state_from_str(text).unwrap()
+}
+
+fn base() -> StateSpec {
+    spec(
+        "
+services:
+  - { name: dns, address: 192.0.2.1, protocol: udp, port: 53, backends: [{ name: ns, address: 10.0.0.9 }] }
+  - name: www
+    address: 192.0.2.1
+    protocol: tcp
+    port: 80
+    backends: [{ name: a, address: 10.0.0.1 }, { name: b, address: 10.0.0.2 }]
+",
+    )
+}
+
+fn service(text: &str) -> Change {
+    Change::AddService(spec(&format!("services: [{text}]")).services.remove(0))
+}
+
+fn add(service: &str, name: &str, address: &str) -> Change {
+    let backend = BackendSpec {
+        name: name.into(),
+        address: address.into(),
+        weight: 100,
+    };
+    Change::AddBackend {
+        service: service.into(),
+        backend,
+    }
+}
+
+fn set(service: &str, backend: &str, address: Option<&str>, weight: Option<i64>) -> Change {
+    let patch = BackendPatch {
+        address: address.map(Into::into),
+        weight,
+    };
+    Change::SetBackend {
+        service: service.into(),
+        backend: backend.into(),
+        patch,
+    }
+}
+
+fn remove(service: &str, backend: &str) -> Change {
+    Change::RemoveBackend {
+        service: service.into(),
+        backend: backend.into(),
+    }
+}
+
+fn remove_service(service: &str) -> Change {
+    Change::RemoveService {
+        service: service.into(),
+    }
+}
+
+/// What a change does to the base, in the words of `diff`.
+fn lines(change: &Change) -> Vec<String> {
+    let parse = |spec: &StateSpec| State::parse(spec, &Limits::default()).unwrap();
+    let (before, after) = (base(), apply(&base(), change).unwrap());
+    let text = |line: ChangeLine| {
+        format!(
+            "{} {} {}: {}",
+            line.action, line.kind, line.name, line.detail
+        )
+    };
+    diff(&parse(&before), &parse(&after))
+        .into_iter()
+        .map(text)
+        .collect()
+}
+
+#[test]
+fn what_each_change_does() {
+    let table = [
+        (Change::Apply(base()), vec![]),
+        (
+            Change::Apply(StateSpec::default()),
+            vec![
+                "remove service dns: ",
+                "remove backend dns/ns: ",
+                "remove service www: ",
+                "remove backend www/a: ",
+                "remove backend www/b: ",
+            ],
+        ),
+        (
+            service(
+                "{ name: api, address: '2001:db8::1', protocol: tcp, port: 0, mode: l2, backends: [{ name: a, address: 10.0.0.1, weight: 7 }] }",
+            ),
+            vec![
+                "add service api: 2001:db8::1 tcp/any, l2, 1 backend",
+                "add backend api/a: 10.0.0.1, weight 7",
+            ],
+        ),
+        (
+            remove_service("dns"),
+            vec!["remove service dns: ", "remove backend dns/ns: "],
+        ),
+        (
+            add("www", "c", "10.0.0.3"),
+            vec!["add backend www/c: 10.0.0.3, weight 100"],
+        ),
+        (
+            set("www", "a", None, Some(50)),
+            vec!["change backend www/a: weight 100 -> 50"],
+        ),
+        (
+            set("www", "a", Some("10.0.0.7"), Some(0)),
+            vec!["change backend www/a: address 10.0.0.1 -> 10.0.0.7, weight 100 -> 0"],
+        ),
+        (set("www", "a", None, None), vec![]),
+        (remove("www", "b"), vec!["remove backend www/b: "]),
+    ];
+    for (change, expected) in table {
+        assert_eq!(lines(&change), expected, "{change:?}");
+    }
+}
+
+#[test]
+fn a_changed_service_is_described_field_by_field() {
+    let mut whole = base();
+    let www = &mut whole.services[1];
+    (www.port, www.mode, www.when_all_down) = (8080, "l2".into(), "closed".into());
+    assert_eq!(
+        lines(&Change::Apply(whole)),
+        [
+            "change service www: vip 192.0.2.1 tcp/80 -> 192.0.2.1 tcp/8080, mode ipip -> l2, when_all_down open -> closed, \
+         health (tcp/80 every 2s, timeout 1s, rise 2, fall 3, jitter 10%) -> (tcp/8080 every 2s, timeout 1s, rise 2, \
+         fall 3, jitter 10%)"
+        ]
+    );
+}
+
+#[test]
+fn what_does_not_exist_is_not_found_with_a_pointer_to_what_does() {
+    let table = [
+        (
+            remove_service("wwx"),
+            "there is no service `wwx`; did you mean `www`?",
+        ),
+        (
+            remove_service("zzz"),
+            "there is no service `zzz`; there are: dns, www",
+        ),
+        (
+            add("zzz", "c", "10.0.0.3"),
+            "there is no service `zzz`; there are: dns, www",
+        ),
+        (
+            set("www", "ns", None, Some(1)),
+            "service `www` has no backend `ns`; it is a backend of `dns`",
+        ),
+        (
+            remove("dns", "a"),
+            "service `dns` has no backend `a`; it is a backend of `www`",
+        ),
+        (
+            remove("www", "zzz"),
+            "service `www` has no backend `zzz`; there are: a, b",
+        ),
+    ];
+    for (change, expected) in table {
+        assert_eq!(
+            apply(&base(), &change),
+            Err(ChangeError::NotFound(expected.into()))
+        );
+    }
+    let nothing = apply(&StateSpec::default(), &remove_service("www"));
+    assert_eq!(
+        nothing,
+        Err(ChangeError::NotFound(
+            "there is no service `www`; there are no services".into()
+        ))
+    );
+}
+
+#[test]
+fn what_is_taken_is_a_conflict_that_names_it() {
+    let table = [
+        (
+            service("{ name: www, address: 192.0.2.9, protocol: tcp, port: 80 }"),
+            "name",
+            "service `www` exists already; remove that one first, or choose another name",
+        ),
+        (
+            service("{ name: w2, address: 192.0.2.1, protocol: tcp, port: 80 }"),
+            "",
+            "service `www` has this address, protocol and port already (given: 192.0.2.1 tcp/80); change one, or add \
+             the backends to `www`",
+        ),
+        (
+            service(
+                "{ name: abc, address: 192.0.2.9, protocol: tcp, port: 80, backends: [{ name: a, address: 10.0.0.5 }] }",
+            ),
+            "backends[0].address",
+            "backends[0].address: backend `a` of service `www` is 10.0.0.1 (given: 10.0.0.5); one name is one host: use \
+             that address or another name",
+        ),
+        (
+            add("www", "a", "10.0.0.3"),
+            "name",
+            "service `www` has a backend `a` already; change that one, or choose another name",
+        ),
+        (
+            add("www", "c", "10.0.0.1"),
+            "address",
+            "address: backend `a` of this service has this address already (given: 10.0.0.1); use weights to give a host \
+             more",
+        ),
+        (
+            add("dns", "a", "10.0.0.3"),
+            "address",
+            "address: backend `a` of service `www` is 10.0.0.1 (given: 10.0.0.3); one name is one host: use that address \
+             or another name",
+        ),
+    ];
+    for (change, field, expected) in table {
+        let Err(ChangeError::Conflict(message, problems)) = apply(&base(), &change) else {
+            panic!("{change:?}")
+        };
+        assert_eq!(message, expected);
+        assert_eq!(
+            problems
+                .iter()
+                .map(|problem| problem.field.as_str())
+                .collect::<Vec<_>>(),
+            [field]
+        );
+    }
+}
+
+#[test]
+fn what_is_not_valid_is_named_from_the_change_on() {
+    let table = [
+        (
+            service("{ name: s, address: 192.0.2.9, protocol: tcp, port: 70000 }"),
+            "port",
+        ),
+        (
+            service(
+                "{ name: s, address: 192.0.2.9, protocol: tcp, port: 1, backends: [{ name: a, address: x }] }",
+            ),
+            "backends[0].address",
+        ),
+        (add("www", "c", "0.0.0.0"), "address"),
+        (add("www", "c", "192.0.2.1"), "address"),
+        (set("www", "a", None, Some(1001)), "weight"),
+        (
+            Change::Apply(spec(
+                "services: [{ name: s, address: x, protocol: tcp, port: 1 }]",
+            )),
+            "services[0].address",
+        ),
+    ];
+    for (change, field) in table {
+        let Err(ChangeError::Invalid(Problems(problems))) = apply(&base(), &change) else {
+            panic!("{change:?}")
+        };
+        assert_eq!(
+            problems
+                .iter()
+                .map(|problem| problem.field.as_str())
+                .collect::<Vec<_>>(),
+            [field]
+        );
+    }
+}
+
+#[test]
+fn the_result_is_in_canonical_order() {
+    let spec = apply(&base(), &set("dns", "ns", None, Some(1))).unwrap();
+    let names: Vec<_> = spec
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert_eq!(names, ["dns", "www"]);
+}

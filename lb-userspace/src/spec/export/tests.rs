@@ -1,0 +1,77 @@
+//! Writing and reading a state changes nothing.
+
+use super::*;
+use crate::spec::{Limits, Name, Protocol, yaml};
+use proptest::{collection::btree_map, option, prelude::*};
+use std::{collections::BTreeMap, net::IpAddr};
+
+prop_compose! {
+    fn check()(port in 1u16.., interval in 100u64..3_600_000, share in 0.0..1.0, rise in 1u32..=100, fall in 1u32..=100,
+               jitter_percent in 0u32..=50) -> HealthCheck {
+        let interval = Duration::from_millis(interval);
+        let timeout = interval.mul_f64(share).clamp(Duration::from_millis(10), interval);
+        HealthCheck { port, interval, timeout, rise, fall, jitter_percent }
+    }
+}
+
+prop_compose! {
+    fn service(number: u8)(
+        udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
+        health in option::of(check()), weights in btree_map(any::<u8>(), 0u16..=1000, 0..5),
+    ) -> Service {
+        let backends = weights.into_iter().map(|(host, weight)| {
+            let name = Name::parse(&format!("b{host}")).unwrap();
+            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight })
+        });
+        Service {
+            name: Name::parse(&format!("s{number}")).unwrap(),
+            address: IpAddr::from([10, 0, 0, number]),
+            protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+            port,
+            mode: if l2 { Mode::L2 } else { Mode::Ipip },
+            when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
+            health,
+            backends: backends.collect(),
+        }
+    }
+}
+
+fn state() -> impl Strategy<Value = State> {
+    prop::collection::vec(any::<u8>().prop_flat_map(service), 0..6).prop_map(|services| {
+        let services = services
+            .into_iter()
+            .map(|service| (service.name.clone(), service));
+        State {
+            services: services.collect::<BTreeMap<_, _>>(),
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_state_survives_export_yaml_and_parse(state in state(), seed in any::<u64>()) {
+        let mut spec = StateSpec::from(&state);
+        let text = yaml::to_string(&spec).unwrap();
+        prop_assert_eq!(&yaml::state_from_str(&text).unwrap(), &spec);
+        // The order in which things are written means nothing.
+        fastrand::Rng::with_seed(seed).shuffle(&mut spec.services);
+        prop_assert_eq!(State::parse(&spec, &Limits::default()).unwrap(), state);
+    }
+}
+
+#[test]
+fn a_probe_that_a_service_has_anyway_is_left_out() {
+    let text = "services: [{ name: s, address: 192.0.2.1, protocol: tcp, port: 80, health: { rise: 2, port: 80 } }]";
+    let state = State::parse(&yaml::state_from_str(text).unwrap(), &Limits::default()).unwrap();
+    let expected = "\
+services:
+  - name: s
+    address: \"192.0.2.1\"
+    protocol: tcp
+    port: 80
+    mode: ipip
+    when_all_down: open
+    backends: []
+";
+    assert_eq!(yaml::to_string(&StateSpec::from(&state)).unwrap(), expected);
+}

@@ -1,0 +1,308 @@
+//! What is refused, and in which words.
+
+use super::*;
+use crate::spec::{AllDown, HealthCheck, yaml};
+use lb_common::backend::Mode;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const LIMITS: Limits = Limits {
+    services: 3,
+    backends: 4,
+};
+
+const GOOD: &str = "\
+services:
+  - name: www
+    address: 192.0.2.1
+    protocol: tcp
+    port: 80
+    health: { interval: 500ms, port: 8080 }
+    backends:
+      - { name: a, address: 198.51.100.1 }
+      - { name: b, address: 198.51.100.2, weight: 0 }
+  - name: dns
+    address: 2001:db8::1
+    protocol: udp
+    port: 53
+    mode: l2
+    when_all_down: closed
+    backends:
+      - { name: a, address: 198.51.100.1 }
+";
+
+fn parse(text: &str) -> Result<State, Problems> {
+    State::parse(&yaml::state_from_str(text).unwrap(), &LIMITS)
+}
+
+/// What is said of the good state once `from` has become `to`.
+fn said(from: &str, to: &str) -> Vec<String> {
+    assert!(GOOD.contains(from), "{from}");
+    let text = GOOD.replacen(from, to, 1);
+    let mut problems = parse(&text).expect_err(to);
+    yaml::locate(&text, &mut problems);
+    problems.0.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_good_state() {
+    let state = parse(GOOD).unwrap();
+    let services: Vec<_> = state.services.values().collect();
+    let (dns, www) = (services[0], services[1]);
+    assert_eq!(
+        (dns.protocol, dns.port, dns.mode, dns.when_all_down),
+        (Protocol::Udp, 53, Mode::L2, AllDown::Closed)
+    );
+    assert_eq!(dns.health, None);
+    let half = Duration::from_millis(500);
+    let check = HealthCheck {
+        port: 8080,
+        interval: half,
+        timeout: half,
+        rise: 2,
+        fall: 3,
+        jitter_percent: 10,
+    };
+    assert_eq!(www.health, Some(check));
+    let weights: Vec<_> = www
+        .backends
+        .values()
+        .map(|backend| (backend.name.as_str(), backend.weight))
+        .collect();
+    assert_eq!(weights, [("a", 100), ("b", 0)]);
+}
+
+#[test]
+fn probes_that_nobody_asked_for() {
+    let health = |protocol: &str, port: u16| {
+        let text = format!(
+            "services: [{{ name: s, address: 192.0.2.1, protocol: {protocol}, port: {port} }}]"
+        );
+        let state = parse(&text).unwrap();
+        state
+            .services
+            .into_values()
+            .next()
+            .and_then(|service| service.health)
+    };
+    assert_eq!(
+        health("tcp", 443).map(|check| (check.port, check.interval)),
+        Some((443, Duration::from_secs(2)))
+    );
+    assert_eq!(health("tcp", 0), None);
+    assert_eq!(health("udp", 53), None);
+}
+
+#[test]
+fn each_bad_value_is_named_with_its_line_and_a_way_out() {
+    let table: &[(&str, &str, &str)] = &[
+        (
+            "port: 80\n",
+            "port: 70000\n",
+            "line 5: services[0].port: is out of range (given: 70000); use 0 to 65535",
+        ),
+        (
+            "name: www",
+            "name: w/w",
+            "line 2: services[0].name: is not a name (given: w/w); use 1-63 letters, digits, `.`, `_` or `-`, starting \
+             with a letter or digit",
+        ),
+        (
+            "protocol: tcp",
+            "protocol: sctp",
+            "line 4: services[0].protocol: is not a protocol (given: sctp); use `tcp` or `udp`",
+        ),
+        (
+            "mode: l2",
+            "mode: nat",
+            "line 14: services[1].mode: is not a forwarding mode (given: nat); use `ipip` or `l2`",
+        ),
+        (
+            "closed",
+            "shut",
+            "line 15: services[1].when_all_down: is not a policy (given: shut); use `open` or `closed`",
+        ),
+        (
+            "name: dns",
+            "name: www",
+            "line 10: services[1].name: services[0] has this name already (given: www); give each service its own name",
+        ),
+        (
+            "address: 2001:db8::1\n    protocol: udp\n    port: 53",
+            "address: 192.0.2.1\n    protocol: tcp\n    port: 80",
+            "line 10: services[1]: service `www` has this address, protocol and port already (given: 192.0.2.1 tcp/80); \
+             change one, or add the backends to `www`",
+        ),
+        (
+            "weight: 0",
+            "weight: 1001",
+            "line 9: services[0].backends[1].weight: is out of range (given: 1001); use 0 to 1000",
+        ),
+        (
+            "name: b",
+            "name: a",
+            "line 9: services[0].backends[1].name: another backend of this service has this name (given: a); give each \
+             backend of a service its own name",
+        ),
+        (
+            "198.51.100.2",
+            "198.51.100.1",
+            "line 9: services[0].backends[1].address: backend `a` of this service has this address already (given: \
+             198.51.100.1); use weights to give a host more",
+        ),
+        (
+            "198.51.100.2",
+            "192.0.2.1",
+            "line 9: services[0].backends[1].address: is the service's own address: packets would come back here \
+             (given: 192.0.2.1); give the backend's own address",
+        ),
+        (
+            "- { name: a, address: 198.51.100.1 }\n      - { name: b",
+            "- { name: a, address: 198.51.100.9 }\n      - { name: b",
+            "line 17: services[1].backends[0].address: backend `a` of service `www` is 198.51.100.9 (given: \
+             198.51.100.1); one name is one host: use that address or another name",
+        ),
+    ];
+    for (from, to, expected) in table {
+        assert_eq!(said(from, to), [*expected]);
+    }
+}
+
+#[test]
+fn each_bad_probe_is_named_with_a_way_out() {
+    let table = [
+        (
+            "{ type: http }",
+            "line 6: services[0].health.type: is not a kind of probe (given: http); use `tcp` or `none`",
+        ),
+        (
+            "{ port: 0 }",
+            "line 6: services[0].health.port: is out of range (given: 0); use 1 to 65535",
+        ),
+        (
+            "{ rise: 0 }",
+            "line 6: services[0].health.rise: is out of range (given: 0); use 1 to 100",
+        ),
+        (
+            "{ fall: 101 }",
+            "line 6: services[0].health.fall: is out of range (given: 101); use 1 to 100",
+        ),
+        (
+            "{ jitter_percent: 51 }",
+            "line 6: services[0].health.jitter_percent: is out of range (given: 51); use 0 to 50",
+        ),
+        (
+            "{ interval: 50ms }",
+            "line 6: services[0].health.interval: is out of range (given: 50ms); use 100ms to 1h, written like `500ms`, \
+             `2s` or `1m`",
+        ),
+        (
+            "{ interval: 1s, timeout: 2s }",
+            "line 6: services[0].health.timeout: is out of range (given: 2s); use 10ms to 1s, written like `500ms`, `2s` \
+             or `1m`",
+        ),
+    ];
+    for (health, expected) in table {
+        assert_eq!(said("{ interval: 500ms, port: 8080 }", health), [expected]);
+    }
+    let no_port = ": is missing: a TCP probe cannot try a UDP port; name a TCP port of the backends, or set `type: none`";
+    assert_eq!(
+        said("mode: l2", "health: {}"),
+        [format!("line 14: services[1].health.port{no_port}")]
+    );
+}
+
+#[test]
+fn everything_wrong_is_said_at_once_in_the_order_of_the_text() {
+    let text = "\
+services:
+  - { name: -a, address: 127.0.0.1, protocol: icmp, port: -1, mode: x, when_all_down: y,
+      health: { type: z, port: 0, interval: 0s, timeout: 0s, rise: 0, fall: 0, jitter_percent: 99 },
+      backends: [{ name: '', address: '', weight: -1 }] }
+  - { name: b, address: x, protocol: tcp, port: 1 }
+";
+    let fields: Vec<_> = parse(text)
+        .unwrap_err()
+        .0
+        .into_iter()
+        .map(|problem| problem.field)
+        .collect();
+    let service = [
+        "name",
+        "address",
+        "protocol",
+        "port",
+        "mode",
+        "when_all_down",
+    ];
+    let health = [
+        "type",
+        "rise",
+        "fall",
+        "jitter_percent",
+        "interval",
+        "timeout",
+        "port",
+    ];
+    let backend = ["name", "address", "weight"];
+    let expected: Vec<_> = (service.iter().map(|f| format!("services[0].{f}")))
+        .chain(health.iter().map(|f| format!("services[0].health.{f}")))
+        .chain(
+            backend
+                .iter()
+                .map(|f| format!("services[0].backends[0].{f}")),
+        )
+        .chain(["services[1].address".to_owned()])
+        .collect();
+    assert_eq!(fields, expected);
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let tight = |services, backends| {
+        let spec = yaml::state_from_str(GOOD).unwrap();
+        State::parse(&spec, &Limits { services, backends }).map_err(|problems| problems.to_string())
+    };
+    assert!(tight(2, 3).is_ok());
+    assert_eq!(
+        tight(1, 2).unwrap_err(),
+        "services: more than the 1 services this node can hold (given: 2); raise `limits.services` in the node configuration\n\
+         services: more than the 2 backends this node can hold (given: 3); raise `limits.backends` in the node configuration"
+    );
+}
+
+proptest! {
+    #[test]
+    fn nothing_written_makes_it_panic(text in "[ -~\n]{0,300}", port: i64, weight: i64, span in "\\PC{0,12}") {
+        let _ = yaml::state_from_str(&text);
+        let mut spec = yaml::state_from_str(GOOD).unwrap();
+        let service = &mut spec.services[0];
+        (service.port, service.backends[0].weight, service.address) = (port, weight, text.clone());
+        service.health = Some(crate::spec::HealthSpec { interval: Some(span), timeout: Some(text), ..Default::default() });
+        prop_assert!(State::parse(&spec, &LIMITS).is_err());
+    }
+}
+
+/// As many backends as a node holds by default, read, checked, written and read again.
+#[test]
+fn a_full_node_fits_the_bounds() {
+    let backends = (0..16_384_u32).map(|n| BackendSpec {
+        name: format!("backend-{n}"),
+        address: std::net::Ipv4Addr::from(0x0a00_0001 + n).to_string(),
+        weight: 100,
+    });
+    let mut spec = yaml::state_from_str(GOOD).unwrap();
+    spec.services.truncate(1);
+    spec.services[0].backends = backends.collect();
+    let text = yaml::to_string(&spec).unwrap();
+    assert!(text.len() < yaml::MAX_BYTES / 4, "{} bytes", text.len());
+    let state = State::parse(&yaml::state_from_str(&text).unwrap(), &Limits::default()).unwrap();
+    assert_eq!(
+        state
+            .services
+            .values()
+            .map(|service| service.backends.len())
+            .sum::<usize>(),
+        16_384
+    );
+}

@@ -1,0 +1,438 @@
+//! The API's server over a real socket: every route, every refusal, and clients that misbehave.
+
+mod support;
+
+use lb_userspace::{
+    api::{handle::Change, server::Limits},
+    spec::{BackendPatch, BackendSpec, ServiceSpec},
+};
+use serde_json::{Value, json};
+use std::{
+    io::Read,
+    net::Shutdown,
+    time::{Duration, Instant},
+};
+use support::{FakeLbd, receive};
+
+const HEADERS: &str = "Content-Type: application/json\r\n";
+
+#[test]
+fn what_is_asked_is_answered() {
+    let lbd = FakeLbd::start();
+    let (code, status) = lbd.http("GET", "/v1/status", "");
+    assert_eq!(code, 200);
+    assert_eq!(
+        status,
+        json!({
+            "version": "0.1.0", "pid": 4711, "uptime_seconds": 3720, "condition": "degraded",
+            "warnings": ["1 of 3 backends is down"], "revision": 7,
+            "interfaces": [
+                {"name": "eth0", "index": 2, "mode": "native", "program_id": 31, "note": ""},
+                {"name": "eth9", "index": 0, "mode": "none", "program_id": 0, "note": "no such interface"},
+            ],
+            "services": 2, "backends": 3, "backends_active": 2,
+        })
+    );
+    let (code, state) = lbd.http("GET", "/v1/state", "");
+    assert_eq!(code, 200);
+    assert_eq!(
+        state,
+        json!({"revision": 7, "state": {"services": [{
+        "name": "www", "address": "192.0.2.1", "protocol": "tcp", "port": 80, "mode": "ipip",
+        "when_all_down": "open", "backends": [
+            {"name": "web-1", "address": "198.51.100.11", "weight": 100},
+            {"name": "web-2", "address": "198.51.100.12", "weight": 100},
+        ]}]}})
+    );
+    let (code, stats) = lbd.http("GET", "/v1/stats", "");
+    assert_eq!(code, 200);
+    assert_eq!(stats["verdicts"][1]["packets"], 0);
+    let (code, services) = lbd.http("GET", "/v1/services", "");
+    assert_eq!((code, services.as_array().map(Vec::len)), (200, Some(2)));
+    let (code, service) = lbd.http("GET", "/v1/services/www", "");
+    assert_eq!((code, &service), (200, &services[1]));
+    assert_eq!(
+        service["backends"][1]["inactive_reason"],
+        "down: connection refused"
+    );
+}
+
+#[test]
+fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
+    let lbd = FakeLbd::start();
+    let dns = r#"{"name": "dns", "address": "192.0.2.53", "protocol": "udp", "port": 53}"#;
+    let spec = ServiceSpec {
+        name: "dns".into(),
+        address: "192.0.2.53".into(),
+        protocol: "udp".into(),
+        port: 53,
+        mode: "ipip".into(),
+        when_all_down: "open".into(),
+        health: None,
+        backends: vec![],
+    };
+    let backend = BackendSpec {
+        name: "web-3".into(),
+        address: "198.51.100.13".into(),
+        weight: 100,
+    };
+    let patch = BackendPatch {
+        address: None,
+        weight: Some(50),
+    };
+    let (www, web_1) = (|| "www".to_owned(), || "web-1".to_owned());
+    let state = serde_json::to_string(&support::state()).unwrap();
+    let cases = [
+        (
+            "PUT",
+            "/v1/state",
+            state.as_str(),
+            Change::Apply(support::state()),
+        ),
+        ("POST", "/v1/services", dns, Change::AddService(spec)),
+        (
+            "DELETE",
+            "/v1/services/a%2Fb",
+            "",
+            Change::RemoveService {
+                service: "a/b".into(),
+            },
+        ),
+        (
+            "POST",
+            "/v1/services/www/backends",
+            r#"{"name": "web-3", "address": "198.51.100.13"}"#,
+            Change::AddBackend {
+                service: www(),
+                backend,
+            },
+        ),
+        (
+            "PATCH",
+            "/v1/services/www/backends/web-1",
+            r#"{"weight": 50}"#,
+            Change::SetBackend {
+                service: www(),
+                backend: web_1(),
+                patch,
+            },
+        ),
+        (
+            "DELETE",
+            "/v1/services/www/backends/web-1",
+            "",
+            Change::RemoveBackend {
+                service: www(),
+                backend: web_1(),
+            },
+        ),
+    ];
+    for (method, path, body, change) in cases {
+        for (query, dry_run) in [
+            ("", false),
+            ("?dry_run=false", false),
+            ("?dry_run=true", true),
+        ] {
+            let (code, report) = lbd.http(method, &format!("{path}{query}"), body);
+            assert_eq!(
+                (code, &report["dry_run"]),
+                (200, &Value::Bool(dry_run)),
+                "{method} {path}{query}: {report}"
+            );
+            assert_eq!(
+                lbd.take_changes(),
+                [(change.clone(), dry_run)],
+                "{method} {path}{query}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_report_is_exact() {
+    let lbd = FakeLbd::start();
+    let (_, report) = lbd.http(
+        "PATCH",
+        "/v1/services/www/backends/web-1?dry_run=true",
+        r#"{"weight": 50}"#,
+    );
+    assert_eq!(
+        report,
+        json!({
+            "revision": 7, "dry_run": true, "changed": true,
+            "changes": [{"action": "change", "kind": "backend", "name": "www/web-1", "detail": "weight 100 -> 50"}],
+            "tables": [{"service": "www", "slots_changed": 10923}],
+            "warnings": [],
+        })
+    );
+}
+
+/// A refusal of the shape of a body.
+fn shape(field: &str, message: &str) -> Value {
+    json!({"code": "malformed", "message": "the body has not the right shape", "problems": [
+        {"field": field, "value": "", "message": message, "hint": "see `lbctl openapi` for the shape"},
+    ]})
+}
+
+#[test]
+fn a_body_of_the_wrong_shape_is_refused_with_the_field() {
+    let lbd = FakeLbd::start();
+    let (code, body) = lbd.http(
+        "PUT",
+        "/v1/state",
+        r#"{"services": [{"name": "a", "address": "b", "protocol": "tcp", "port": 1, "backends": [{"name": "c", "address": "d", "wieght": 3}]}]}"#,
+    );
+    let message =
+        "unknown field `wieght`, expected one of `name`, `address`, `weight` at line 1 column 125";
+    assert_eq!(
+        (code, body),
+        (400, shape("services[0].backends[0].wieght", message))
+    );
+    let (code, body) = lbd.http("POST", "/v1/services", r#"{"name": "a", "port": "eighty"}"#);
+    let message = "invalid type: string \"eighty\", expected i64 at line 1 column 30";
+    assert_eq!((code, body), (400, shape("port", message)));
+    for list in ["[]", " [[]]"] {
+        let refused = (400, shape("", "invalid type: sequence, expected an object"));
+        assert_eq!(lbd.http("PUT", "/v1/state", list), refused);
+    }
+    let (code, body) = lbd.http("PATCH", "/v1/services/a/backends/b", "{} {}");
+    assert_eq!(
+        (code, &body["message"]),
+        (400, &json!("the body is not JSON"))
+    );
+    assert_eq!(
+        body["problems"][0]["message"],
+        "trailing characters at line 1 column 4"
+    );
+    assert_eq!(lbd.take_changes(), []);
+}
+
+#[test]
+fn every_refusal_has_its_status_and_says_why() {
+    let lbd = FakeLbd::start();
+    let service = |name: &str, port: u32| {
+        format!(
+            r#"{{"name": "{name}", "address": "192.0.2.1", "protocol": "tcp", "port": {port}}}"#
+        )
+    };
+    let (www, high) = (service("www", 80), service("new", 70_000));
+    let large = format!("{{\"services\": [{}]}}", " ".repeat(8 << 20));
+    let cases = [
+        (
+            "GET",
+            "/",
+            "",
+            404,
+            "not_found",
+            "there is no path /; GET /v1/openapi.json describes all",
+        ),
+        (
+            "GET",
+            "/v1/statu",
+            "",
+            404,
+            "not_found",
+            "there is no path /v1/statu; GET /v1/openapi.json describes all",
+        ),
+        (
+            "GET",
+            "/v1/services/x",
+            "",
+            404,
+            "not_found",
+            "there is no service \"x\"; `lbctl service list` shows all",
+        ),
+        (
+            "DELETE",
+            "/v1/services/missing",
+            "",
+            404,
+            "not_found",
+            "there is no service \"missing\"",
+        ),
+        (
+            "DELETE",
+            "/v1/services/stuck",
+            "",
+            500,
+            "failed",
+            "cannot write the services map",
+        ),
+        (
+            "DELETE",
+            "/v1/state",
+            "",
+            405,
+            "method_not_allowed",
+            "/v1/state does not take DELETE; GET /v1/openapi.json says what it takes",
+        ),
+        (
+            "POST",
+            "/v1/services",
+            &www,
+            409,
+            "conflict",
+            "there is a service \"www\" already",
+        ),
+        (
+            "POST",
+            "/v1/services",
+            &high,
+            422,
+            "invalid",
+            "the service is not valid",
+        ),
+        (
+            "PUT",
+            "/v1/state",
+            "services: []",
+            400,
+            "malformed",
+            "the body is not JSON",
+        ),
+        (
+            "PUT",
+            "/v1/state",
+            "{\"services\": [",
+            400,
+            "malformed",
+            "the body is not JSON",
+        ),
+        (
+            "PUT",
+            "/v1/state",
+            &large,
+            413,
+            "too_large",
+            "the body could not be read: Failed to buffer the request body: length limit exceeded",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?dryrun=true",
+            "",
+            400,
+            "malformed",
+            "the query: Failed to deserialize query string: dryrun: unknown field `dryrun`, expected `dry_run`",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?dry_run=maybe",
+            "",
+            400,
+            "malformed",
+            "the query: Failed to deserialize query string: dry_run: provided string was not `true` or `false`",
+        ),
+        (
+            "GET",
+            "/v1/status?verbose",
+            "",
+            400,
+            "malformed",
+            "the query: Failed to deserialize query string: verbose: unknown field `verbose`, there are no fields",
+        ),
+        (
+            "GET",
+            "/v1/services/%ff",
+            "",
+            400,
+            "malformed",
+            "the path: Invalid URL: Invalid UTF-8 in `service`",
+        ),
+    ];
+    for (method, path, body, status, code, message) in cases {
+        let (got, answer) = lbd.http(method, path, body);
+        assert_eq!(
+            (got, &answer["code"]),
+            (status, &json!(code)),
+            "{method} {path}: {answer}"
+        );
+        assert_eq!(answer["message"], message, "{method} {path}");
+        assert!(answer["problems"].is_array());
+    }
+}
+
+#[test]
+fn a_body_that_is_not_said_to_be_json_is_refused() {
+    let lbd = FakeLbd::start();
+    for headers in [
+        "",
+        "Content-Type: application/yaml\r\n",
+        "Content-Type: application/jsonx\r\n",
+    ] {
+        let (code, body) = lbd.http_with("PUT", "/v1/state", headers, "{}");
+        assert_eq!(
+            (code, &body["code"]),
+            (415, &json!("unsupported_media_type")),
+            "{headers}"
+        );
+    }
+    let (code, _) = lbd.http_with(
+        "PUT",
+        "/v1/state",
+        "Content-Type: Application/JSON; charset=utf-8\r\n",
+        "{}",
+    );
+    assert_eq!(code, 200);
+}
+
+#[test]
+fn a_change_that_takes_its_time_keeps_nobody_else_waiting() {
+    let lbd = FakeLbd::start();
+    let slow = lbd.send("DELETE /v1/services/slow HTTP/1.1\r\nHost: lbd\r\n\r\n");
+    let half = lbd.send("PUT /v1/state HTTP/1.1\r\nHost: lbd\r\nContent-Length: 100\r\n");
+    let quarter = lbd.send("PUT /v1/st");
+    for _ in 0..40 {
+        assert_eq!(lbd.http("GET", "/v1/status", "").0, 200);
+    }
+    drop((slow, half, quarter));
+}
+
+#[test]
+fn a_client_that_only_stops_sending_gets_its_answer() {
+    let lbd = FakeLbd::start();
+    let stream = lbd.send("GET /v1/status HTTP/1.1\r\nHost: lbd\r\n\r\n");
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(receive(stream).0, 200);
+}
+
+fn hasty() -> Limits {
+    Limits {
+        connections: 2,
+        head: Duration::from_millis(300),
+        request: Duration::from_millis(200),
+        connection: Duration::from_millis(400),
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn a_request_has_a_limited_time() {
+    let lbd = FakeLbd::start_within(hasty());
+    let message =
+        "no answer within 200ms; whether a change was made is not known: look with `lbctl status`";
+    let expected = (
+        503,
+        json!({"code": "unavailable", "message": message, "problems": []}),
+    );
+    assert_eq!(lbd.http("DELETE", "/v1/services/slow", ""), expected);
+    let unfinished =
+        format!("PUT /v1/state HTTP/1.1\r\nHost: lbd\r\n{HEADERS}Content-Length: 100\r\n\r\n{{");
+    assert_eq!(receive(lbd.send(&unfinished)), expected);
+}
+
+#[test]
+fn a_silent_client_loses_its_place_in_time() {
+    let lbd = FakeLbd::start_within(hasty());
+    let begin = Instant::now();
+    let mut silent = [lbd.send("GET"), lbd.send("")];
+    // Both places are taken: this waits in the backlog until one is free.
+    assert_eq!(lbd.http("GET", "/v1/status", "").0, 200);
+    assert!(begin.elapsed() >= hasty().head);
+    for stream in &mut silent {
+        assert_eq!(
+            stream.read_to_end(&mut Vec::new()).unwrap(),
+            0,
+            "the connection is closed without an answer"
+        );
+    }
+}

@@ -1,0 +1,198 @@
+//! `lbctl`'s answers to questions, as text and as JSON, end to end against the real server.
+
+mod support;
+
+use serde_json::Value;
+use support::{
+    FakeLbd,
+    lbctl::{command, lbctl, run},
+};
+
+/// What a command that must succeed prints.
+fn text(lbd: &FakeLbd, args: &str) -> String {
+    let run = lbctl(lbd, args);
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{args}");
+    run.stdout
+}
+
+#[test]
+fn status() {
+    let expected = "\
+lbd 0.1.0 (pid 4711), up 1h 2m
+condition  degraded
+revision   7
+services   2
+backends   3, 2 with traffic
+warning: 1 of 3 backends is down
+
+INTERFACE  INDEX  MODE    PROGRAM  NOTE
+eth0           2  native       31
+eth9           -  none          -  no such interface
+";
+    assert_eq!(text(&FakeLbd::start(), "status"), expected);
+}
+
+#[test]
+fn stats() {
+    let lbd = FakeLbd::start();
+    let expected = "\
+SERVICE  BACKEND    PACKETS       BYTES
+www      (all)    1,234,567  98,765,432
+www      web-1    1,234,567  98,765,432
+
+VERDICT      PACKETS  MEANING
+forwarded  1,234,567  Sent to a backend.
+";
+    assert_eq!(text(&lbd, "stats"), expected);
+    assert!(
+        text(&lbd, "stats --all")
+            .ends_with("\npass_fragment          0  A fragment that names no service.\n")
+    );
+}
+
+#[test]
+fn services() {
+    let lbd = FakeLbd::start();
+    let expected = "\
+NAME  ADDRESS       PROTOCOL  PORT  MODE  CONDITION  BACKENDS
+dns   2001:db8::53  udp        any  l2    up         1, 1 with traffic
+www   192.0.2.1     tcp         80  ipip  up         2, 1 with traffic
+";
+    assert_eq!(text(&lbd, "service list"), expected);
+    let expected = "\
+name           www
+address        192.0.2.1
+protocol       tcp
+port           80
+mode           ipip
+when all down  open
+health         tcp to port 80 every 2s +-10 %, timeout 1s, up after 2, down after 3
+condition      up
+
+SERVICE  NAME   ADDRESS        WEIGHT  HEALTH   SLOTS  TRAFFIC
+www      web-1  198.51.100.11     100  up      65,537  yes
+www      web-2  198.51.100.12     100  down         0  no: down: connection refused
+";
+    assert_eq!(text(&lbd, "service show www"), expected);
+}
+
+#[test]
+fn backends() {
+    let lbd = FakeLbd::start();
+    let expected = "\
+SERVICE  NAME   ADDRESS        WEIGHT  HEALTH     SLOTS  TRAFFIC
+dns      web-1  2001:db8::1       100  unprobed  65,537  yes
+www      web-1  198.51.100.11     100  up        65,537  yes
+www      web-2  198.51.100.12     100  down           0  no: down: connection refused
+";
+    assert_eq!(text(&lbd, "backend list"), expected);
+    let expected = "\
+SERVICE  NAME   ADDRESS      WEIGHT  HEALTH     SLOTS  TRAFFIC
+dns      web-1  2001:db8::1     100  unprobed  65,537  yes
+";
+    assert_eq!(text(&lbd, "backend list --service dns"), expected);
+}
+
+#[test]
+fn an_export_is_what_apply_takes() {
+    let lbd = FakeLbd::start();
+    let expected = "\
+services:
+- name: www
+  address: \"192.0.2.1\"
+  protocol: tcp
+  port: 80
+  mode: ipip
+  when_all_down: open
+  backends:
+  - name: web-1
+    address: \"198.51.100.11\"
+    weight: 100
+  - name: web-2
+    address: \"198.51.100.12\"
+    weight: 100
+";
+    assert_eq!(text(&lbd, "export"), expected);
+    for export in ["export", "export --output json"] {
+        let again = run(command(&lbd, "apply -f -"), &text(&lbd, export));
+        assert_eq!(
+            (again.code, again.stdout.as_str()),
+            (0, "nothing to change: revision 7 stays\n"),
+            "{export}"
+        );
+    }
+}
+
+#[test]
+fn json_is_the_api_s_answer() {
+    let lbd = FakeLbd::start();
+    let api = |path: &str| lbd.http("GET", path, "").1;
+    let services = api("/v1/services");
+    let backends: Vec<Value> = services
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|service| service["backends"].as_array().unwrap().clone())
+        .collect();
+    let cases = [
+        ("status", api("/v1/status")),
+        ("stats", api("/v1/stats")),
+        ("service show www", services[1].clone()),
+        ("backend list -s www", services[1]["backends"].clone()),
+        ("backend list", Value::Array(backends)),
+        ("service list", services),
+        ("export", api("/v1/state")["state"].clone()),
+        ("openapi", api("/v1/openapi.json")),
+    ];
+    for (args, expected) in cases {
+        let printed = text(&lbd, &format!("{args} --output json"));
+        assert_eq!(
+            serde_json::from_str::<Value>(&printed).unwrap(),
+            expected,
+            "{args}"
+        );
+    }
+    let begin = "{\n  \"version\": \"0.1.0\",\n  \"pid\": 4711,\n  \"uptime_seconds\": 3720,\n";
+    assert!(
+        text(&lbd, "-o json status").starts_with(begin),
+        "in the order of the API's description"
+    );
+}
+
+#[test]
+fn no_line_is_wider_than_100_columns() {
+    let lbd = FakeLbd::start();
+    for args in [
+        "status",
+        "stats --all",
+        "service list",
+        "service show www",
+        "backend list",
+        "--help",
+        "service add --help",
+    ] {
+        for line in text(&lbd, args).lines() {
+            assert!(line.chars().count() <= 100, "{args}: {line}");
+            assert!(
+                !line.ends_with(' ') || args.ends_with("--help"),
+                "{args}: {line:?}"
+            );
+            assert!(
+                !line.contains('\u{1b}'),
+                "{args}: no colour when not on a terminal"
+            );
+        }
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let lbd = FakeLbd::start();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = text(&lbd, &format!("completions {shell}"));
+        assert!(
+            script.contains("when-all-down") && script.contains("backend"),
+            "{shell}"
+        );
+    }
+}

@@ -1,0 +1,375 @@
+//! A fake `lbd` for tests of the API and of `lbctl`: the real server on a real socket, and a control loop that
+//! answers from fixed data and remembers which changes it was asked for.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+pub mod lbctl;
+
+use lb_userspace::{
+    api::{
+        handle::{Change, Handle, Request},
+        protocol::*,
+        server::{self, Limits},
+    },
+    problem::Problem,
+    spec::{BackendSpec, ServiceSpec, StateSpec},
+};
+use serde_json::Value;
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// A server with its control loop, until it is dropped.
+pub struct FakeLbd {
+    directory: TempDir,
+    runtime: Runtime,
+    changes: Arc<Mutex<Vec<(Change, bool)>>>,
+}
+
+impl FakeLbd {
+    pub fn start() -> Self {
+        Self::start_within(Limits::default())
+    }
+
+    pub fn start_within(limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let changes = Arc::new(Mutex::new(Vec::new()));
+        let (handle, mut requests) = Handle::new(4);
+        let seen = changes.clone();
+        runtime.spawn(async move {
+            let mut unanswered = Vec::new();
+            while let Some(request) = requests.recv().await {
+                unanswered.extend(answer(request, &seen));
+            }
+        });
+        let socket = directory.path().join("lbd.sock");
+        let listener = runtime
+            .block_on(async { server::bind(&socket, None) })
+            .unwrap();
+        runtime.spawn(server::serve_within(
+            listener,
+            handle,
+            limits,
+            std::future::pending(),
+        ));
+        Self {
+            directory,
+            runtime,
+            changes,
+        }
+    }
+
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("lbd.sock")
+    }
+
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// The changes asked for since the last call, each with `dry_run`.
+    pub fn take_changes(&self) -> Vec<(Change, bool)> {
+        std::mem::take(&mut self.changes.lock().unwrap())
+    }
+
+    /// Connects and sends `request` as it is.
+    pub fn send(&self, request: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(self.socket()).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    }
+
+    /// One request with a JSON body, or none if it is empty: status and body of the answer.
+    pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let kind = if body.is_empty() {
+            ""
+        } else {
+            "Content-Type: application/json\r\n"
+        };
+        self.http_with(method, path, kind, body)
+    }
+
+    /// As [`Self::http`], with other headers.
+    pub fn http_with(&self, method: &str, path: &str, headers: &str, body: &str) -> (u16, Value) {
+        let length = body.len();
+        receive(self.send(&format!(
+            "{method} {path} HTTP/1.1\r\nHost: lbd\r\n{headers}Content-Length: {length}\r\n\r\n{body}"
+        )))
+    }
+}
+
+/// Reads an answer to its end: status and JSON body.
+pub fn receive(mut stream: UnixStream) -> (u16, Value) {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("no answer: {answer:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (
+        status,
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body:?}")),
+    )
+}
+
+/// A reply that is kept so that its asker waits for ever.
+type Unanswered = tokio::sync::oneshot::Sender<Result<ChangeReport, ErrorBody>>;
+
+fn answer(request: Request, changes: &Mutex<Vec<(Change, bool)>>) -> Option<Unanswered> {
+    // A client that has gone away is no fault of the control loop.
+    match request {
+        Request::Status(reply) => drop(reply.send(status())),
+        Request::Services(reply) => drop(reply.send(services())),
+        Request::State(reply) => drop(reply.send(StateView {
+            revision: 7,
+            state: state(),
+        })),
+        Request::Stats(reply) => drop(reply.send(Ok(stats()))),
+        Request::Metrics(reply) => drop(reply.send(String::new())),
+        Request::Change {
+            change,
+            dry_run,
+            reply,
+        } => {
+            changes.lock().unwrap().push((change.clone(), dry_run));
+            if matches!(&change, Change::RemoveService { service } if service == "slow") {
+                return Some(reply);
+            }
+            drop(reply.send(decide(&change, dry_run)));
+        }
+    }
+    None
+}
+
+/// Accepts a change unless a name or value in it asks for a refusal.
+fn decide(change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+    let refuse = |code, message: &str, problems| {
+        Err(ErrorBody {
+            code,
+            message: message.into(),
+            problems,
+        })
+    };
+    match change {
+        Change::AddService(service) if service.name == "www" => refuse(
+            ErrorCode::Conflict,
+            "there is a service \"www\" already",
+            vec![],
+        ),
+        Change::AddService(service) if service.port > 65_535 => {
+            let problem = Problem::new("port", service.port, "a port is 0 to 65535", "");
+            refuse(
+                ErrorCode::Invalid,
+                "the service is not valid",
+                vec![problem],
+            )
+        }
+        Change::Apply(state) if state.services.iter().any(|service| service.port > 65_535) => {
+            let problem = Problem::new("services[0].port", 70_000, "a port is 0 to 65535", "");
+            refuse(ErrorCode::Invalid, "the state is not valid", vec![problem])
+        }
+        Change::RemoveService { service } if service == "missing" => refuse(
+            ErrorCode::NotFound,
+            "there is no service \"missing\"",
+            vec![],
+        ),
+        Change::RemoveService { service } if service == "stuck" => {
+            refuse(ErrorCode::Failed, "cannot write the services map", vec![])
+        }
+        Change::Apply(same) if *same == state() => Ok(ChangeReport {
+            revision: 7,
+            changed: false,
+            changes: vec![],
+            tables: vec![],
+            ..report(dry_run)
+        }),
+        _ => Ok(report(dry_run)),
+    }
+}
+
+fn report(dry_run: bool) -> ChangeReport {
+    ChangeReport {
+        revision: if dry_run { 7 } else { 8 },
+        dry_run,
+        changed: true,
+        changes: vec![ChangeLine {
+            action: "change".into(),
+            kind: "backend".into(),
+            name: "www/web-1".into(),
+            detail: "weight 100 -> 50".into(),
+        }],
+        tables: vec![TableChange {
+            service: "www".into(),
+            slots_changed: 10_923,
+        }],
+        warnings: vec![],
+    }
+}
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        pid: 4711,
+        uptime_seconds: 3_720,
+        condition: "degraded".into(),
+        warnings: vec!["1 of 3 backends is down".into()],
+        revision: 7,
+        interfaces: vec![
+            InterfaceStatus {
+                name: "eth0".into(),
+                index: 2,
+                mode: "native".into(),
+                program_id: 31,
+                note: String::new(),
+            },
+            InterfaceStatus {
+                name: "eth9".into(),
+                index: 0,
+                mode: "none".into(),
+                program_id: 0,
+                note: "no such interface".into(),
+            },
+        ],
+        services: 2,
+        backends: 3,
+        backends_active: 2,
+    }
+}
+
+fn backend(service: &str, name: &str, address: &str) -> BackendView {
+    BackendView {
+        service: service.into(),
+        name: name.into(),
+        address: address.into(),
+        weight: 100,
+        health: "up".into(),
+        health_detail: String::new(),
+        probe_us: Some(412),
+        next_hop: "resolved".into(),
+        next_hop_detail: format!("via {address} dev eth0 lladdr 02:00:00:00:00:01"),
+        slots: 65_537,
+        active: true,
+        inactive_reason: String::new(),
+    }
+}
+
+fn services() -> Vec<ServiceView> {
+    let down = BackendView {
+        health: "down".into(),
+        health_detail: "connection refused".into(),
+        probe_us: None,
+        slots: 0,
+        active: false,
+        inactive_reason: "down: connection refused".into(),
+        ..backend("www", "web-2", "198.51.100.12")
+    };
+    vec![
+        ServiceView {
+            name: "dns".into(),
+            address: "2001:db8::53".into(),
+            protocol: "udp".into(),
+            port: 0,
+            mode: "l2".into(),
+            when_all_down: "closed".into(),
+            condition: "up".into(),
+            health: None,
+            backends: vec![BackendView {
+                health: "unprobed".into(),
+                probe_us: None,
+                ..backend("dns", "web-1", "2001:db8::1")
+            }],
+        },
+        ServiceView {
+            name: "www".into(),
+            address: "192.0.2.1".into(),
+            protocol: "tcp".into(),
+            port: 80,
+            mode: "ipip".into(),
+            when_all_down: "open".into(),
+            condition: "up".into(),
+            health: Some(HealthView {
+                kind: "tcp".into(),
+                port: 80,
+                interval_ms: 2_000,
+                timeout_ms: 1_000,
+                rise: 2,
+                fall: 3,
+                jitter_percent: 10,
+            }),
+            backends: vec![backend("www", "web-1", "198.51.100.11"), down],
+        },
+    ]
+}
+
+/// The desired state of the fake.
+pub fn state() -> StateSpec {
+    let backend = |name: &str, address: &str| BackendSpec {
+        name: name.into(),
+        address: address.into(),
+        weight: 100,
+    };
+    StateSpec {
+        services: vec![ServiceSpec {
+            name: "www".into(),
+            address: "192.0.2.1".into(),
+            protocol: "tcp".into(),
+            port: 80,
+            mode: "ipip".into(),
+            when_all_down: "open".into(),
+            health: None,
+            backends: vec![
+                backend("web-1", "198.51.100.11"),
+                backend("web-2", "198.51.100.12"),
+            ],
+        }],
+    }
+}
+
+fn stats() -> Stats {
+    let verdict = |name: &str, action: &str, description: &str, packets| VerdictStats {
+        name: name.into(),
+        action: action.into(),
+        description: description.into(),
+        packets,
+    };
+    Stats {
+        verdicts: vec![
+            verdict("forwarded", "forward", "Sent to a backend.", 1_234_567),
+            verdict(
+                "pass_fragment",
+                "pass",
+                "A fragment that names no service.",
+                0,
+            ),
+        ],
+        services: vec![ServiceStats {
+            name: "www".into(),
+            packets: 1_234_567,
+            bytes: 98_765_432,
+            backends: vec![BackendStats {
+                name: "web-1".into(),
+                packets: 1_234_567,
+                bytes: 98_765_432,
+            }],
+        }],
+    }
+}

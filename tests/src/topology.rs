@@ -1,0 +1,272 @@
+//! The network of tests and demo: namespaces for a client, a router, the balancer and its backends, joined by veth
+//! pairs to the router.
+//!
+//! ```text
+//! client 10.1.0.2 ---- 10.1.0.1 router 10.2.0.1 ---- 10.2.0.2 balancer       Layout::Routed
+//!                               router 10.3.1.1 ---- 10.3.1.2 backend-1
+//!                               router 10.3.2.1 ---- 10.3.2.2 backend-2 ...
+//!
+//! client 10.1.0.2 ---- 10.1.0.1 router 10.2.0.1 --+- 10.2.0.2 balancer       Layout::Bridged
+//!                                                 +- 10.2.0.11 backend-1
+//!                                                 +- 10.2.0.12 backend-2 ...
+//! ```
+//! IPv6 likewise, with `fd00:` in place of `10.`. The router sends the VIPs to the balancer; every backend has
+//! them on `lo` and answers past the balancer (DSR). Each host's one interface is `eth0`.
+
+use crate::{netns::Namespace, process::output, session::Session, xdp::Decapsulator};
+use anyhow::{Context, Result};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+/// The IPv4 address of services.
+pub const VIP_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The IPv6 address of services.
+pub const VIP_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+/// The client's IPv4 address.
+pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+/// The client's IPv6 address.
+pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2);
+/// The balancer's IPv4 address.
+pub const BALANCER_V4: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+
+/// MTU towards the client, in bytes.
+const OUTSIDE: u32 = 1_500;
+/// MTU between router, balancer and backends: a full packet from outside fits with an outer IPv6 header (40 bytes).
+const INSIDE: u32 = 1_600;
+
+/// How the balancer reaches the backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Each backend on a subnet of its own behind the router, with a decapsulator: for mode `ipip`.
+    Routed,
+    /// All on one Ethernet segment, a bridge on the router: for mode `l2`.
+    Bridged,
+}
+
+/// One backend.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its name: `backend-1`, ...
+    pub name: String,
+    /// Its IPv4 address.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address.
+    pub v6: Ipv6Addr,
+    /// Where it runs.
+    pub namespace: Namespace,
+}
+
+/// The namespaces, joined. Dropping it takes the network down.
+#[derive(Debug)]
+pub struct Topology {
+    /// Where requests come from.
+    pub client: Namespace,
+    /// Joins all the others.
+    pub router: Namespace,
+    /// Where `lbd` runs.
+    pub balancer: Namespace,
+    /// The backends, in order of number.
+    pub backends: Vec<Backend>,
+}
+
+impl Topology {
+    /// Builds the network with `backends` backends, 1 to 200.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn create(session: &Session, layout: Layout, backends: u8) -> Result<Self> {
+        let namespace = |role: &str| -> Result<Namespace> {
+            let namespace = Namespace::create(&session.namespace(role))?;
+            // No duplicate address detection: addresses are usable at once.
+            namespace.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+            namespace.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
+            Ok(namespace)
+        };
+        let topology = Self {
+            client: namespace("client")?,
+            router: namespace("router")?,
+            balancer: namespace("balancer")?,
+            backends: (1..=backends)
+                .map(|number| {
+                    let name = format!("backend-{number}");
+                    let (v4, v6) = backend_addresses(layout, number);
+                    Ok(Backend {
+                        v4,
+                        v6,
+                        namespace: namespace(&name)?,
+                        name,
+                    })
+                })
+                .collect::<Result<_>>()?,
+        };
+        let pins = session.pins();
+        fs::create_dir_all(&pins).with_context(|| format!("cannot create {}", pins.display()))?;
+        let decapsulator = Decapsulator::load(&pins.join("decap"))?;
+        topology.join_client()?;
+        topology.join_balancer(layout, &decapsulator)?;
+        for (backend, number) in topology.backends.iter().zip(1..) {
+            topology.join_backend(layout, backend, number, &decapsulator)?;
+        }
+        Ok(topology)
+    }
+
+    /// Leaves the network in place when this value is dropped.
+    pub fn keep(&mut self) {
+        for namespace in [&mut self.client, &mut self.router, &mut self.balancer] {
+            namespace.keep();
+        }
+        for backend in &mut self.backends {
+            backend.namespace.keep();
+        }
+    }
+
+    fn join_client(&self) -> Result<()> {
+        self.router.sysctl("net/ipv4/ip_forward", "1")?;
+        self.router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        self.connect("client", &self.client, OUTSIDE)?;
+        address(
+            &self.router,
+            "client",
+            Ipv4Addr::new(10, 1, 0, 1),
+            Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1),
+        )?;
+        address(&self.client, "eth0", CLIENT_V4, CLIENT_V6)?;
+        default_route(&self.client, "10.1.0.1", "fd00:1::1", OUTSIDE)
+    }
+
+    fn join_balancer(&self, layout: Layout, pass: &Decapsulator) -> Result<()> {
+        self.connect("balancer", &self.balancer, INSIDE)?;
+        // A veth takes the frames that its peer sends by XDP_TX only if it has a native program itself.
+        pass.attach(&self.router, "balancer")?;
+        // A checksum left for a network card to fill in would be buried under the outer header unfilled.
+        output(
+            self.router
+                .command("ethtool")
+                .args(["-K", "balancer", "tx", "off"]),
+        )?;
+        let segment = match layout {
+            Layout::Routed => "balancer",
+            Layout::Bridged => {
+                self.router
+                    .ip(&format!("link add segment mtu {INSIDE} type bridge"))?;
+                self.router.ip("link set segment up")?;
+                self.router.ip("link set balancer master segment")?;
+                "segment"
+            }
+        };
+        address(
+            &self.router,
+            segment,
+            Ipv4Addr::new(10, 2, 0, 1),
+            Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1),
+        )?;
+        address(
+            &self.balancer,
+            "eth0",
+            BALANCER_V4,
+            Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2),
+        )?;
+        default_route(&self.balancer, "10.2.0.1", "fd00:2::1", INSIDE)?;
+        self.router
+            .ip(&format!("route add {VIP_V4}/32 via {BALANCER_V4}"))?;
+        self.router
+            .ip(&format!("route add {VIP_V6}/128 via fd00:2::2"))
+    }
+
+    fn join_backend(
+        &self,
+        layout: Layout,
+        backend: &Backend,
+        number: u8,
+        decapsulator: &Decapsulator,
+    ) -> Result<()> {
+        let Backend {
+            name,
+            v4,
+            v6,
+            namespace,
+        } = backend;
+        self.connect(name, namespace, INSIDE)?;
+        address(namespace, "eth0", *v4, *v6)?;
+        match layout {
+            Layout::Routed => {
+                let (router_v4, router_v6) = (
+                    Ipv4Addr::new(10, 3, number, 1),
+                    Ipv6Addr::new(0xfd00, 3, number.into(), 0, 0, 0, 0, 1),
+                );
+                address(&self.router, name, router_v4, router_v6)?;
+                default_route(
+                    namespace,
+                    &router_v4.to_string(),
+                    &router_v6.to_string(),
+                    OUTSIDE,
+                )?;
+                decapsulator.attach(namespace, "eth0")?;
+            }
+            Layout::Bridged => {
+                self.router.ip(&format!("link set {name} master segment"))?;
+                default_route(namespace, "10.2.0.1", "fd00:2::1", OUTSIDE)?;
+            }
+        }
+        // Never tell the segment about the VIP: requests for it are the balancer's.
+        for (key, value) in [
+            ("arp_ignore", "1"),
+            ("arp_announce", "2"),
+            ("rp_filter", "0"),
+        ] {
+            namespace.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
+        }
+        namespace.sysctl("net/ipv4/conf/eth0/rp_filter", "0")?;
+        namespace.ip(&format!("address add {VIP_V4}/32 dev lo"))?;
+        namespace.ip(&format!("address add {VIP_V6}/128 dev lo"))
+    }
+
+    /// Joins a host's `eth0` with an interface of the router.
+    fn connect(&self, port: &str, host: &Namespace, mtu: u32) -> Result<()> {
+        let peer = host.name();
+        self.router.ip(&format!(
+            "link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {peer}"
+        ))?;
+        self.router.ip(&format!("link set {port} up"))?;
+        host.ip("link set eth0 up")
+    }
+}
+
+impl Backend {
+    /// Its address of the family of `other`.
+    pub fn address_like(&self, other: IpAddr) -> IpAddr {
+        match other {
+            IpAddr::V4(_) => self.v4.into(),
+            IpAddr::V6(_) => self.v6.into(),
+        }
+    }
+}
+
+fn backend_addresses(layout: Layout, number: u8) -> (Ipv4Addr, Ipv6Addr) {
+    match layout {
+        Layout::Routed => (
+            Ipv4Addr::new(10, 3, number, 2),
+            Ipv6Addr::new(0xfd00, 3, number.into(), 0, 0, 0, 0, 2),
+        ),
+        Layout::Bridged => {
+            let host = 10 + number;
+            (
+                Ipv4Addr::new(10, 2, 0, host),
+                Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, host.into()),
+            )
+        }
+    }
+}
+
+fn address(namespace: &Namespace, interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) -> Result<()> {
+    namespace.ip(&format!("address add {v4}/24 dev {interface}"))?;
+    namespace.ip(&format!("address add {v6}/64 dev {interface} nodad"))
+}
+
+/// Packets of more than `mtu` bytes are not sent along it.
+fn default_route(namespace: &Namespace, v4: &str, v6: &str, mtu: u32) -> Result<()> {
+    namespace.ip(&format!("route add default via {v4} mtu {mtu}"))?;
+    namespace.ip(&format!("route add default via {v6} mtu {mtu}"))
+}

@@ -1,0 +1,7 @@
+//! The real data plane against the kernel: maps, adoption and attachment. Each test has a namespace with a veth pair
+//! (`eth0` and `peer`) and a pin directory of its own.
+
+mod adoption;
+mod attachment;
+mod fixture;
+mod maps;

@@ -1,0 +1,36 @@
+//! The programs that the tests and the demo run.
+
+use crate::{apt, command};
+use anyhow::{Context, Result};
+use std::path::Path;
+
+/// A program and the Debian package it is in.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("nginx", "nginx"),
+    ("nsenter", "util-linux"),
+    ("setpriv", "util-linux"),
+];
+
+/// Installs what is missing and says so.
+pub fn ensure(root: &Path) -> Result<()> {
+    let missing = |program: &str| command::find(program).is_none();
+    let (mut programs, mut packages) = (vec![], vec![]);
+    for (program, package) in PROGRAMS {
+        if missing(program) {
+            programs.push(program);
+            packages.push(package);
+        }
+    }
+    if programs.is_empty() {
+        println!(
+            "programs:      {}",
+            PROGRAMS.map(|(program, _)| program).join(", ")
+        );
+        return Ok(());
+    }
+    println!("programs:      {} missing", programs.join(", "));
+    packages.dedup();
+    apt::install(root, &packages).context("tests and demo need these programs")
+}
