@@ -6,6 +6,7 @@ mod command;
 mod demo;
 mod packages;
 mod setup;
+mod stage;
 mod tally;
 mod test;
 mod toolchain;

@@ -1,0 +1,147 @@
+//! The stages of `cargo xtask test`: what each runs, and what it needs that a machine can lack.
+
+use crate::command;
+use anyhow::{Context, Result};
+use std::{fs, path::Path, process::Command};
+
+/// A part of the tests, by what it needs and how long it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Part {
+    /// Format, lints, documentation, unit file
+    Lint,
+    /// Tests that need no privilege
+    Unit,
+    /// The real eBPF programs on single packets (root)
+    Program,
+    /// Network namespaces with real traffic (root)
+    Netns,
+}
+
+/// What a stage needs that a machine can lack.
+#[derive(Clone, Copy)]
+pub enum Need {
+    /// Nothing.
+    Nothing,
+    /// To be root.
+    Root,
+    /// A program that answers to `--version`, and how to get it.
+    Program(&'static str, &'static str),
+}
+
+/// One command and its place in the tests.
+pub struct Stage {
+    /// What it belongs to.
+    pub part: Part,
+    /// What a person calls it.
+    pub title: String,
+    /// Without this it cannot run.
+    pub need: Need,
+    /// What it runs.
+    pub command: Command,
+}
+
+/// The build that every other stage rests on.
+pub fn build(root: &Path) -> Stage {
+    let arguments = "build --workspace --all-targets";
+    cargo(root, Part::Unit, "build", Need::Nothing, arguments)
+}
+
+/// All stages after the build, in the order in which they find mistakes soonest.
+pub fn all(root: &Path) -> Result<Vec<Stage>> {
+    let fmt = Need::Program("cargo fmt", "rustup component add rustfmt");
+    let clippy = Need::Program("cargo clippy", "rustup component add clippy");
+    let none = Need::Nothing;
+    let lint = |title, need, arguments: &str| cargo(root, Part::Lint, title, need, arguments);
+    let unit = |title, arguments: &str| cargo(root, Part::Unit, title, none, arguments);
+    // lb-ebpf is a workspace of its own. It is linted and tested for the host; the build compiled it for the kernel.
+    let ebpf = "--manifest-path lb-ebpf/Cargo.toml --target-dir target/ebpf-host";
+    let strict = "-- -D warnings";
+    let fmt_ebpf = "fmt --check --manifest-path lb-ebpf/Cargo.toml";
+    let clippy_workspace = format!("clippy --workspace --all-targets {strict}");
+    let clippy_ebpf = format!("clippy {ebpf} {strict}");
+    let unit_workspace = "test --no-fail-fast --workspace --exclude lb-tests";
+    let unit_ebpf = format!("test --no-fail-fast --lib {ebpf}");
+    let unit_kit = "test --no-fail-fast --package lb-tests --lib --bins";
+    let mut stages = vec![
+        lint("format", fmt, "fmt --check --all"),
+        lint("format of lb-ebpf", fmt, fmt_ebpf),
+        lint("lints", clippy, &clippy_workspace),
+        lint("lints of lb-ebpf", clippy, &clippy_ebpf),
+        lint("documentation", none, "doc --no-deps --workspace"),
+        unit_file(root),
+        unit("unit tests", unit_workspace),
+        unit("unit tests of lb-ebpf", &unit_ebpf),
+        unit("unit tests of the test kit", unit_kit),
+    ];
+    for (part, name) in test_files(root)? {
+        let arguments = format!("test --no-fail-fast --package lb-tests --test {name}");
+        stages.push(cargo(root, part, &name, Need::Root, &arguments));
+    }
+    Ok(stages)
+}
+
+fn cargo(root: &Path, part: Part, title: &str, need: Need, arguments: &str) -> Stage {
+    let mut command = command::cargo(root);
+    command.args(arguments.split_whitespace());
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    let title = title.into();
+    Stage {
+        part,
+        title,
+        need,
+        command,
+    }
+}
+
+/// The unit file, as systemd reads it. The daemon need not be installed for that: a copy names a program that is.
+fn unit_file(root: &Path) -> Stage {
+    let check = r#"set -e; copy=$(mktemp -d); trap 'rm -r "$copy"' EXIT
+        sed 's|/usr/local/bin/lbd|/bin/true|' deploy/lbd.service >"$copy/lbd.service"
+        systemd-analyze verify --man=no "$copy/lbd.service""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", check]).current_dir(root);
+    let need = Need::Program("systemd-analyze", "it is part of systemd");
+    Stage {
+        part: Part::Lint,
+        title: "unit file".into(),
+        need,
+        command,
+    }
+}
+
+/// The tests of `lb-tests` that need root: `program_*` on single packets, all others with networks.
+fn test_files(root: &Path) -> Result<Vec<(Part, String)>> {
+    let folder = root.join("tests/tests");
+    let mut files = vec![];
+    for entry in fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let single = name.starts_with("program_");
+            let part = if single { Part::Program } else { Part::Netns };
+            files.push((part, name.into_owned()));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl Need {
+    /// What is lacking here, if anything.
+    pub fn lack(self) -> Option<String> {
+        match self {
+            Self::Nothing => None,
+            Self::Root => {
+                let hint = "needs root: run `cargo xtask test` as root";
+                (!command::is_root()).then(|| hint.into())
+            }
+            Self::Program(words, hint) => {
+                let mut arguments = words.split(' ').chain(["--version"]);
+                let program = arguments.next().unwrap_or_default();
+                let answers = command::output(program, &arguments.collect::<Vec<_>>());
+                let lacks = answers.is_none();
+                lacks.then(|| format!("{words} is not installed ({hint})"))
+            }
+        }
+    }
+}
