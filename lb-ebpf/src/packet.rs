@@ -24,6 +24,13 @@ unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
 
+/// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
+/// all that precedes a header (14 bytes of Ethernet, IPv4 options in words) is of even length. Without knowing even
+/// that, the compiler would assemble every field from bytes.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy)]
+struct Even<T: Header>(T);
+
 /// The frame that an XDP program was called for.
 pub struct Packet {
     context: XdpContext,
@@ -59,7 +66,7 @@ impl Packet {
     pub fn read<T: Header>(&self, offset: usize) -> Option<T> {
         // SAFETY: `pointer` checked the bounds; `T: Header` is valid for every bit pattern.
         self.pointer::<T>(offset)
-            .map(|pointer| unsafe { pointer.read_unaligned() })
+            .map(|pointer| unsafe { pointer.read().0 })
     }
 
     /// Writes `header` at `offset` bytes from the start of the frame; `None`, and nothing written, where the frame
@@ -68,7 +75,7 @@ impl Packet {
     pub fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
         // SAFETY: `pointer` checked the bounds; the frame is ours alone while the program runs.
         self.pointer::<T>(offset)
-            .map(|pointer| unsafe { pointer.write_unaligned(header) })
+            .map(|pointer| unsafe { pointer.write(Even(header)) })
     }
 
     /// Moves the start of the frame by `bytes`: down to make room if negative, up to cut if positive. `None`, and
@@ -83,11 +90,11 @@ impl Packet {
     /// The bounds check that the verifier wants to see before every access. `offset` must have a bound that the
     /// verifier can see: a constant, or a masked value.
     #[inline(always)]
-    fn pointer<T: Header>(&self, offset: usize) -> Option<*mut T> {
+    fn pointer<T: Header>(&self, offset: usize) -> Option<*mut Even<T>> {
         let start = self.context.data() + offset;
         if start + T::LENGTH > self.context.data_end() {
             return None;
         }
-        Some(start as *mut T)
+        Some(start as *mut Even<T>)
     }
 }

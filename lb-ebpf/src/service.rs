@@ -34,7 +34,7 @@ fn look_up(ip: &Ip, port: u16) -> Option<ServiceEntry> {
         protocol: ip.protocol,
         zero: 0,
     };
-    // SAFETY: the reference does not outlive this expression. A service removed meanwhile may lend its memory to
-    // another one only after an RCU grace period or as a whole 8-byte entry; both are answers that were right.
+    // SAFETY: the entry is copied at once, and is valid for every bit pattern. A packet that races with the removal
+    // of its service may read the entry of one added at that moment, as a whole.
     unsafe { SERVICES.get(key) }.copied()
 }

@@ -191,6 +191,10 @@ fn a_body_of_the_wrong_shape_is_refused_with_the_field() {
     let (code, body) = lbd.http("POST", "/v1/services", r#"{"name": "a", "port": "eighty"}"#);
     let message = "invalid type: string \"eighty\", expected i64 at line 1 column 30";
     assert_eq!((code, body), (400, shape("port", message)));
+    for list in ["[]", " [[]]"] {
+        let refused = (400, shape("", "invalid type: sequence, expected an object"));
+        assert_eq!(lbd.http("PUT", "/v1/state", list), refused);
+    }
     let (code, body) = lbd.http("PATCH", "/v1/services/a/backends/b", "{} {}");
     assert_eq!(
         (code, &body["message"]),

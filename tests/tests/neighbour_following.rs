@@ -8,6 +8,8 @@ use lb_userspace::neighbour::{
 use std::{
     cell::Cell,
     collections::BTreeSet,
+    fs,
+    io::Write,
     net::IpAddr,
     process::Command,
     sync::mpsc::{Receiver, RecvTimeoutError, channel},
@@ -33,6 +35,8 @@ struct Bench {
     /// When the last change was begun.
     changed: Cell<Instant>,
     resolver: Resolver,
+    /// Stops the runtime of the code under test for a time.
+    stall: tokio::sync::mpsc::UnboundedSender<Duration>,
 }
 
 impl Bench {
@@ -72,6 +76,7 @@ impl Bench {
         }
         let (to_test, updates) = channel();
         let (hand_over, handed) = channel();
+        let (stall, mut stalls) = tokio::sync::mpsc::unbounded_channel();
         balancer.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -80,6 +85,11 @@ impl Bench {
             runtime.block_on(async move {
                 let (sender, mut receiver) = tokio::sync::mpsc::channel(16);
                 hand_over.send(start(sender).unwrap()).unwrap();
+                tokio::spawn(async move {
+                    while let Some(time) = stalls.recv().await {
+                        std::thread::sleep(time);
+                    }
+                });
                 // Ends when the test drops the resolver.
                 while let Some(update) = receiver.recv().await {
                     let _ = to_test.send(update);
@@ -93,6 +103,7 @@ impl Bench {
             updates,
             changed: Cell::new(Instant::now()),
             resolver,
+            stall,
         }
     }
 
@@ -242,6 +253,12 @@ fn a_gateway_changes_and_the_route_goes() {
     bench.expect_reason("prohibit", v4, AT_ONCE, &Unresolved::Prohibited);
     bench.change(&bench.balancer, "route del prohibit 192.0.2.80/32");
     bench.expect_mac("the wider route again", v4, AT_ONCE, SECOND_MAC);
+    bench.change(
+        &bench.balancer,
+        "route replace 192.0.2.0/24 via inet6 2001:db8:77::2 dev eth0",
+    );
+    let hop = bench.expect_mac("an IPv6 gateway", v4, AT_ONCE, MAC);
+    assert_eq!((hop.gateway, hop.source), (Some(ip(V6)), ip("10.77.0.1")));
     bench.change(&bench.balancer, "route del 192.0.2.0/24");
     bench.expect_reason("route gone", v4, AT_ONCE, &Unresolved::NoRoute);
     bench.change(&bench.balancer, "-6 route del 2001:db8:99::/48");
@@ -431,4 +448,46 @@ fn thousands_of_addresses_follow_their_gateway() {
     all_have("first answers", MAC);
     bench.change(&bench.balancer, "route replace 172.16.0.0/12 via 10.78.0.2");
     all_have("gateway changed", SECOND_MAC);
+}
+
+#[test]
+fn lost_events_are_made_up_for() {
+    if !require::network() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.change(&bench.balancer, "route add 192.0.2.0/24 via 10.77.0.2");
+    bench.follow(&["192.0.2.80"]);
+    bench.expect_mac("first answer", "192.0.2.80", SOON, MAC);
+    // More routes than the socket's buffer holds while nobody reads it; the change that matters comes last and is lost.
+    let mut batch = tempfile::NamedTempFile::new().unwrap();
+    for i in 0..5000 {
+        writeln!(
+            batch,
+            "route add 100.64.{}.{}/32 via 10.77.0.2",
+            i / 256,
+            i % 256
+        )
+        .unwrap();
+    }
+    writeln!(batch, "route replace 192.0.2.0/24 via 10.78.0.2").unwrap();
+    bench.stall.send(Duration::from_secs(2)).unwrap();
+    bench.change(
+        &bench.balancer,
+        &format!("-batch {}", batch.path().display()),
+    );
+    bench.expect_mac("lost", "192.0.2.80", SOON, SECOND_MAC);
+    let sockets = bench
+        .balancer
+        .run(|| fs::read_to_string("/proc/thread-self/net/netlink"))
+        .unwrap();
+    // Columns of /proc/net/netlink: sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode.
+    let drops = sockets
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().nth(8));
+    assert!(
+        drops.into_iter().any(|count| count != "0"),
+        "nothing was lost, the test shows nothing:\n{sockets}"
+    );
 }

@@ -9,7 +9,10 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
     response::{IntoResponse, Response},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize,
+    de::{self, DeserializeOwned, Unexpected},
+};
 
 /// A refusal on its way to the client.
 pub(super) struct Refusal(pub(super) ErrorBody);
@@ -110,6 +113,11 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, ErrorBody> {
+    // Serde takes a list for a struct with its fields in order: `[]` would be the state without services.
+    if json.trim_ascii_start().starts_with(b"[") {
+        let error = de::Error::invalid_type(Unexpected::Seq, &"an object");
+        return Err(malformed(String::new(), error));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = Some(error.path().to_string())

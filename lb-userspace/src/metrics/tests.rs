@@ -333,7 +333,7 @@ async fn scrapes_are_answered_by_the_control_loop_and_refused_without_it() {
             stopped.status().as_u16(),
             stopped.text().await.unwrap().as_str()
         ),
-        (503, "lbd is stopping\n")
+        (503, "lbd is stopping; ask again when it runs\n")
     );
     server.abort();
 }

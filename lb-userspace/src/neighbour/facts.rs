@@ -185,7 +185,7 @@ pub(super) fn route(message: &RouteMessage) -> Route {
         match attribute {
             RouteAttribute::Oif(index) => interface = Some(*index),
             RouteAttribute::Gateway(address) => path.gateway = ip(address),
-            // An IPv4 route through an IPv6 gateway (RFC 5549).
+            // An IPv4 route through an IPv6 gateway (RFC 8950).
             RouteAttribute::Via(RouteVia::Inet(v4)) => path.gateway = Some(IpAddr::V4(*v4)),
             RouteAttribute::Via(RouteVia::Inet6(v6)) => path.gateway = Some(IpAddr::V6(*v6)),
             RouteAttribute::PrefSource(address) => path.source = ip(address),

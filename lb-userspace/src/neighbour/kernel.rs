@@ -144,7 +144,8 @@ impl Connection {
         .await
     }
 
-    /// Leaves entries to the kernel's ordinary ageing again. Returns the refusals.
+    /// Leaves entries to the kernel's ordinary ageing again. Returns the refusals. `NTF_USE` here keeps the state as it
+    /// is: without it the entry would take the (empty) state of the request.
     pub(super) async fn release(&self, hops: Vec<Hop>) -> Result<Vec<(Hop, i32)>> {
         self.put(hops, NeighbourFlags::Use, NeighbourExtFlags::empty(), 0)
             .await

@@ -6,6 +6,7 @@
 //!
 //! **Invariants.** The fast path never looks a route up: what is sent from here is all it knows. A next hop whose
 //! neighbour entry is being renewed keeps its last answer for `table::GRACE`, so that a renewal does not move traffic.
+//! Entries that are kept for us stay so when the daemon ends, as the packets that it set on their way go on.
 
 mod facts;
 mod kernel;

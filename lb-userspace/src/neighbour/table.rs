@@ -10,6 +10,7 @@ use super::{
     facts::{Event, Hop, Link, Neighbour, Route},
     resolve::resolve,
 };
+use rtnetlink::packet_route::neighbour::NeighbourState;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     mem,
@@ -124,10 +125,11 @@ impl Table {
         if mem::take(&mut self.link_changed) {
             self.reroute_all();
         }
+        // An incomplete entry is being asked for by the kernel.
         let silent = |hop: &&Hop| {
-            self.neighbours
-                .get(hop)
-                .is_none_or(|n| n.usable_mac().is_none())
+            let neighbour = self.neighbours.get(hop);
+            neighbour
+                .is_none_or(|n| n.usable_mac().is_none() && n.state != NeighbourState::Incomplete)
         };
         self.unasked.extend(self.users.keys().filter(silent));
         let asking = self

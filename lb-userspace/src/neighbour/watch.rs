@@ -9,7 +9,7 @@ use super::{
 use anyhow::Result;
 use std::{
     collections::BTreeSet,
-    io,
+    io, mem,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -23,6 +23,9 @@ use tracing::{debug, info, warn};
 const TICK: Duration = Duration::from_millis(500);
 /// How often everything is read afresh, in case an event did not say all.
 const RESYNC: Duration = Duration::from_secs(30);
+/// How soon after a loss everything is read a second time. From its first loss until its buffer has been emptied the
+/// kernel drops all further events and says so only once, so the first reading may have missed some of them.
+const AFTER_LOSS: Duration = Duration::from_secs(1);
 /// How long to wait before a failed netlink socket is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -61,12 +64,14 @@ async fn follow(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut resync = interval(RESYNC);
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lost = false;
     loop {
         tokio::select! {
             heard = connection.listen() => match heard? {
                 Heard::Events(events) => events.into_iter().for_each(|event| table.apply(event)),
                 Heard::Lost => {
                     warn!("netlink events were lost, reading everything afresh");
+                    lost = true;
                     resync.reset_immediately();
                 }
             },
@@ -75,7 +80,12 @@ async fn follow(
                 None => return Ok(()),
             },
             _ = tick.tick() => table.tick(),
-            _ = resync.tick() => table.resync(connection.links().await?, connection.neighbours().await?),
+            _ = resync.tick() => {
+                table.resync(connection.links().await?, connection.neighbours().await?);
+                if mem::take(&mut lost) {
+                    resync.reset_after(AFTER_LOSS);
+                }
+            }
         }
         if !settle(connection, table, updates).await? {
             return Ok(());

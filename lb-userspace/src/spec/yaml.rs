@@ -75,8 +75,8 @@ fn options() -> Options {
         budget: serde_yaml::budget! {
             max_documents: 1,
             max_depth: 16,
-            max_nodes: 2_000_000,
-            max_events: 4_000_000,
+            max_nodes: 1_000_000,
+            max_events: 2_000_000,
             max_aliases: 1_000,
             max_anchors: 1_000,
         },

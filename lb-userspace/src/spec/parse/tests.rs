@@ -1,8 +1,10 @@
 //! What is refused, and in which words.
 
 use super::*;
-use crate::spec::{AllDown, yaml};
+use crate::spec::{AllDown, HealthCheck, yaml};
 use lb_common::backend::Mode;
+use proptest::prelude::*;
+use std::time::Duration;
 
 const LIMITS: Limits = Limits {
     services: 3,
@@ -85,7 +87,7 @@ fn probes_that_nobody_asked_for() {
     };
     assert_eq!(
         health("tcp", 443).map(|check| (check.port, check.interval)),
-        Some((443, DEFAULT_INTERVAL))
+        Some((443, Duration::from_secs(2)))
     );
     assert_eq!(health("tcp", 0), None);
     assert_eq!(health("udp", 53), None);
@@ -266,5 +268,41 @@ fn what_does_not_fit_is_refused() {
         tight(1, 2).unwrap_err(),
         "services: more than the 1 services this node can hold (given: 2); raise `limits.services` in the node configuration\n\
          services: more than the 2 backends this node can hold (given: 3); raise `limits.backends` in the node configuration"
+    );
+}
+
+proptest! {
+    #[test]
+    fn nothing_written_makes_it_panic(text in "[ -~\n]{0,300}", port: i64, weight: i64, span in "\\PC{0,12}") {
+        let _ = yaml::state_from_str(&text);
+        let mut spec = yaml::state_from_str(GOOD).unwrap();
+        let service = &mut spec.services[0];
+        (service.port, service.backends[0].weight, service.address) = (port, weight, text.clone());
+        service.health = Some(crate::spec::HealthSpec { interval: Some(span), timeout: Some(text), ..Default::default() });
+        prop_assert!(State::parse(&spec, &LIMITS).is_err());
+    }
+}
+
+/// As many backends as a node holds by default, read, checked, written and read again.
+#[test]
+fn a_full_node_fits_the_bounds() {
+    let backends = (0..16_384_u32).map(|n| BackendSpec {
+        name: format!("backend-{n}"),
+        address: std::net::Ipv4Addr::from(0x0a00_0001 + n).to_string(),
+        weight: 100,
+    });
+    let mut spec = yaml::state_from_str(GOOD).unwrap();
+    spec.services.truncate(1);
+    spec.services[0].backends = backends.collect();
+    let text = yaml::to_string(&spec).unwrap();
+    assert!(text.len() < yaml::MAX_BYTES / 4, "{} bytes", text.len());
+    let state = State::parse(&yaml::state_from_str(&text).unwrap(), &Limits::default()).unwrap();
+    assert_eq!(
+        state
+            .services
+            .values()
+            .map(|service| service.backends.len())
+            .sum::<usize>(),
+        16_384
     );
 }
