@@ -70,7 +70,9 @@ fn build(root: &Path, out: &Path) -> Result<PathBuf, String> {
         .map_err(|error| format!("CARGO_CFG_TARGET_ARCH: {error}"))?;
     let big_endian = env::var("CARGO_CFG_TARGET_ENDIAN").is_ok_and(|endian| endian == "big");
 
-    let toolchain = toolchain::Search::run(root).best()?;
+    let toolchain = toolchain::Search::run(root)
+        .best()
+        .map_err(|error| format!("{error}\nOr let this do it all: cargo xtask setup"))?;
     let mut command = toolchain.build(root, &target_dir, &arch, big_endian);
     let status = command
         .status()

@@ -15,7 +15,7 @@ pub struct FlowV4 {
     pub source_port: u16,
     /// Destination port.
     pub destination_port: u16,
-    /// IP protocol number, widened.
+    /// IP protocol number, widened, in network byte order.
     pub protocol: u32,
 }
 
@@ -31,7 +31,7 @@ pub struct FlowV6 {
     pub source_port: u16,
     /// Destination port.
     pub destination_port: u16,
-    /// IP protocol number, widened.
+    /// IP protocol number, widened, in network byte order.
     pub protocol: u32,
 }
 

@@ -27,6 +27,11 @@ pub const ALL: [&str; 6] = [
 /// Load-time constant `u64`: seed of the flow hash.
 pub const HASH_SEED: &str = "HASH_SEED";
 
+/// Load-time constant `u8`: up to which level the program logs what it drops (aya-log's levels: 0 nothing, 4 debug).
+/// A loader that does not want the log must set it to 0, and then the verifier deletes the logging code; unset, all
+/// levels are on.
+pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
 /// Changes whenever the meaning of a map's bytes changes without its shape changing. Kept in the program's rodata
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 pub const LAYOUT_VERSION: u32 = 1;

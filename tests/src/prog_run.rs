@@ -34,9 +34,6 @@ const BACKENDS: u32 = 256;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
-/// Load-time constant by which aya-log's macros are switched off.
-const AYA_LOG_LEVEL: &str = "AYA_LOG_LEVEL";
-
 /// What XDP does with a packet: values of `enum xdp_action` in the kernel's bpf.h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpAction {
@@ -67,7 +64,7 @@ impl Balancer {
     pub fn load() -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
-            .override_global(AYA_LOG_LEVEL, &0_u8, true)
+            .override_global(maps::LOG_LEVEL, &0_u8, true)
             .map_max_entries(maps::SERVICES, SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)

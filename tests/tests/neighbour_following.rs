@@ -37,6 +37,8 @@ struct Bench {
     resolver: Resolver,
     /// Stops the runtime of the code under test for a time.
     stall: tokio::sync::mpsc::UnboundedSender<Duration>,
+    /// Removes what is left when it is dropped, so it comes last.
+    _session: Session,
 }
 
 impl Bench {
@@ -104,6 +106,7 @@ impl Bench {
             changed: Cell::new(Instant::now()),
             resolver,
             stall,
+            _session: session,
         }
     }
 

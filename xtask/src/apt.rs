@@ -19,10 +19,8 @@ pub fn exists() -> bool {
     command::find("apt-get").is_some() && command::find("dpkg-query").is_some()
 }
 
-/// Version that apt would install of a package, by fresh lists where they can be had.
-pub fn candidate(root: &Path, package: &str) -> Option<String> {
-    // Old lists are better than none: what they name may still be there.
-    let _ = refresh(root);
+/// Version that apt would install of a package, by the lists it has.
+pub fn candidate(package: &str) -> Option<String> {
     let policy = command::output("apt-cache", &["policy", package])?;
     let version = policy
         .lines()
@@ -71,23 +69,20 @@ fn installed(package: &str) -> bool {
     status.is_some_and(|status| status == "installed")
 }
 
-/// Fetches the package lists, once; the first failure stands.
-fn refresh(root: &Path) -> Result<()> {
+/// Fetches the package lists, once a run; the first failure stands.
+pub fn refresh(root: &Path) -> Result<()> {
     static DONE: OnceLock<Result<(), String>> = OnceLock::new();
     let fetch = || {
-        if !exists() || !command::is_root() {
-            bail!("the package lists can be fetched only by root, and with apt");
+        if !command::is_root() {
+            bail!("only root can use apt: run `cargo xtask setup` as root");
         }
         println!("  fetching apt's package lists");
-        command::run_logged(
-            apt_get(root)?.args(["--error-on=any", "update"]),
-            &log(root)?,
-            Duration::from_secs(300),
-        )
+        let mut update = apt_get(root)?;
+        update.args(["--error-on=any", "update"]);
+        command::run_logged(&mut update, &log(root)?, Duration::from_secs(300))
     };
-    DONE.get_or_init(|| fetch().map_err(|error| format!("{error:#}")))
-        .clone()
-        .map_err(anyhow::Error::msg)
+    let done = DONE.get_or_init(|| fetch().map_err(|error| format!("{error:#}")));
+    done.clone().map_err(anyhow::Error::msg)
 }
 
 fn apt_get(root: &Path) -> Result<Command> {

@@ -44,7 +44,6 @@ fn find_or_install(root: &Path) -> Result<Toolchain> {
     type Way = fn(&Path) -> Result<()>;
     let ways: [Way; 2] = [add_sources_with_rustup, install_compiler_with_apt];
     let mut ways = ways.into_iter();
-    let mut failures = String::new();
     loop {
         let search = Search::run(root);
         let explanation = match search.best() {
@@ -57,20 +56,17 @@ fn find_or_install(root: &Path) -> Result<Toolchain> {
             }
         }
         // What a linker's LLVM can be depends on the compiler, so it comes second.
-        if let Some((llvm, prefix)) = search
-            .compilers
-            .iter()
-            .find_map(|compiler| llvm_for(root, compiler.llvm))
-        {
-            install_linker(root, llvm, prefix)?;
-            return Search::run(root).best().map_err(Error::msg);
+        for compiler in &search.compilers {
+            if let Some((llvm, prefix)) = llvm_for(root, compiler.llvm)? {
+                install_linker(root, llvm, prefix)?;
+                return Search::run(root).best().map_err(Error::msg);
+            }
         }
         let Some(way) = ways.next() else {
-            bail!("{explanation}{failures}")
+            bail!("{explanation}")
         };
         if let Err(error) = way(root) {
             println!("  that did not work: {error:#}");
-            failures += &format!("\nsetup tried, and failed: {error:#}");
         }
     }
 }
@@ -96,12 +92,13 @@ fn install_compiler_with_apt(root: &Path) -> Result<()> {
         bail!("there is no apt to install the distribution's Rust with");
     }
     println!("eBPF compiler: looking for the distribution's Rust");
+    apt::refresh(root)?;
     // Debian calls the newer of its two Rusts, which it keeps for browsers, so.
     for packages in [
         ["rustc-web", "cargo-web", "rust-web-src"],
         ["rustc", "cargo", "rust-src"],
     ] {
-        if apt::candidate(root, packages[0]).is_some_and(|version| new_enough(&version)) {
+        if apt::candidate(packages[0]).is_some_and(|version| new_enough(&version)) {
             return apt::install(root, &packages);
         }
     }
@@ -119,18 +116,20 @@ fn new_enough(version: &str) -> bool {
 
 /// An LLVM that reads the bitcode of version `oldest` and that the linker can be built with: its version, and its
 /// prefix if it is installed already.
-fn llvm_for(root: &Path, oldest: u32) -> Option<(u32, Option<PathBuf>)> {
-    let versions = || LINKER_LLVMS.filter(move |version| *version >= oldest);
-    let installed = versions().find_map(|version| Some((version, Some(installed_llvm(version)?))));
-    let offered = || {
-        versions().find(|version| apt::candidate(root, &format!("llvm-{version}-dev")).is_some())
-    };
-    installed.or_else(|| {
-        apt::exists()
-            .then(offered)
-            .flatten()
-            .map(|version| (version, None))
-    })
+fn llvm_for(root: &Path, oldest: u32) -> Result<Option<(u32, Option<PathBuf>)>> {
+    let mut versions = LINKER_LLVMS.filter(|version| *version >= oldest);
+    for version in versions.clone() {
+        if let Some(prefix) = installed_llvm(version) {
+            return Ok(Some((version, Some(prefix))));
+        }
+    }
+    if !apt::exists() {
+        return Ok(None);
+    }
+    apt::refresh(root)
+        .context("a bpf-linker has to be built, and LLVM to build it with installed")?;
+    let offered = |version: &u32| apt::candidate(&format!("llvm-{version}-dev")).is_some();
+    Ok(versions.find(offered).map(|version| (version, None)))
 }
 
 /// Prefix of an LLVM with its headers.

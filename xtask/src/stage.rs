@@ -115,7 +115,9 @@ fn test_files(root: &Path) -> Result<Vec<(Part, String)>> {
     let mut files = vec![];
     for entry in fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
+        // As cargo finds them: a file, or a folder with a `main.rs`.
+        let is_file = path.extension().is_some_and(|extension| extension == "rs");
+        if is_file || path.join("main.rs").is_file() {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             let single = name.starts_with("program_");
             let part = if single { Part::Program } else { Part::Netns };

@@ -129,10 +129,10 @@ impl Search {
             text +=
                 "Each is good by itself, but the compilers have a newer LLVM than the linkers.\n";
         }
-        text += "This does what is needed:\n  cargo xtask setup\nor by hand, the compiler with one of\n";
+        text += "To get them by hand, as a compiler one of\n";
         text += "  rustup toolchain install nightly --component rust-src\n";
         text += "  apt-get install --no-install-recommends rustc-web cargo-web rust-web-src   (Debian, as root)\n";
-        text += "and the linker, N being the LLVM of that compiler (rustc -vV), with\n";
+        text += "and as a linker, N being the LLVM of that compiler (rustc -vV), with\n";
         text += "  apt-get install --no-install-recommends llvm-N-dev libclang-N-dev          (Debian, as root)\n";
         text += "  LLVM_PREFIX=/usr/lib/llvm-N cargo install bpf-linker@0.13.0 --no-default-features --features llvm-N\n";
         text += &format!(

@@ -1,9 +1,8 @@
 //! The decapsulator for a backend's interface: strips the outer header of IP in IP, passes everything else
 //! untouched. It stands in for the kernel's tunnel modules where those are missing.
 //!
-//! **Invariant.** Only a frame whose outer header is plain (no options, no fragment) and whose payload is the IP
-//! version that the outer header says is changed. The tunnel's end is not checked: attach it only where all IP in
-//! IP comes from the balancer.
+//! **Invariant.** Only a frame whose outer header is plain (no options, no fragment, no extension header) is changed.
+//! The tunnel's end is not checked: attach it only where all IP in IP comes from the balancer.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

@@ -3,7 +3,7 @@
 //! **Invariant.** Lengths are checked against the frame here and trusted afterwards. Every error is a `Pass*`
 //! verdict: what cannot be understood cannot be ours.
 
-pub mod eth;
+mod eth;
 mod ipv4;
 mod ipv6;
 pub mod l4;

@@ -1,26 +1,23 @@
 //! The real data plane: the XDP program and its maps in the kernel.
 //!
 //! **Invariants.** Links and maps are pinned before anything depends on them, so the daemon may die at any point and
-//! packets keep flowing. The attached program is only ever replaced by one whose maps are ready. Calls block for some
-//! milliseconds at most, and never panic.
+//! packets keep flowing. The attached program is only ever replaced by one whose maps are ready. Calls never
+//! panic, and block for some ten milliseconds at most, waiting for the kernel; only opening takes longer.
 
 use super::{
     DataPlane, Installed,
     adopt::{self, Adoption, Found},
     attach::{Attacher, Attachment, InterfaceSetting},
-    backends::BackendArray,
     interfaces,
+    loader::{self, Maps},
     object::BALANCER,
     pins::{Generation, PinDirectory},
-    shape::{self, Wanted},
-    slots::SlotTables,
+    shape::Wanted,
 };
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
-    programs::Xdp,
-    util::nr_cpus,
+    maps::{MapError, PerCpuValues},
+    sys::SyscallError,
 };
 use lb_common::{
     backend::BackendEntry,
@@ -29,7 +26,11 @@ use lb_common::{
     slot::Slot,
     stats::Counter,
 };
-use std::path::{Path, PathBuf};
+use std::{
+    io::ErrorKind,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 pub use super::privilege::check_privileges;
 
@@ -53,13 +54,7 @@ pub struct AyaDataPlane {
     pins: PinDirectory,
     generation: Generation,
     attacher: Attacher,
-    services: HashMap<MapData, ServiceKey, ServiceEntry>,
-    service_capacity: u32,
-    tables: SlotTables,
-    backends: BackendArray,
-    verdicts: PerCpuArray<MapData, u64>,
-    service_stats: PerCpuArray<MapData, Counter>,
-    backend_stats: PerCpuArray<MapData, Counter>,
+    maps: Maps,
 }
 
 /// Loads the program, with the attached program's maps if they fit and with new ones if not. Attaches nothing yet and
@@ -73,13 +68,25 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
     let wanted = Wanted::new(BALANCER, settings.services, settings.backends)?;
     let pins = PinDirectory::open(&settings.pin_directory)?;
     let found = adopt::find(&pins, &wanted)?;
-    let generation = match &found {
-        Found::Fitting(generation) => generation.clone(),
-        Found::Nothing | Found::Differing(_) => pins.new_generation(maps::LAYOUT_VERSION)?,
+    let (generation, new) = match &found {
+        Found::Fitting(generation) => (generation.clone(), false),
+        Found::Nothing | Found::Differing(_) => (pins.new_generation(maps::LAYOUT_VERSION)?, true),
     };
     adopt::sweep(&pins, &generation)?;
 
-    let mut data_plane = load(settings, &wanted, pins, generation)?;
+    let loaded = loader::load(settings, &wanted, &generation).inspect_err(|_| {
+        if new {
+            // The next start would remove it too, but its memory is wanted back now.
+            let _ = pins.remove_generation(&generation);
+        }
+    });
+    let (attacher, maps) = loaded?;
+    let mut data_plane = AyaDataPlane {
+        pins,
+        generation,
+        attacher,
+        maps,
+    };
     let adoption = match found {
         Found::Nothing => Adoption::Fresh,
         Found::Differing(differences) => Adoption::Replaced { differences },
@@ -127,57 +134,6 @@ pub fn detach(pin_directory: &Path) -> Result<Vec<String>> {
     Ok(done)
 }
 
-fn load(
-    settings: &Settings,
-    wanted: &Wanted,
-    pins: PinDirectory,
-    generation: Generation,
-) -> Result<AyaDataPlane> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
-    for name in maps::ALL {
-        loader.map_pin_path(name, generation.path.join(name));
-        if let Some(entries) = shape::entries(name, settings.services, settings.backends) {
-            loader.map_max_entries(name, entries);
-        }
-    }
-    let mut ebpf = loader
-        .load(BALANCER)
-        .context("cannot create the maps of the XDP program")?;
-    let program: &mut Xdp = ebpf
-        .program_mut(maps::PROGRAM)
-        .with_context(|| {
-            format!(
-                "the embedded eBPF object has no program {}; build again",
-                maps::PROGRAM
-            )
-        })?
-        .try_into()?;
-    program
-        .load()
-        .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
-    let attacher = Attacher::new(program, settings.interfaces.clone())?;
-
-    let mut map = |name| take(&mut ebpf, name);
-    Ok(AyaDataPlane {
-        services: HashMap::try_from(map(maps::SERVICES)?)?,
-        service_capacity: settings.services,
-        tables: SlotTables::open(map(maps::SLOT_TABLES)?, wanted.slot_table)?,
-        backends: BackendArray::open(&map(maps::BACKENDS)?)?,
-        verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,
-        service_stats: PerCpuArray::try_from(map(maps::SERVICE_STATS)?)?,
-        backend_stats: PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?,
-        pins,
-        generation,
-        attacher,
-    })
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
-    ebpf.take_map(name)
-        .with_context(|| format!("the embedded eBPF object has no map {name}; build again"))
-}
-
 impl AyaDataPlane {
     /// Brings the program onto every configured interface, in the place of an earlier daemon's program if there is
     /// one, and takes it off interfaces that are not configured any more. To be called when the maps are filled, and
@@ -209,69 +165,78 @@ impl AyaDataPlane {
 impl DataPlane for AyaDataPlane {
     fn installed(&mut self) -> Result<Installed> {
         let services = self
+            .maps
             .services
             .iter()
             .collect::<Result<_, _>>()
             .context("cannot read the services map")?;
         Ok(Installed {
             services,
-            backends: self.backends.in_use(),
-            tables: self.tables.indexes(),
+            backends: self.maps.backends.in_use(),
+            tables: self.maps.tables.indexes(),
         })
     }
 
     fn service_capacity(&self) -> u32 {
-        self.service_capacity
+        self.maps.tables.capacity()
     }
 
     fn backend_capacity(&self) -> u32 {
-        self.backends.capacity()
+        self.maps.backends.capacity()
     }
 
     fn write_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()> {
-        self.backends.write(index, entry)
+        self.maps.backends.write(index, entry)
     }
 
     fn create_table(&mut self, service: u32) -> Result<()> {
-        self.tables.create(service)
+        self.maps.tables.create(service)
     }
 
     fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>> {
-        self.tables.read(service)
+        self.maps.tables.read(service)
     }
 
     fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
-        self.tables.store(service, slots)
+        self.maps.tables.store(service, slots)
     }
 
     fn remove_table(&mut self, service: u32) -> Result<()> {
-        self.tables.remove(service)
+        self.maps.tables.remove(service)
     }
 
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
-        let capacity = self.service_capacity;
+        let capacity = self.service_capacity();
         ensure!(
             entry.index < capacity,
             "service index {} is not below {capacity} (limits.services)",
             entry.index
         );
-        self.services.insert(key, entry, 0).with_context(|| {
-            format!("cannot write {key:?} to the services map, which holds {capacity} at most")
+        self.maps.services.insert(key, entry, 0).with_context(|| {
+            format!(
+                "cannot write {} to the services map, which holds {capacity} at most",
+                name(key)
+            )
         })
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
-        match self.services.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(error) => {
-                Err(error).with_context(|| format!("cannot remove {key:?} from the services map"))
+        match self.maps.services.remove(key) {
+            Err(MapError::SyscallError(SyscallError { io_error, .. }))
+                if io_error.kind() == ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            result => {
+                result.with_context(|| format!("cannot remove {} from the services map", name(key)))
             }
         }
     }
 
     fn verdicts(&mut self) -> Result<Vec<u64>> {
         let sum = |values: Result<PerCpuValues<u64>, _>| values.map(|values| values.iter().sum());
-        self.verdicts
+        self.maps
+            .verdicts
             .iter()
             .map(sum)
             .collect::<Result<_, _>>()
@@ -279,41 +244,40 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn service_counter(&mut self, service: u32) -> Result<Counter> {
-        counter(&self.service_stats, service)
+        self.maps
+            .service_stats
+            .sum(service)
             .with_context(|| format!("cannot read the counter of service {service}"))
     }
 
     fn backend_counter(&mut self, backend: u32) -> Result<Counter> {
-        counter(&self.backend_stats, backend)
+        self.maps
+            .backend_stats
+            .sum(backend)
             .with_context(|| format!("cannot read the counter of backend {backend}"))
     }
 
     fn reset_service_counter(&mut self, service: u32) -> Result<()> {
-        reset(&mut self.service_stats, service)
+        self.maps
+            .service_stats
+            .reset(service)
             .with_context(|| format!("cannot reset the counter of service {service}"))
     }
 
     fn reset_backend_counter(&mut self, backend: u32) -> Result<()> {
-        reset(&mut self.backend_stats, backend)
+        self.maps
+            .backend_stats
+            .reset(backend)
             .with_context(|| format!("cannot reset the counter of backend {backend}"))
     }
 }
 
-/// Sum over all CPUs.
-fn counter(map: &PerCpuArray<MapData, Counter>, index: u32) -> Result<Counter> {
-    let add = |a: Counter, b: &Counter| Counter {
-        packets: a.packets + b.packets,
-        bytes: a.bytes + b.bytes,
-    };
-    Ok(map.get(&index, 0)?.iter().fold(Counter::default(), add))
-}
-
-fn reset(map: &mut PerCpuArray<MapData, Counter>, index: u32) -> Result<()> {
-    let cpus = nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))?;
-    map.set(
-        index,
-        PerCpuValues::try_from(vec![Counter::default(); cpus])?,
-        0,
-    )?;
-    Ok(())
+/// A service as errors name it.
+fn name(key: &ServiceKey) -> String {
+    let port = u16::from_be(key.port);
+    format!(
+        "service {}, protocol {}, port {port}",
+        IpAddr::from(key.address),
+        key.protocol
+    )
 }

@@ -20,6 +20,8 @@ pub(super) struct SharedWords {
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is reached only through atomics.
 unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     /// Maps the first `count` words of an array map. The map must hold that many: the kernel refuses to map more

@@ -38,8 +38,6 @@ pub struct ResolvedHop {
 /// Why packets for an address can go nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unresolved {
-    /// Not looked up yet: what to assume of an address before its first update. Never sent.
-    Pending,
     /// No route matches.
     NoRoute,
     /// The route is of type `unreachable`.
@@ -155,7 +153,6 @@ impl fmt::Display for ResolvedHop {
 impl fmt::Display for Unresolved {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Pending => f.write_str("next hop not looked up yet"),
             Self::NoRoute => f.write_str("no route to the address"),
             Self::Unreachable => f.write_str("the route says unreachable"),
             Self::Prohibited => f.write_str("the route says prohibit"),
