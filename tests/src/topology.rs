@@ -13,7 +13,7 @@
 //! IPv6 likewise, with `fd00:` in place of `10.`. The router sends the VIPs to the balancer; every backend has
 //! them on `lo` and answers past the balancer (DSR). Each host's one interface is `eth0`.
 
-use crate::{netns::Namespace, process::output, session::Session, xdp::Decapsulator};
+use crate::{netns::Namespace, process::output, session::Session, xdp::HostProgram};
 use anyhow::{Context, Result};
 use std::{
     fs,
@@ -103,9 +103,10 @@ impl Topology {
         };
         let pins = session.pins();
         fs::create_dir_all(&pins).with_context(|| format!("cannot create {}", pins.display()))?;
-        let decapsulator = Decapsulator::load(&pins.join("decap"))?;
+        let pass = HostProgram::pass(&pins)?;
+        let decapsulator = HostProgram::decapsulator(&pins)?;
         topology.join_client()?;
-        topology.join_balancer(layout, &decapsulator)?;
+        topology.join_balancer(layout, &pass)?;
         for (backend, number) in topology.backends.iter().zip(1..) {
             topology.join_backend(layout, backend, number, &decapsulator)?;
         }
@@ -136,7 +137,7 @@ impl Topology {
         default_route(&self.client, "10.1.0.1", "fd00:1::1", OUTSIDE)
     }
 
-    fn join_balancer(&self, layout: Layout, pass: &Decapsulator) -> Result<()> {
+    fn join_balancer(&self, layout: Layout, pass: &HostProgram) -> Result<()> {
         self.connect("balancer", &self.balancer, INSIDE)?;
         // A veth takes the frames that its peer sends by XDP_TX only if it has a native program itself.
         pass.attach(&self.router, "balancer")?;
@@ -180,7 +181,7 @@ impl Topology {
         layout: Layout,
         backend: &Backend,
         number: u8,
-        decapsulator: &Decapsulator,
+        decapsulator: &HostProgram,
     ) -> Result<()> {
         let Backend {
             name,

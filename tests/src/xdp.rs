@@ -6,38 +6,50 @@ use aya::{
     Ebpf,
     programs::{Xdp, loaded_links},
 };
+use lb_userspace::dataplane::object::DECAP;
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// The decapsulator, loaded and pinned while this value lives: backends run it in place of a kernel's tunnel device.
-/// It passes all that is not encapsulated, so it also serves as the native XDP program that a veth needs to take
-/// frames that its peer sent with XDP_TX.
+/// A program of the backends' object, loaded and pinned while this value lives.
 #[derive(Debug)]
-pub struct Decapsulator {
+pub struct HostProgram {
     pin: PathBuf,
 }
 
-impl Decapsulator {
-    /// Loads the program and pins it in the BPF file system as `pin`.
+impl HostProgram {
+    /// The decapsulator: backends run it in place of a kernel's tunnel device.
     ///
     /// # Errors
     /// When the kernel refuses it.
-    pub fn load(pin: &Path) -> Result<Self> {
-        let mut object = Ebpf::load(lb_userspace::dataplane::object::DECAP)
-            .context("cannot load the decapsulator")?;
-        let program: &mut Xdp = object
-            .program_mut("decap")
-            .context("no program decap in its object")?
+    pub fn decapsulator(pins: &Path) -> Result<Self> {
+        Self::load("decap", pins)
+    }
+
+    /// A program that passes every frame: a veth takes the frames that its peer sends by XDP_TX only if it has a native
+    /// program itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn pass(pins: &Path) -> Result<Self> {
+        Self::load("pass", pins)
+    }
+
+    fn load(name: &str, pins: &Path) -> Result<Self> {
+        let mut object = Ebpf::load(DECAP).context("cannot load the backends' object")?;
+        let program = object.program_mut(name);
+        let program: &mut Xdp = program
+            .with_context(|| format!("no program {name} in the object"))?
             .try_into()?;
         program
             .load()
-            .context("the kernel refuses the decapsulator")?;
+            .with_context(|| format!("the kernel refuses the program {name}"))?;
+        let pin = pins.join(name);
         program
-            .pin(pin)
-            .with_context(|| format!("cannot pin the decapsulator as {}", pin.display()))?;
-        Ok(Self { pin: pin.into() })
+            .pin(&pin)
+            .with_context(|| format!("cannot pin the program {name} as {}", pin.display()))?;
+        Ok(Self { pin })
     }
 
     /// Attaches it natively. It stays for as long as the interface exists: iproute2 attaches without a link that
@@ -54,7 +66,7 @@ impl Decapsulator {
     }
 }
 
-impl Drop for Decapsulator {
+impl Drop for HostProgram {
     fn drop(&mut self) {
         // Interfaces hold the program, not the pin.
         let _ = fs::remove_file(&self.pin);

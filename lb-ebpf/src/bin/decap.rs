@@ -27,6 +27,13 @@ fn decap(context: XdpContext) -> u32 {
     }
 }
 
+/// Entry point of a program that passes every frame: a veth takes what its peer sends by XDP_TX only if it runs a native
+/// program itself, and a router between the balancer and its backends must not decapsulate.
+#[xdp]
+fn pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 /// Length of the outer header and EtherType of the inner packet, if the frame carries IP in IP.
 #[inline(always)]
 fn tunnelled(packet: &Packet) -> Option<(usize, u16)> {

@@ -4,5 +4,6 @@
 /// The balancer: XDP program `guideway` and its maps.
 pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
-/// The decapsulator for backends whose kernel has no tunnel interface: XDP program `decap`.
+/// The decapsulator for backends whose kernel has no tunnel interface: XDP program `decap`, and `pass`,
+/// which only passes.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));

@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, fill, on};
 use anyhow::Result;
-use lb_tests::xdp::{Decapsulator, link_on};
+use lb_tests::xdp::{HostProgram, link_on};
 use lb_userspace::dataplane::{Adoption, AttachMode, XdpMode};
 
 #[test]
@@ -225,7 +225,7 @@ fn the_program_of_somebody_else_is_named_and_left_alone() -> Result<()> {
         return Ok(());
     };
     let (mut plane, _) = fixture.open()?;
-    let foreign = Decapsulator::load(&fixture.session.pins().join("decap"))?;
+    let foreign = HostProgram::decapsulator(&fixture.session.pins())?;
     foreign.attach(&fixture.namespace, "eth0")?;
     let attachment = fixture.activate(&mut plane);
     assert_eq!((attachment.mode, attachment.program_id), (None, 0));
