@@ -104,15 +104,14 @@ fn tell_commit(root: &Path) {
         commit.as_deref().unwrap_or("unknown")
     );
     // Git appends to this file whenever HEAD moves.
-    if let Some(log) = git(&[
+    let log = git(&[
         "rev-parse",
         "--path-format=absolute",
         "--git-path",
         "logs/HEAD",
-    ]) {
-        if Path::new(&log).exists() {
-            println!("cargo::rerun-if-changed={log}");
-        }
+    ]);
+    if let Some(log) = log.filter(|log| Path::new(log).exists()) {
+        println!("cargo::rerun-if-changed={log}");
     }
 }
 
