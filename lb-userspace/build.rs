@@ -46,8 +46,10 @@ fn run() -> Result<(), String> {
     };
     for program in PROGRAMS {
         let object = objects.join(program);
-        fs::copy(&object, out.join(program))
-            .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+        fs::copy(&object, out.join(program)).map_err(|error| {
+            let object = object.display();
+            format!("cannot copy {object}: {error} ({OBJECT_DIR_VARIABLE}, if set, names a folder with {PROGRAMS:?})")
+        })?;
     }
     Ok(())
 }
