@@ -284,7 +284,11 @@ fn without_root_lbd_and_lbctl_say_what_they_need() -> Result<()> {
         &["--socket", &node.socket().display().to_string(), "status"],
     )?;
     assert_eq!(lbctl.code, 1);
-    assert!(lbctl.stderr.contains("root"), "{}", lbctl.stderr);
+    assert!(
+        lbctl.stderr.contains("permission denied") && lbctl.stderr.contains("sudo"),
+        "{}",
+        lbctl.stderr
+    );
     Ok(())
 }
 
