@@ -142,7 +142,7 @@ fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     );
     assert_eq!(
         (b1.active, b1.slots, b1.inactive_reason.as_str()),
-        (false, 0, "down")
+        (false, 0, "down: connection refused")
     );
     assert_eq!(
         (view.backends[1].active, view.backends[1].slots),

@@ -190,6 +190,14 @@ impl<P: DataPlane> Core<P> {
             .get(&backend.name)
             .and_then(|hop| hop.as_ref().err())
             .cloned();
+        let active = inactive.is_none();
+        let inactive_reason = match inactive {
+            // The verdict of the probes is the reason: what they found is the reason behind it.
+            Some(reason) if reason == health && !memory.detail.is_empty() => {
+                format!("{reason}: {}", memory.detail)
+            }
+            reason => reason.unwrap_or_default(),
+        };
         BackendView {
             service: service.name.to_string(),
             name: backend.name.to_string(),
@@ -208,8 +216,8 @@ impl<P: DataPlane> Core<P> {
                 .get(&backend_id(service, backend))
                 .copied()
                 .unwrap_or(0),
-            active: inactive.is_none(),
-            inactive_reason: inactive.unwrap_or_default(),
+            active,
+            inactive_reason,
         }
     }
 

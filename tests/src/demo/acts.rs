@@ -8,7 +8,7 @@ use crate::{
     http, nginx, pattern,
     scenario::{FAST_PROBES, Scenario, WEB},
     session::Session,
-    topology::{BALANCER_V4, CLIENT_V4, Layout, Topology},
+    topology::{BALANCER_V4, Backend, CLIENT_V4, Layout, Topology},
     traffic::{Sample, Traffic, answers, failures},
     wait::wait_until,
     xdp::link_on,
@@ -36,18 +36,16 @@ pub(super) fn network(session: Session, backends: u8, layout: Layout) -> Result<
     heading("A small network of namespaces");
     let scenario = Scenario::set_up(session, layout, backends, "auto")?;
     let hosts = scenario.topology.backends.iter().map(|backend| {
+        let Backend { v4, name, .. } = backend;
         format!(
-            "                                  +-- {:<10} {}  nginx, {} on lo\n",
-            backend.v4,
-            backend.name,
+            "                                 +-- {v4:<9} {name}  nginx, {} on lo\n",
             WEB.ip()
         )
     });
     say(&format!(
         "
-  client            router        |   balancer
-  {CLIENT_V4}  ----  10.1.0.1      +-- {BALANCER_V4:<10} lbd, its XDP program on eth0
-                                  |
+  client               router
+  {CLIENT_V4} ----------- 10.1.0.1 --+-- {BALANCER_V4:<9} balancer   lbd, its XDP program on eth0
 {}
   A request for the service {WEB} goes from the client to the router, to the balancer, and
   encapsulated (IP in IP) through the router to a backend. The answer goes from the backend
