@@ -46,8 +46,10 @@ fn run() -> Result<(), String> {
     };
     for program in PROGRAMS {
         let object = objects.join(program);
-        fs::copy(&object, out.join(program))
-            .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
+        fs::copy(&object, out.join(program)).map_err(|error| {
+            let object = object.display();
+            format!("cannot copy {object}: {error} ({OBJECT_DIR_VARIABLE}, if set, names a folder with {PROGRAMS:?})")
+        })?;
     }
     Ok(())
 }
@@ -104,15 +106,14 @@ fn tell_commit(root: &Path) {
         commit.as_deref().unwrap_or("unknown")
     );
     // Git appends to this file whenever HEAD moves.
-    if let Some(log) = git(&[
+    let log = git(&[
         "rev-parse",
         "--path-format=absolute",
         "--git-path",
         "logs/HEAD",
-    ]) {
-        if Path::new(&log).exists() {
-            println!("cargo::rerun-if-changed={log}");
-        }
+    ]);
+    if let Some(log) = log.filter(|log| Path::new(log).exists()) {
+        println!("cargo::rerun-if-changed={log}");
     }
 }
 

@@ -34,20 +34,31 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
 
     let built = run_stage(stage::build(root));
     let mut sum = built;
+    let mut failed = vec![];
     // Tests of what was built earlier would say nothing.
     if built.failed == 0 {
         for stage in stage::all(root)?.into_iter().filter(wanted) {
-            sum += run_stage(stage);
+            let title = stage.title.clone();
+            let tally = run_stage(stage);
+            sum += tally;
+            if tally.failed > 0 {
+                failed.push(title);
+            }
         }
     }
     println!("\nall stages: {:.0} s", start.elapsed().as_secs_f64());
+    if !failed.is_empty() {
+        println!("failed stages: {}", failed.join(", "));
+    }
     println!("{sum}");
     Ok(ExitCode::from(u8::from(sum.failed > 0)))
 }
 
 /// Runs one stage and counts. A check without results of its own counts when it fails.
 fn run_stage(mut stage: Stage) -> Tally {
-    println!("\n=== {} ({})", stage.title, command::line(&stage.command));
+    let line = command::line(&stage.command);
+    let first = line.lines().next().unwrap_or_default();
+    println!("\n=== {} ({first})", stage.title);
     if let Some(lack) = stage.need.lack() {
         return without(&stage, &lack);
     }

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
   lbd --config /etc/guideway/lbd.yaml          run in the foreground
   lbd check-config --config lbd.yaml           check a configuration and change nothing
   lbd detach --config /etc/guideway/lbd.yaml   take the data plane down
-  GUIDEWAY_LOG=debug lbd                       say more"
+  lbd --log info,lb_ebpf=debug                 say every packet that is dropped, too"
 )]
 struct Arguments {
     /// The node's configuration.

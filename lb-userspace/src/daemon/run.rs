@@ -239,6 +239,7 @@ impl Daemon {
     /// Looks at the interfaces and attaches where the program is missing; whether a reconcile is due.
     fn on_tick(&mut self) -> bool {
         let plane = &mut self.core.plane;
+        plane.flush_drop_log();
         let attachments = if self.fresh {
             plane.attachments()
         } else {

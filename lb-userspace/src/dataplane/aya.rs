@@ -8,6 +8,7 @@ use super::{
     DataPlane, Installed,
     adopt::{self, Adoption, Found},
     attach::{Attacher, Attachment, InterfaceSetting},
+    drop_log::DropLog,
     interfaces,
     loader::{self, Maps},
     object::BALANCER,
@@ -55,6 +56,7 @@ pub struct AyaDataPlane {
     generation: Generation,
     attacher: Attacher,
     maps: Maps,
+    drop_log: DropLog,
 }
 
 /// Loads the program, with the attached program's maps if they fit and with new ones if not. Attaches nothing yet and
@@ -80,12 +82,13 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
             let _ = pins.remove_generation(&generation);
         }
     });
-    let (attacher, maps) = loaded?;
+    let (attacher, maps, drop_log) = loaded?;
     let mut data_plane = AyaDataPlane {
         pins,
         generation,
         attacher,
         maps,
+        drop_log,
     };
     let adoption = match found {
         Found::Nothing => Adoption::Fresh,
@@ -135,6 +138,11 @@ pub fn detach(pin_directory: &Path) -> Result<Vec<String>> {
 }
 
 impl AyaDataPlane {
+    /// Writes what the program has logged since to the daemon's log. Nothing unless that was asked for at the start.
+    pub fn flush_drop_log(&mut self) {
+        self.drop_log.flush();
+    }
+
     /// Brings the program onto every configured interface, in the place of an earlier daemon's program if there is
     /// one, and takes it off interfaces that are not configured any more. To be called when the maps are filled, and
     /// again from time to time: what is in order is left alone, what was impossible before is tried again.

@@ -4,6 +4,7 @@ use super::{
     attach::Attacher,
     aya::Settings,
     backends::BackendArray,
+    drop_log::DropLog,
     object::BALANCER,
     pins::Generation,
     shape::{self, Wanted},
@@ -37,9 +38,11 @@ pub(super) fn load(
     settings: &Settings,
     wanted: &Wanted,
     generation: &Generation,
-) -> Result<(Attacher, Maps)> {
+) -> Result<(Attacher, Maps, DropLog)> {
     let mut loader = EbpfLoader::new();
     loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
+    let log_level = DropLog::level();
+    loader.override_global(maps::LOG_LEVEL, &log_level, true);
     for name in maps::ALL {
         loader.map_pin_path(name, generation.path.join(name));
         if let Some(entries) = shape::entries(name, settings.services, settings.backends) {
@@ -49,6 +52,7 @@ pub(super) fn load(
     let mut ebpf = loader
         .load(BALANCER)
         .context("cannot create the maps of the XDP program")?;
+    let drop_log = DropLog::open(&mut ebpf, log_level)?;
     let program: &mut Xdp = ebpf
         .program_mut(maps::PROGRAM)
         .with_context(|| {
@@ -72,7 +76,7 @@ pub(super) fn load(
         service_stats: Counters(PerCpuArray::try_from(map(maps::SERVICE_STATS)?)?),
         backend_stats: Counters(PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?),
     };
-    Ok((attacher, maps))
+    Ok((attacher, maps, drop_log))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {

@@ -8,6 +8,7 @@ mod adopt;
 pub mod attach;
 pub mod aya;
 mod backends;
+mod drop_log;
 pub mod fake;
 mod interfaces;
 mod loader;
