@@ -9,7 +9,7 @@ use crate::{
     scenario::{FAST_PROBES, Scenario, WEB},
     session::Session,
     topology::{BALANCER_V4, Backend, CLIENT_V4, Layout, Topology},
-    traffic::{Sample, Traffic, answers, failures},
+    traffic::{answers, failures},
     wait::wait_until,
     xdp::link_on,
 };
@@ -19,7 +19,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -32,7 +31,7 @@ pub(super) fn network(session: Session, backends: u8, layout: Layout) -> Result<
     let hosts = scenario.topology.backends.iter().map(|backend| {
         let Backend { v4, name, .. } = backend;
         format!(
-            "                                 +-- {v4:<9} {name}  nginx, {} on lo\n",
+            "                                  +-- {v4:<9} {name}  nginx, {} on lo\n",
             WEB.ip()
         )
     });
