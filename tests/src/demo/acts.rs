@@ -9,7 +9,7 @@ use crate::{
     scenario::{FAST_PROBES, Scenario, WEB},
     session::Session,
     topology::{BALANCER_V4, Backend, CLIENT_V4, Layout, Topology},
-    traffic::{Sample, Traffic, answers, failures},
+    traffic::{answers, failures},
     wait::wait_until,
     xdp::link_on,
 };
@@ -19,18 +19,11 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
 /// Longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Time for which traffic is watched.
-const WATCH: Duration = Duration::from_secs(2);
-/// The backend that is killed.
-const VICTIM: usize = 2;
-const VICTIM_NAME: &str = "backend-2";
-
 /// The network and the web servers.
 pub(super) fn network(session: Session, backends: u8, layout: Layout) -> Result<Scenario> {
     heading("A small network of namespaces");
@@ -38,7 +31,7 @@ pub(super) fn network(session: Session, backends: u8, layout: Layout) -> Result<
     let hosts = scenario.topology.backends.iter().map(|backend| {
         let Backend { v4, name, .. } = backend;
         format!(
-            "                                 +-- {v4:<9} {name}  nginx, {} on lo\n",
+            "                                  +-- {v4:<9} {name}  nginx, {} on lo\n",
             WEB.ip()
         )
     });
@@ -142,107 +135,7 @@ pub(super) fn balance(scenario: &Scenario, record: &mut Record) {
             in_words(&counts)
         )
     });
-    record.faultless(&samples, "while all was well");
-}
-
-/// A backend dies under traffic and comes back.
-pub(super) fn lose_and_regain_backend(scenario: &mut Scenario, record: &mut Record) -> Result<()> {
-    heading(&format!(
-        "The web server of {VICTIM_NAME} is killed under traffic"
-    ));
-    let traffic = Traffic::start(&scenario.topology.client, WEB, 4, Duration::from_millis(4));
-    thread::sleep(WATCH / 2);
-    say(&format!(
-        "  # kill -9 (nginx of {VICTIM_NAME}), probed every 200 ms, down after 2 failures"
-    ));
-    let killed = Instant::now();
-    scenario.kill_web(VICTIM)?;
-    wait_active(scenario, false)?;
-    let without = Instant::now();
-    record.noticed = without - killed;
-    say(&format!(
-        "  lbd took it out of service {} ms after the kill.",
-        record.noticed.as_millis()
-    ));
-    show(scenario, "backend list")?;
-    thread::sleep(WATCH);
-
-    say(&format!(
-        "  # the web server of {VICTIM_NAME} is started again"
-    ));
-    let started = Instant::now();
-    scenario.start_web(VICTIM)?;
-    wait_active(scenario, true)?;
-    let back = Instant::now();
-    record.returned = back - started;
-    say(&format!(
-        "  lbd gave it traffic again {} ms after the start.",
-        record.returned.as_millis()
-    ));
-    thread::sleep(WATCH);
-    let samples = traffic.stop();
-    weigh(
-        &scenario.topology,
-        record,
-        &samples,
-        [killed, without, started, back],
-    );
-    Ok(())
-}
-
-/// Judges the requests before, during and after the absence of a backend.
-fn weigh(
-    topology: &Topology,
-    record: &mut Record,
-    samples: &[Sample],
-    [killed, without, started, back]: [Instant; 4],
-) {
-    let sent = |from: Option<Instant>, to: Option<Instant>| -> Vec<&Sample> {
-        let within = |sample: &&Sample| {
-            from.is_none_or(|from| from <= sample.sent) && to.is_none_or(|to| sample.sent < to)
-        };
-        samples.iter().filter(within).collect()
-    };
-    // A request sent just before the kill may be the one under way at that moment.
-    let shortly_before = killed - Duration::from_millis(100);
-    let phases = [
-        ("before the kill", sent(None, Some(shortly_before)), true),
-        (
-            "dead, not yet noticed",
-            sent(Some(shortly_before), Some(without)),
-            false,
-        ),
-        ("out of service", sent(Some(without), Some(started)), true),
-        ("coming back", sent(Some(started), Some(back)), true),
-        ("back in service", sent(Some(back), None), true),
-    ];
-    for (phase, samples, faultless) in phases {
-        let counts = answers(samples.iter().copied());
-        say(&format!(
-            "\n  {phase}: {} requests, failed: {}",
-            samples.len(),
-            in_words(&failures(samples.iter().copied()))
-        ));
-        bars(names(topology), &counts);
-        let served = counts.contains_key(VICTIM_NAME);
-        match phase {
-            "out of service" => record.expect(!served, || {
-                format!("{VICTIM_NAME} answered while out of service")
-            }),
-            "back in service" => record.expect(served, || {
-                format!("{VICTIM_NAME} got nothing after its return")
-            }),
-            _ => {}
-        }
-        if faultless {
-            record.faultless(samples.iter().copied(), phase);
-        } else {
-            record.requests(
-                samples.iter().copied(),
-                &format!("{VICTIM_NAME} dead and not yet noticed"),
-            );
-        }
-    }
+    record.requests(&samples, 0, "while all was well");
 }
 
 /// The daemon dies during a download and comes back.
@@ -275,7 +168,7 @@ pub(super) fn lose_and_regain_daemon(scenario: &mut Scenario, record: &mut Recor
         "  500 requests while no lbd runs, failed: {}",
         in_words(&failures(&samples))
     ));
-    record.faultless(&samples, "while no lbd ran");
+    record.requests(&samples, 0, "while no lbd ran");
     at(50)?;
     say(&format!(
         "  $ lbd --config {} &",
@@ -309,7 +202,7 @@ pub(super) fn lose_and_regain_daemon(scenario: &mut Scenario, record: &mut Recor
     });
     record.download = Some(result);
     let samples = scenario.requests(WEB, 500);
-    record.faultless(&samples, "after the restart of lbd");
+    record.requests(&samples, 0, "after the restart of lbd");
     record.expect(
         answers(&samples).len() == scenario.topology.backends.len(),
         || "after the restart of lbd not every backend got requests".into(),
@@ -317,21 +210,14 @@ pub(super) fn lose_and_regain_daemon(scenario: &mut Scenario, record: &mut Recor
     Ok(())
 }
 
-fn wait_active(scenario: &Scenario, active: bool) -> Result<()> {
-    let word = if active { "traffic" } else { "no traffic" };
-    wait_until(&format!("{VICTIM_NAME} to get {word}"), LIMIT, || {
-        Ok((scenario.node.backend(VICTIM_NAME)?.active == active).then_some(()))
-    })
-}
-
 /// Runs a command of `lbctl` and shows it with its answer.
-fn show(scenario: &Scenario, arguments: &str) -> Result<()> {
+pub(super) fn show(scenario: &Scenario, arguments: &str) -> Result<()> {
     let answer = scenario.node.ok(arguments)?;
     command(&format!("lbctl {arguments}"), &answer);
     Ok(())
 }
 
-fn names(topology: &Topology) -> impl Iterator<Item = &str> {
+pub(super) fn names(topology: &Topology) -> impl Iterator<Item = &str> {
     topology
         .backends
         .iter()

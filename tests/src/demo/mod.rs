@@ -6,6 +6,7 @@
 
 mod acts;
 mod interrupt;
+mod outage;
 mod record;
 mod screen;
 
@@ -98,7 +99,7 @@ fn play() -> Result<(Scenario, Record)> {
     acts::start_daemon(&mut scenario, &mut record)?;
     acts::add_service(&scenario)?;
     acts::balance(&scenario, &mut record);
-    acts::lose_and_regain_backend(&mut scenario, &mut record)?;
+    outage::lose_and_regain_backend(&mut scenario, &mut record)?;
     acts::lose_and_regain_daemon(&mut scenario, &mut record)?;
     Ok((scenario, record))
 }
