@@ -430,8 +430,13 @@ impl<P: DataPlane> Core<P> {
             .save(&Document::new(revision, StateSpec::from(&state)))
             .map_err(keep)?;
         let before = self.targets();
-        (self.state, self.revision, self.unreadable) = (state, revision, None);
+        (self.state, self.revision) = (state, revision);
         self.forget_removed(&before);
+        if self.unreadable.take().is_some()
+            && let Err(problem) = self.seed_health()
+        {
+            warn!(problem = %format!("{problem:#}"), "the running data plane could not be read");
+        }
         Ok(())
     }
 

@@ -24,6 +24,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -50,8 +51,8 @@ struct Daemon {
     checker: Checker,
     resolver: Resolver,
     started: Instant,
-    /// Whether the data plane may be written: first verdicts are in, or waited for long enough.
-    settled: bool,
+    /// Until when first verdicts are waited for; the data plane is not written before. None: they are in, or late.
+    settling: Option<tokio::time::Instant>,
     /// Whether the program is to be attached once there is something to attach it with.
     fresh: bool,
 }
@@ -92,10 +93,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
     };
     let api = tokio::spawn(api::server::serve(listener, handle.clone(), shutdown));
     if let Some(address) = config.metrics {
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("metrics.address {address} cannot be listened on; is another lbd running?")
-        })?;
-        tokio::spawn(metrics::serve(listener, handle));
+        serve_metrics(address, handle).await?;
     }
     let (health_sender, health) = mpsc::channel(QUEUE);
     let (hop_sender, next_hops) = mpsc::channel(QUEUE);
@@ -105,7 +103,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         checker: checker::start(health_sender),
         resolver: neighbour::start(hop_sender)?,
         started: Instant::now(),
-        settled: false,
+        settling: Some(tokio::time::Instant::now() + SETTLE),
         fresh: !matches!(adoption, Adoption::Reused { .. }),
         config,
     };
@@ -128,6 +126,14 @@ pub async fn run(config_path: &Path) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
     let _ = std::fs::remove_file(&daemon.config.socket);
     info!("lbd stopped; packets keep flowing (`lbd detach` takes the data plane down)");
+    Ok(())
+}
+
+async fn serve_metrics(address: SocketAddr, handle: Handle) -> Result<()> {
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("metrics.address {address} cannot be listened on; is another lbd running?")
+    })?;
+    tokio::spawn(metrics::serve(listener, handle));
     Ok(())
 }
 
@@ -175,7 +181,6 @@ impl Daemon {
     async fn serve(&mut self, events: &mut Events) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let deadline = tokio::time::Instant::now() + SETTLE;
         if !self.fresh {
             // The maps are in use already: the new program can take over at once.
             let attachments = self.core.plane.activate();
@@ -188,6 +193,7 @@ impl Daemon {
                 self.reconcile();
                 due = false;
             }
+            let deadline = self.settling;
             tokio::select! {
                 _ = events.terminate.recv() => return,
                 _ = events.interrupt.recv() => return,
@@ -196,7 +202,9 @@ impl Daemon {
                 Some(report) = events.health.recv() => due |= self.core.on_health(report),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
-                () = sleep_until(deadline), if !self.settled => due |= self.settle("not every backend answered in time"),
+                () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
+                    due |= self.settle("not every backend answered in time");
+                }
             }
             // What came together is reconciled together.
             while let Ok(report) = events.health.try_recv() {
@@ -205,7 +213,7 @@ impl Daemon {
             while let Ok(update) = events.next_hops.try_recv() {
                 due |= self.core.on_next_hop(update);
             }
-            if !self.settled && self.core.knows_all() {
+            if self.settling.is_some() && self.core.knows_all() {
                 due |= self.settle("every backend is known");
             }
         }
@@ -213,13 +221,13 @@ impl Daemon {
 
     fn settle(&mut self, why: &str) -> bool {
         info!(why, "bringing the data plane up to date");
-        self.settled = true;
+        self.settling = None;
         true
     }
 
     /// Brings the data plane up to date, then attaches the program if it waited for that.
     fn reconcile(&mut self) {
-        if !self.settled {
+        if self.settling.is_some() {
             return;
         }
         self.core.reconcile();
@@ -296,7 +304,12 @@ impl Daemon {
                 dry_run,
                 reply,
             } => {
+                let frozen = self.core.is_frozen();
                 let result = self.core.change(&change, dry_run);
+                if frozen && !self.core.is_frozen() {
+                    // As after a start: what the data plane holds is not touched before the backends are known.
+                    self.settling = Some(tokio::time::Instant::now() + SETTLE);
+                }
                 if result
                     .as_ref()
                     .is_ok_and(|report| report.changed && !report.dry_run)

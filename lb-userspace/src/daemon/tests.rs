@@ -327,6 +327,11 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     assert!(!core.is_frozen());
     assert!(directory.path().join("state.json.damaged-1").exists());
+    assert_eq!(
+        core.targets()[&target("www", "b1")].initial,
+        HealthState::Up,
+        "it had slots"
+    );
 }
 
 #[test]
