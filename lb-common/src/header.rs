@@ -2,23 +2,25 @@
 //!
 //! **Invariants.** Multi-byte fields are in network byte order, as in the packet; arguments and results that are in
 //! host order say so. Fields are whole words rather than byte arrays because eBPF copies words in one instruction
-//! each. No type has implicit padding and every bit pattern is valid, so a header can be read from any bytes.
+//! each (the headers of network-types are byte arrays; its numbers are used). No type has implicit padding and every
+//! bit pattern is valid, so a header can be read from any bytes.
 
 use crate::{address::Address, checksum};
+use network_types::{eth::EtherType, ip::IpProto};
 
 /// EtherType of IPv4, as it lies in the frame.
-pub const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+pub const ETHERTYPE_IPV4: u16 = EtherType::Ipv4 as u16;
 /// EtherType of IPv6, as it lies in the frame.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
+pub const ETHERTYPE_IPV6: u16 = EtherType::Ipv6 as u16;
 
 /// IP protocol number of IPv4 in IP (RFC 2003).
-pub const PROTOCOL_IPV4: u8 = 4;
+pub const PROTOCOL_IPV4: u8 = IpProto::Ipv4 as u8;
 /// IP protocol number of TCP.
-pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
 /// IP protocol number of UDP.
-pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_UDP: u8 = IpProto::Udp as u8;
 /// IP protocol number of IPv6 in IP (RFC 2473, RFC 4213).
-pub const PROTOCOL_IPV6: u8 = 41;
+pub const PROTOCOL_IPV6: u8 = IpProto::Ipv6 as u8;
 
 /// Flag "more fragments" of [`Ipv4Header::fragment`], host order.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
@@ -214,6 +216,14 @@ mod tests {
     fn v4(header: Ipv4Header) -> [u8; 20] {
         // SAFETY: Ipv4Header is 20 bytes without padding.
         unsafe { core::mem::transmute(header) }
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_registries() {
+        assert_eq!(ETHERTYPE_IPV4.to_ne_bytes(), [0x08, 0x00]);
+        assert_eq!(ETHERTYPE_IPV6.to_ne_bytes(), [0x86, 0xdd]);
+        let protocols = [PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_IPV6];
+        assert_eq!(protocols, [4, 6, 17, 41]);
     }
 
     #[test]

@@ -98,19 +98,19 @@ fn an_export_is_what_apply_takes() {
     let lbd = FakeLbd::start();
     let expected = "\
 services:
-- name: www
-  address: \"192.0.2.1\"
-  protocol: tcp
-  port: 80
-  mode: ipip
-  when_all_down: open
-  backends:
-  - name: web-1
-    address: \"198.51.100.11\"
-    weight: 100
-  - name: web-2
-    address: \"198.51.100.12\"
-    weight: 100
+  - name: www
+    address: \"192.0.2.1\"
+    protocol: tcp
+    port: 80
+    mode: ipip
+    when_all_down: open
+    backends:
+      - name: web-1
+        address: \"198.51.100.11\"
+        weight: 100
+      - name: web-2
+        address: \"198.51.100.12\"
+        weight: 100
 ";
     assert_eq!(text(&lbd, "export"), expected);
     for export in ["export", "export --output json"] {

@@ -1,8 +1,8 @@
 //! `cargo xtask setup`: finds what is there, installs what is missing, says both. A second run finds everything and
 //! changes nothing.
 //!
-//! **Invariants.** Nothing is installed that a variable was meant to choose. The ways to a compiler are tried from
-//! the smallest change to the largest.
+//! **Invariants.** Nothing is installed that a variable was meant to choose. The distribution's compiler comes first:
+//! it is from where the machine's other packages are from, and leaves the user's rustup as it is.
 
 use crate::{
     apt, command, packages,
@@ -42,7 +42,7 @@ pub fn toolchain(root: &Path) -> Result<Toolchain> {
 
 fn find_or_install(root: &Path) -> Result<Toolchain> {
     type Way = fn(&Path) -> Result<()>;
-    let ways: [Way; 2] = [add_sources_with_rustup, install_compiler_with_apt];
+    let ways: [Way; 2] = [install_compiler_with_apt, add_sources_with_rustup];
     let mut ways = ways.into_iter();
     loop {
         let search = Search::run(root);

@@ -1,7 +1,7 @@
 //! Starts everything and runs the loop until it is told to stop.
 //!
 //! **Invariants.** Nothing here ends the daemon but SIGTERM and SIGINT. Stopping leaves links and maps pinned: packets
-//! keep flowing. Until every backend has a first verdict (or [`SETTLE`] has passed) the data plane is left as the last
+//! keep flowing. Until every backend has a first verdict (or 5 s have passed) the data plane is left as the last
 //! daemon left it, so that a restart moves no slot.
 
 use super::core::Core;

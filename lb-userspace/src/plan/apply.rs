@@ -75,10 +75,10 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             plane
                 .write_backend(*index, &unused)
                 .with_context(|| format!("clearing backend {index}"))?;
-            if let Some(old) = mirror.backends.remove(index) {
-                if mirror.index_of.get(&old.id) == Some(index) {
-                    mirror.index_of.remove(&old.id);
-                }
+            if let Some(old) = mirror.backends.remove(index)
+                && mirror.index_of.get(&old.id) == Some(index)
+            {
+                mirror.index_of.remove(&old.id);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The desired state as it is written in YAML and JSON. Only the shape is checked here; values are checked in
 //! [`super::valid`], which names the field and the value of whatever it refuses. That is why numbers are wide here.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use utoipa::ToSchema;
 
 /// Services and their backends, whole.
@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[serde(deny_unknown_fields)]
 pub struct StateSpec {
     /// The services, in any order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub services: Vec<ServiceSpec>,
 }
 
@@ -40,7 +40,7 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthSpec>,
     /// The backends, in any order.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "list")]
     pub backends: Vec<BackendSpec>,
 }
 
@@ -96,6 +96,12 @@ pub struct BackendPatch {
     /// New weight, 0 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<i64>,
+}
+
+/// A list that was written. `services:` with nothing behind it is a slip more often than a wish to have none.
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
+    let list = Option::<Vec<T>>::deserialize(from)?;
+    list.ok_or_else(|| D::Error::custom("is empty; write `[]` if none are meant"))
 }
 
 fn default_mode() -> String {

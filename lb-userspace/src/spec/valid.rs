@@ -2,6 +2,7 @@
 
 use lb_common::{
     backend::Mode,
+    header::{PROTOCOL_TCP, PROTOCOL_UDP},
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
@@ -47,8 +48,8 @@ impl Protocol {
     /// IP protocol number.
     pub const fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
+            Self::Tcp => PROTOCOL_TCP,
+            Self::Udp => PROTOCOL_UDP,
         }
     }
 

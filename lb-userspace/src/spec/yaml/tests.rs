@@ -162,3 +162,18 @@ fn anchors_and_merge_keys_can_be_used() {
         (Some("1s"), Some(1))
     );
 }
+
+#[test]
+fn a_list_with_nothing_behind_it_is_refused() {
+    for text in [
+        "services:\n",
+        &GOOD.replace("    backends:", "    backends:\n  - name: x\n    x:"),
+    ] {
+        assert!(state_from_str(text).is_err(), "{text}");
+    }
+    let said = said("services:\n");
+    assert!(
+        said.contains("services") && said.contains("write `[]`"),
+        "{said}"
+    );
+}
