@@ -3,15 +3,20 @@
 use crate::{netns::Namespace, process::Process, require, session::Session, wait::wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use lb_userspace::api::protocol::{BackendView, ServiceView, Stats, Status};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
     time::Duration,
 };
 
-/// Longest wait for `lbd` to answer after its start, and to end after SIGTERM.
+/// Longest wait for `lbd` to answer after its start, and for any program to end.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the metrics are, in the node's namespace.
@@ -274,15 +279,25 @@ limits: {{ services: 64, backends: 1024 }}
 /// Runs a command to its end.
 ///
 /// # Errors
-/// When it cannot be started, or still runs after ten seconds.
+/// When it cannot be started, or still runs after ten seconds: then it is killed.
 pub fn finish(mut command: Command) -> Result<Finished> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let output = command
-        .output()
+    let child = command
+        .spawn()
         .with_context(|| format!("cannot run {command:?}"))?;
+    // Process ids are below 2^22 (proc(5), pid_max), so the cast keeps them.
+    let pid = Pid::from_raw(child.id() as i32);
+    let (sender, end) = mpsc::channel();
+    // The receiver is gone only if the command was killed: nobody asks then.
+    thread::spawn(move || drop(sender.send(child.wait_with_output())));
+    let Ok(output) = end.recv_timeout(LIMIT) else {
+        kill(pid, Signal::SIGKILL)?;
+        bail!("{command:?} still runs after {LIMIT:?}");
+    };
+    let output = output?;
     Ok(Finished {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

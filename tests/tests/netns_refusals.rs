@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use lb_tests::{
     node::{Finished, Node, finish},
+    process::output,
     require,
     scenario::{Scenario, WEB, scenario},
     session::Session,
@@ -257,8 +258,14 @@ fn without_root_lbd_and_lbctl_say_what_they_need() -> Result<()> {
     let node = Node::new(&session, "auto")?;
     let run = |program: &str, arguments: &[&str]| -> Result<Finished> {
         let copy = session.directory().join(format!("copy-of-{program}"));
-        fs::copy(require::built(program)?, &copy)?;
-        fs::set_permissions(&copy, fs::Permissions::from_mode(0o755))?;
+        // By a process of its own: a file open for writing here would be inherited by what other tests start meanwhile,
+        // and could not be executed until that has called exec.
+        output(
+            Command::new("install")
+                .args(["-m", "755"])
+                .arg(require::built(program)?)
+                .arg(&copy),
+        )?;
         let mut command = Command::new(copy);
         command
             .args(arguments)

@@ -2,7 +2,9 @@
 
 use anyhow::{Result, ensure};
 use lb_tests::{
-    http, nginx, pattern,
+    http, nginx,
+    node::METRICS,
+    pattern,
     scenario::{FAST_PROBES, Scenario, WEB, scenario},
     topology::{Backend, CLIENT_V4, CLIENT_V6, Layout, VIP_V4, VIP_V6},
     traffic::{Sample, answers, failures},
@@ -79,6 +81,20 @@ fn counters_agree(scenario: &Scenario, requests: u64) -> Result<()> {
         ("eth0", "native"),
         "{interface:?}"
     );
+    let (balancer, address) = (&scenario.topology.balancer, METRICS.parse()?);
+    let metrics = balancer.run(|| http::get(address, "/metrics", LIMIT))?;
+    for line in [
+        format!(
+            "guideway_service_packets_total{{service=\"www\"}} {}",
+            service.packets
+        ),
+        "guideway_interface_attached{interface=\"eth0\",mode=\"native\"} 1".into(),
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "no {line} in {metrics}"
+        );
+    }
     let backends = scenario.node.backends()?;
     assert_eq!(
         backends.iter().map(|backend| backend.slots).sum::<u32>(),
