@@ -4,12 +4,9 @@
 //! **Invariants.** The state in force is valid and on disk. A refused change changes nothing. A failed write to the
 //! data plane is said, kept as a warning and tried again; what was forwarded before is forwarded still.
 
-use super::{impact, target_id, views::ProbeMemory};
+use super::{target_id, views::ProbeMemory};
 use crate::{
-    api::{
-        handle::Change,
-        protocol::{ChangeReport, ErrorBody, ErrorCode, StateView},
-    },
+    api::protocol::StateView,
     dataplane::{Attachment, DataPlane},
     desired::{Document, Loaded, Store},
     health::{
@@ -25,10 +22,7 @@ use crate::{
         mirror::Mirror,
         target::{backend_id, service_key, target},
     },
-    spec::{
-        Limits, State, StateSpec,
-        change::{self, ChangeError},
-    },
+    spec::{Limits, State, StateSpec},
 };
 use anyhow::{Context, Result};
 use std::{
@@ -59,8 +53,8 @@ pub struct Core<P> {
     pub(super) failure: Option<String>,
     /// Something that an operator should know since start.
     pub(super) notices: Vec<String>,
-    store: Store,
-    limits: Limits,
+    pub(super) store: Store,
+    pub(super) limits: Limits,
 }
 
 impl<P: DataPlane> Core<P> {
@@ -125,7 +119,7 @@ impl<P: DataPlane> Core<P> {
     }
 
     /// Backends that have slots in the data plane start as up: they were when the last daemon stored them.
-    fn seed_health(&mut self) -> Result<()> {
+    pub(super) fn seed_health(&mut self) -> Result<()> {
         for service in self
             .state
             .services
@@ -372,121 +366,6 @@ impl<P: DataPlane> Core<P> {
         StateView {
             revision: self.revision,
             state: StateSpec::from(&self.state),
-        }
-    }
-
-    /// Changes the desired state, or says what the change would do. The caller reconciles afterwards.
-    ///
-    /// # Errors
-    /// Why it is refused; then nothing has changed.
-    pub fn change(&mut self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
-        let result = self.try_change(change, dry_run);
-        if let Err(refusal) = &result {
-            self.metrics.change_refused();
-            info!(code = ?refusal.code, problem = %refusal.message, "change refused");
-        }
-        result
-    }
-
-    fn try_change(&mut self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
-        if let (Some(said), false) = (&self.unreadable, matches!(change, Change::Apply(_))) {
-            return Err(failed(said.clone()));
-        }
-        let spec = change::apply(&StateSpec::from(&self.state), change).map_err(refusal)?;
-        let state = State::parse(&spec, &self.limits)
-            .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
-        let changes = change::diff(&self.state, &state);
-        let impact = impact::impact(&self.state, &state, &self.facts);
-        let changed = !changes.is_empty() || self.unreadable.is_some();
-        if changed && !dry_run {
-            self.put_in_force(state)?;
-            for line in &changes {
-                info!(revision = self.revision, action = %line.action, kind = %line.kind, name = %line.name,
-                    detail = %line.detail, "desired state changed");
-            }
-        }
-        let (tables, warnings) = (impact.tables, impact.warnings);
-        Ok(ChangeReport {
-            revision: self.revision,
-            dry_run,
-            changed,
-            changes,
-            tables,
-            warnings,
-        })
-    }
-
-    fn put_in_force(&mut self, state: State) -> Result<(), ErrorBody> {
-        let revision = self.revision + 1;
-        let keep = |error: anyhow::Error| {
-            failed(format!(
-                "the change could not be kept on disk, so it was not made: {error:#}"
-            ))
-        };
-        if self.unreadable.is_some() {
-            self.store.give_up_damaged().map_err(keep)?;
-        }
-        self.store
-            .save(&Document::new(revision, StateSpec::from(&state)))
-            .map_err(keep)?;
-        let before = self.targets();
-        (self.state, self.revision) = (state, revision);
-        self.forget_removed(&before);
-        if self.unreadable.take().is_some()
-            && let Err(problem) = self.seed_health()
-        {
-            warn!(problem = %format!("{problem:#}"), "the running data plane could not be read");
-        }
-        Ok(())
-    }
-
-    /// Drops what is known of backends that are gone, and of those whose address changed: they are others now.
-    fn forget_removed(&mut self, before: &BTreeMap<TargetId, Target>) {
-        let now = self.targets();
-        let same = |id: &TargetId| {
-            let address =
-                |targets: &BTreeMap<TargetId, Target>| targets.get(id).map(|target| target.address);
-            address(&now).is_some() && address(&now) == address(before)
-        };
-        self.facts.health.retain(|id, _| same(id));
-        self.probes.retain(|id, _| same(id));
-        let addresses = self.addresses();
-        self.facts
-            .next_hops
-            .retain(|address, _| addresses.contains(address));
-    }
-}
-
-fn failed(message: String) -> ErrorBody {
-    ErrorBody {
-        code: ErrorCode::Failed,
-        message,
-        problems: Vec::new(),
-    }
-}
-
-fn refusal(error: ChangeError) -> ErrorBody {
-    match error {
-        ChangeError::NotFound(message) => ErrorBody {
-            code: ErrorCode::NotFound,
-            message,
-            problems: Vec::new(),
-        },
-        ChangeError::Conflict(message, problems) => ErrorBody {
-            code: ErrorCode::Conflict,
-            message,
-            problems,
-        },
-        ChangeError::Invalid(problems) => {
-            let message = match &problems.0[..] {
-                [one] => one.to_string(),
-                many => format!("{} values are not valid", many.len()),
-            };
-            ErrorBody {
-                code: ErrorCode::Invalid,
-                message,
-                problems: problems.0,
-            }
         }
     }
 }

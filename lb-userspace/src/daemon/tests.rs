@@ -54,8 +54,7 @@ fn new(directory: &Path) -> Core<FakeDataPlane> {
     start(directory, FakeDataPlane::new(8, 33))
 }
 
-/// Tells the core that every backend is reachable and, where it is probed, up.
-fn all_well(core: &mut Core<FakeDataPlane>) {
+fn all_reachable(core: &mut Core<FakeDataPlane>) {
     for address in core.addresses() {
         let hop = ResolvedHop {
             mac: [2, 0, 0, 0, 0, 9],
@@ -70,6 +69,11 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
             resolution: Ok(hop),
         });
     }
+}
+
+/// Tells the core that every backend is reachable and, where it is probed, up.
+fn all_well(core: &mut Core<FakeDataPlane>) {
+    all_reachable(core);
     for target in core.targets().into_keys() {
         core.on_health(report(target, HealthState::Up));
     }
@@ -171,20 +175,7 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
     );
     let writes = core.plane.writes;
     core.on_health(report(target("www", "b2"), HealthState::Down));
-    for address in core.addresses() {
-        let hop = ResolvedHop {
-            mac: [2, 0, 0, 0, 0, 9],
-            interface: 3,
-            interface_name: "eth0".into(),
-            gateway: None,
-            source: IpAddr::from([10, 20, 0, 254]),
-            mtu: 1500,
-        };
-        core.on_next_hop(NextHopUpdate {
-            address,
-            resolution: Ok(hop),
-        });
-    }
+    all_reachable(&mut core);
     assert!(core.knows_all());
     core.reconcile();
     assert_eq!(core.plane.writes, writes, "the restart wrote nothing");
