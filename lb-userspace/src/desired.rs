@@ -14,12 +14,14 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+use tracing::warn;
 
 /// Version of the document's shape.
 const FORMAT: u32 = 1;
 const MAIN: &str = "state.json";
 const COPY: &str = "state.copy.json";
 const LOCK: &str = "lbd.lock";
+const SEED: &str = "hash_seed";
 
 /// The desired state with its revision, as on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,77 +108,113 @@ impl Store {
         })
     }
 
-    /// Reads the state. A damaged main file is moved aside when the copy is good.
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Remembers the seed of the flow hash; returns the one that was used before, if it was another.
     ///
     /// # Errors
-    /// When the damaged file cannot be moved or the good one not written back.
-    pub fn load(&self) -> Result<Loaded> {
+    /// When the file cannot be written.
+    pub fn remember_seed(&self, seed: u64) -> Result<Option<u64>> {
+        let path = self.directory.join(SEED);
+        let before = fs::read_to_string(&path)
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        if before != Some(seed) {
+            write_synced(&path, format!("{seed}\n").as_bytes())
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        Ok(before.filter(|before| *before != seed))
+    }
+
+    /// Reads the state. A damaged main file is moved aside when the copy is good.
+    pub fn load(&self) -> Loaded {
         let (main, copy) = (self.directory.join(MAIN), self.directory.join(COPY));
         let damage = match read(&main) {
-            Ok(Some(document)) => return Ok(Loaded::Good(document)),
-            Ok(None) if !copy.exists() => return Ok(Loaded::Nothing),
+            Ok(Some(document)) => return Loaded::Good(document),
+            Ok(None) if !copy.exists() => return Loaded::Nothing,
             Ok(None) => format!("{} is missing", main.display()),
             Err(damage) => damage,
         };
         match read(&copy) {
             Ok(Some(document)) => {
-                let aside = self.move_aside(&main)?;
-                self.save(&document)?;
+                let mended = match self.save_over_damaged(&document) {
+                    Ok(kept) => kept
+                        .iter()
+                        .map(|path| format!(" (kept as {})", path.display()))
+                        .collect(),
+                    Err(problem) => format!(" (and could not be mended: {problem:#})"),
+                };
                 let said = format!(
-                    "{damage}{aside}; revision {} was recovered from {}",
+                    "{damage}{mended}; revision {} was recovered from {}",
                     document.revision,
                     copy.display()
                 );
-                Ok(Loaded::Recovered(document, said))
+                Loaded::Recovered(document, said)
             }
-            Ok(None) => Ok(Loaded::Unreadable(format!(
-                "{damage}, and there is no copy"
-            ))),
-            Err(second) => Ok(Loaded::Unreadable(format!("{damage}; {second}"))),
+            Ok(None) => Loaded::Unreadable(format!("{damage}, and there is no copy")),
+            Err(second) => Loaded::Unreadable(format!("{damage}; {second}")),
         }
     }
 
-    /// Writes the document, first the main file, then the copy.
+    /// Writes the document and its copy. Both are on disk under other names before either takes its place, so a full disk
+    /// refuses the change as a whole.
     ///
     /// # Errors
-    /// When the disk refuses; the file then has its old content.
+    /// When the disk refuses; the files then have their old content.
     pub fn save(&self, document: &Document) -> Result<()> {
-        let text = serde_json::to_vec_pretty(document).context("writing the state as JSON")?;
-        for name in [MAIN, COPY] {
-            let path = self.directory.join(name);
-            write_atomically(&self.directory, &path, &text)
-                .with_context(|| format!("writing {}", path.display()))?;
-        }
-        Ok(())
+        self.replace(document, false).map(drop)
     }
 
-    /// Moves unreadable files aside, so that the next state can be written.
+    /// Writes the document in place of files that cannot be read, which are kept under other names: those returned.
     ///
     /// # Errors
-    /// When a file cannot be renamed.
-    pub fn give_up_damaged(&self) -> Result<()> {
-        for name in [MAIN, COPY] {
-            let path = self.directory.join(name);
-            if read(&path).is_err() {
-                self.move_aside(&path)?;
-            }
-        }
-        Ok(())
+    /// As [`Store::save`].
+    pub fn save_over_damaged(&self, document: &Document) -> Result<Vec<PathBuf>> {
+        self.replace(document, true)
     }
 
-    /// Renames a file to the first free `NAME.damaged-N` and says so in words; nothing when it does not exist.
-    fn move_aside(&self, path: &Path) -> Result<String> {
-        if !path.exists() {
-            return Ok(String::new());
+    fn replace(&self, document: &Document, damaged: bool) -> Result<Vec<PathBuf>> {
+        let text = serde_json::to_vec_pretty(document).context("writing the state as JSON")?;
+        let paths = [MAIN, COPY].map(|name| self.directory.join(name));
+        let written = paths.iter().try_for_each(|path| {
+            write_synced(&new(path), &text)
+                .with_context(|| format!("writing {}", new(path).display()))
+        });
+        if written.is_err() {
+            for path in &paths {
+                // What was written takes the room that the next attempt needs. It may not be there.
+                let _ = fs::remove_file(new(path));
+            }
         }
-        let name = |n: u32| PathBuf::from(format!("{}.damaged-{n}", path.display()));
-        let aside = (1..)
-            .map(name)
-            .find(|candidate| !candidate.exists())
-            .unwrap_or_else(|| name(0));
-        fs::rename(path, &aside).with_context(|| format!("moving {} aside", path.display()))?;
-        Ok(format!(" (kept as {})", aside.display()))
+        written?;
+        let unreadable = paths.iter().filter(|path| damaged && read(path).is_err());
+        let kept = unreadable
+            .map(|path| move_aside(path))
+            .collect::<Result<_>>()?;
+        let [main, copy] = &paths;
+        fs::rename(new(main), main).with_context(|| format!("writing {}", main.display()))?;
+        // From here on the document is in force: the copy is a second chance, and the next change renews it.
+        if let Err(problem) =
+            fs::rename(new(copy), copy).and_then(|()| File::open(&self.directory)?.sync_all())
+        {
+            warn!(%problem, copy = %copy.display(), "the state was written, its copy was not");
+        }
+        Ok(kept)
     }
+}
+
+/// Renames a file to the first free `NAME.damaged-N`, which is returned.
+fn move_aside(path: &Path) -> Result<PathBuf> {
+    let name = |n: u32| PathBuf::from(format!("{}.damaged-{n}", path.display()));
+    let aside = (1..)
+        .map(name)
+        .find(|candidate| !candidate.exists())
+        .unwrap_or_else(|| name(0));
+    fs::rename(path, &aside).with_context(|| format!("moving {} aside", path.display()))?;
+    Ok(aside)
 }
 
 /// The document in a file, nothing if there is none, or what is wrong with it.
@@ -198,20 +236,21 @@ fn read(path: &Path) -> Result<Option<Document>, String> {
     Ok(Some(document))
 }
 
-/// Writes a file so that after a crash it has either its old or its new content, whole.
-fn write_atomically(directory: &Path, path: &Path, content: &[u8]) -> Result<()> {
-    let new = path.with_extension("new");
+/// Where the new content of a file is written first.
+fn new(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Writes a file and waits until it is on disk.
+fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .create(true)
         .write(true)
         .truncate(true)
         .mode(0o640)
-        .open(&new)?;
+        .open(path)?;
     file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(directory)?.sync_all()?;
-    Ok(())
+    file.sync_all()
 }
 
 #[cfg(test)]
@@ -236,12 +275,10 @@ mod tests {
     fn what_was_saved_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        assert!(matches!(store.load().unwrap(), Loaded::Nothing));
+        assert!(matches!(store.load(), Loaded::Nothing));
         for revision in 1..4 {
             store.save(&document(revision)).unwrap();
-            assert!(
-                matches!(store.load().unwrap(), Loaded::Good(found) if found == document(revision))
-            );
+            assert!(matches!(store.load(), Loaded::Good(found) if found == document(revision)));
         }
     }
 
@@ -254,7 +291,7 @@ mod tests {
         let whole = fs::read(&main).unwrap();
         for cut in 0..whole.len() {
             fs::write(&main, &whole[..cut]).unwrap();
-            let Loaded::Recovered(found, said) = store.load().unwrap() else {
+            let Loaded::Recovered(found, said) = store.load() else {
                 panic!("cut at {cut}")
             };
             assert_eq!(found, document(7));
@@ -281,7 +318,7 @@ mod tests {
         for name in [MAIN, COPY] {
             fs::write(directory.path().join(name), b"{\"format\": 1, \"rev").unwrap();
         }
-        let Loaded::Unreadable(said) = store.load().unwrap() else {
+        let Loaded::Unreadable(said) = store.load() else {
             panic!()
         };
         assert!(said.contains(MAIN) && said.contains(COPY), "{said}");
@@ -289,9 +326,38 @@ mod tests {
             fs::read(directory.path().join(MAIN)).unwrap(),
             b"{\"format\": 1, \"rev"
         );
-        store.give_up_damaged().unwrap();
-        assert!(matches!(store.load().unwrap(), Loaded::Nothing));
+        store.save_over_damaged(&document(3)).unwrap();
+        assert!(matches!(store.load(), Loaded::Good(found) if found == document(3)));
         assert!(directory.path().join("state.json.damaged-1").exists());
+    }
+
+    #[test]
+    fn a_refused_write_leaves_both_files_as_they_were() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        store.save(&document(7)).unwrap();
+        // A directory in the place where the copy is written first: it cannot be opened for writing.
+        let obstacle = new(&directory.path().join(COPY));
+        fs::create_dir(&obstacle).unwrap();
+        assert!(store.save(&document(8)).is_err());
+        assert!(
+            !new(&directory.path().join(MAIN)).exists(),
+            "nothing is left behind"
+        );
+        for name in [MAIN, COPY] {
+            let found = read(&directory.path().join(name)).unwrap();
+            assert_eq!(found, Some(document(7)), "{name}");
+        }
+        fs::remove_dir(&obstacle).unwrap();
+        store.save(&document(8)).unwrap();
+    }
+
+    #[test]
+    fn another_seed_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        let said = [7, 7, 8, 8].map(|seed| store.remember_seed(seed).unwrap());
+        assert_eq!(said, [None, None, Some(7), None]);
     }
 
     #[test]
@@ -303,7 +369,7 @@ mod tests {
             r#"{"format": 9, "revision": 1, "state": {}}"#,
         )
         .unwrap();
-        let Loaded::Unreadable(said) = store.load().unwrap() else {
+        let Loaded::Unreadable(said) = store.load() else {
             panic!()
         };
         assert!(said.contains("format 9"), "{said}");
