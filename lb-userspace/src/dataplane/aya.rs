@@ -197,8 +197,8 @@ impl DataPlane for AyaDataPlane {
         self.maps.backends.write(index, entry)
     }
 
-    fn create_table(&mut self, service: u32) -> Result<()> {
-        self.maps.tables.create(service)
+    fn create_tables(&mut self, services: &[u32]) -> Result<()> {
+        self.maps.tables.create(services)
     }
 
     fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>> {

@@ -103,15 +103,17 @@ impl DataPlane for FakeDataPlane {
         Ok(())
     }
 
-    fn create_table(&mut self, service: u32) -> Result<()> {
+    fn create_tables(&mut self, services: &[u32]) -> Result<()> {
         self.written()?;
-        ensure!(
-            service < self.service_capacity,
-            "service index {service} out of range"
-        );
-        self.tables
-            .entry(service)
-            .or_insert_with(|| vec![Slot::EMPTY; SLOTS as usize]);
+        for service in services {
+            ensure!(
+                *service < self.service_capacity,
+                "service index {service} out of range"
+            );
+            self.tables
+                .entry(*service)
+                .or_insert_with(|| vec![Slot::EMPTY; SLOTS as usize]);
+        }
         Ok(())
     }
 

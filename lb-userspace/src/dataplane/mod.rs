@@ -63,8 +63,9 @@ pub trait DataPlane: Send {
     /// name the index.
     fn write_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()>;
 
-    /// Makes sure that the slot table of a service index exists; a new one is empty.
-    fn create_table(&mut self, service: u32) -> Result<()>;
+    /// Makes sure that the slot tables of these service indexes exist; new ones are empty. One call for many waits for
+    /// the kernel once.
+    fn create_tables(&mut self, services: &[u32]) -> Result<()>;
 
     /// Reads a service's slots: [`lb_common::limits::SLOTS`] of them.
     fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>>;

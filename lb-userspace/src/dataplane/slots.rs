@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError};
 use lb_common::{limits::SLOTS, maps::SLOT_TABLES, slot::Slot};
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     os::fd::{AsFd as _, OwnedFd},
     sync::atomic::Ordering,
 };
@@ -54,21 +54,33 @@ impl SlotTables {
         self.tables.keys().copied().collect()
     }
 
-    /// Makes sure that a table exists. Waits for an RCU grace period, some 10 ms, when it has to make it.
-    pub(super) fn create(&mut self, index: u32) -> Result<()> {
+    /// Makes sure that these tables exist. Waits for one RCU grace period, some 10 ms, when it has to make any; on an
+    /// error none of them may have been made.
+    pub(super) fn create(&mut self, indexes: &[u32]) -> Result<()> {
         let capacity = self.capacity();
-        ensure!(
-            index < capacity,
-            "service index {index} is not below {capacity} (limits.services)"
-        );
-        if let Entry::Vacant(place) = self.tables.entry(index) {
-            let failed = || format!("cannot create the slot table of service index {index}");
-            let table =
-                MapData::create(self.inner.definition(), "SLOTS", None).with_context(failed)?;
-            let words = share(index, &table)?;
-            self.outer.set(index, &table, 0).with_context(failed)?;
-            place.insert(words);
+        let mut new = BTreeMap::new();
+        for &index in indexes {
+            ensure!(
+                index < capacity,
+                "service index {index} is not below {capacity} (limits.services)"
+            );
+            if !self.tables.contains_key(&index) {
+                let table =
+                    MapData::create(self.inner.definition(), "SLOTS", None).with_context(|| {
+                        format!("cannot create the slot table of service index {index}")
+                    })?;
+                let words = share(index, &table)?;
+                new.insert(index, (table, words));
+            }
         }
+        let entries: Vec<_> = new
+            .iter()
+            .map(|(index, (table, _))| (*index, table.fd().as_fd()))
+            .collect();
+        sys::array_of_maps_set(self.fd.as_fd(), &entries)
+            .context("cannot put new slot tables into the outer map")?;
+        self.tables
+            .extend(new.into_iter().map(|(index, (_, words))| (index, words)));
         Ok(())
     }
 

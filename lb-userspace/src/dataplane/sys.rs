@@ -83,6 +83,25 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Puts inner maps into an array of maps, waiting once for all of them.
+pub(super) fn array_of_maps_set(
+    map: BorrowedFd<'_>,
+    entries: &[(u32, BorrowedFd<'_>)],
+) -> io::Result<()> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<u32> = entries.iter().map(|(index, _)| *index).collect();
+    let values: Vec<u32> = entries.iter().map(|(_, inner)| number(*inner)).collect();
+    let mut attr = zeroed();
+    attr.batch.map_fd = number(map);
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = keys.len() as u32;
+    // SAFETY: keys and values outlive the call and have `count` elements of the sizes the map has, 4 bytes each.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
+}
+
 /// Empties a place of an array of maps.
 pub(super) fn array_of_maps_delete(map: BorrowedFd<'_>, index: u32) -> io::Result<()> {
     let mut attr = zeroed();

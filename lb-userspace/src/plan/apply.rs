@@ -31,15 +31,17 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             mirror.backends.insert(*index, *entry);
             mirror.index_of.insert(entry.id, *index);
         }
-        Step::CreateTable { service } => {
+        Step::CreateTables { services } => {
+            for service in services {
+                plane
+                    .reset_service_counter(*service)
+                    .with_context(|| format!("counter of service {service}"))?;
+            }
             plane
-                .reset_service_counter(*service)
-                .with_context(|| format!("counter of service {service}"))?;
-            plane
-                .create_table(*service)
-                .with_context(|| format!("creating the slot table of service {service}"))?;
-            mirror.service_cursor = *service;
-            mirror.tables.insert(*service);
+                .create_tables(services)
+                .context("creating slot tables")?;
+            mirror.service_cursor = services.last().copied().unwrap_or(mirror.service_cursor);
+            mirror.tables.extend(services);
         }
         Step::StoreSlots {
             service,

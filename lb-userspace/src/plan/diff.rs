@@ -13,6 +13,10 @@ use lb_common::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Tables that one plan removes at the most: each waits some 10 ms for the kernel, nobody needs them gone at once, and
+/// what the plan leaves is the next one's.
+const TABLES_REMOVED_AT_ONCE: usize = 8;
+
 /// One write to the data plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -25,10 +29,10 @@ pub enum Step {
         /// Whether the index was free before.
         new: bool,
     },
-    /// Create an empty slot table with a fresh counter.
-    CreateTable {
-        /// Service index.
-        service: u32,
+    /// Create empty slot tables with fresh counters.
+    CreateTables {
+        /// Service indexes.
+        services: Vec<u32>,
     },
     /// Store the slots that differ (none when only the knowledge of the members is new).
     StoreSlots {
@@ -93,7 +97,7 @@ pub fn diff(
         capacity.services,
         mirror.tables.iter().copied(),
     );
-    let (mut table_steps, mut service_steps) = (Vec::new(), Vec::new());
+    let (mut tables, mut table_steps, mut service_steps) = (Vec::new(), Vec::new(), Vec::new());
     for (key, service) in &target.services {
         let existing = mirror.service_index(key);
         let index = match existing {
@@ -102,6 +106,9 @@ pub fn diff(
                 .take()
                 .context("the services map is full: raise `limits.services` in the node config")?,
         };
+        if !mirror.tables.contains(&index) {
+            tables.push(index);
+        }
         table_steps.extend(slots(index, service, mirror, &index_of, read_slots)?);
         if existing.is_none() {
             service_steps.push(Step::PutService {
@@ -111,6 +118,9 @@ pub fn diff(
         }
     }
     let mut steps = backend_steps;
+    if !tables.is_empty() {
+        steps.push(Step::CreateTables { services: tables });
+    }
     steps.append(&mut table_steps);
     steps.append(&mut service_steps);
     steps.extend(removals(target, mirror, &index_of));
@@ -168,33 +178,30 @@ fn backends(
     Ok((steps, index_of))
 }
 
-/// Steps that make the table of one service true.
+/// The step that makes the table of one service true, if one is needed.
 fn slots(
     index: u32,
     service: &TargetService,
     mirror: &Mirror,
     index_of: &BTreeMap<u64, u32>,
     read_slots: &mut dyn FnMut(u32) -> Result<Vec<Slot>>,
-) -> Result<Vec<Step>> {
+) -> Result<Option<Step>> {
     let members = members(&service.backends, index_of);
     if mirror.members.get(&index) == Some(&members) {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    let exists = mirror.tables.contains(&index);
-    let current = if exists {
+    let current = if mirror.tables.contains(&index) {
         read_slots(index)?
     } else {
         Vec::new()
     };
     let slots = changed_slots(&members, &current);
-    let create = (!exists).then_some(Step::CreateTable { service: index });
-    let store = Step::StoreSlots {
+    Ok(Some(Step::StoreSlots {
         service: index,
         slots,
         members,
         name: service.name.clone(),
-    };
-    Ok(create.into_iter().chain([store]).collect())
+    }))
 }
 
 /// The slots of a table of these members that differ from `current`; missing slots count as empty.
@@ -249,6 +256,7 @@ fn removals(target: &Target, mirror: &Mirror, index_of: &BTreeMap<u64, u32>) -> 
     let tables = mirror
         .tables
         .difference(&kept)
+        .take(TABLES_REMOVED_AT_ONCE)
         .map(|service| Step::RemoveTable { service: *service });
     let used: BTreeSet<u32> = index_of.values().copied().collect();
     let unused = mirror.backends.keys().filter(|index| !used.contains(index));

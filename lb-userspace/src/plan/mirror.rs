@@ -58,6 +58,11 @@ impl Mirror {
         }
     }
 
+    /// Whether tables are left that no service uses.
+    pub fn has_unused_tables(&self) -> bool {
+        self.tables.len() > self.services.len()
+    }
+
     /// Index of the service with this key.
     pub fn service_index(&self, key: &ServiceKey) -> Option<u32> {
         self.services.get(key).map(|entry| entry.index)

@@ -4,8 +4,9 @@ use super::Facts;
 use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::ResolvedHop,
-    spec::{AllDown, Name, Service},
+    spec::{AllDown, Backend, Name, Service},
 };
+use lb_common::backend::Mode;
 use std::collections::BTreeMap;
 
 /// How a service stands as a whole.
@@ -50,12 +51,7 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
     let reachable: BTreeMap<Name, Result<ResolvedHop, String>> = service
         .backends
         .values()
-        .map(|backend| {
-            (
-                backend.name.clone(),
-                next_hop(backend.address, backend.weight, facts),
-            )
-        })
+        .map(|backend| (backend.name.clone(), next_hop(backend, service.mode, facts)))
         .collect();
     let verdicts: BTreeMap<Name, HealthState> = reachable
         .iter()
@@ -121,11 +117,11 @@ fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
 }
 
 /// Where packets for a backend would go, or why it cannot have any, health apart.
-fn next_hop(address: std::net::IpAddr, weight: u16, facts: &Facts) -> Result<ResolvedHop, String> {
-    if weight == 0 {
+fn next_hop(backend: &Backend, mode: Mode, facts: &Facts) -> Result<ResolvedHop, String> {
+    if backend.weight == 0 {
         return Err("weight is 0".into());
     }
-    let hop = match facts.next_hops.get(&address) {
+    let hop = match facts.next_hops.get(&backend.address) {
         None => return Err("next hop: being looked up".into()),
         Some(Err(unresolved)) => return Err(format!("next hop: {unresolved}")),
         Some(Ok(hop)) => hop,
@@ -135,6 +131,12 @@ fn next_hop(address: std::net::IpAddr, weight: u16, facts: &Facts) -> Result<Res
             "next hop: behind {}, on which no program is attached; add it to `interfaces` in the node config, or \
              route the backend another way",
             hop.interface_name
+        ));
+    }
+    if let (Mode::L2, Some(gateway)) = (mode, hop.gateway) {
+        // The gateway would get a packet for the VIP, and send it back to the balancer.
+        return Err(format!(
+            "next hop: behind gateway {gateway}, but mode l2 needs the backend on this link; use mode ipip"
         ));
     }
     Ok(hop.clone())

@@ -225,6 +225,26 @@ fn a_backend_behind_an_interface_without_a_program_gets_nothing() {
 }
 
 #[test]
+fn mode_l2_does_not_send_through_a_gateway() {
+    let mut www = service("www", 1, &[backend(1, 1)]);
+    www.mode = Mode::L2;
+    let mut facts = all_well(&state(std::slice::from_ref(&www)));
+    assert_eq!(select(&www, &facts).condition, Condition::Up);
+    let behind = ResolvedHop {
+        gateway: Some([10, 9, 0, 1].into()),
+        ..hop(1)
+    };
+    facts.next_hops.insert([10, 20, 0, 1].into(), Ok(behind));
+    let reason = select(&www, &facts).backends[&name("b1")]
+        .clone()
+        .unwrap_err();
+    assert!(
+        reason.contains("10.9.0.1") && reason.contains("use mode ipip"),
+        "{reason}"
+    );
+}
+
+#[test]
 fn a_new_mac_is_one_backend_write_and_no_slot() {
     let www = service("www", 1, &[backend(1, 1), backend(2, 1)]);
     let state = state(std::slice::from_ref(&www));

@@ -120,7 +120,7 @@ pub fn web(last: u8) -> BackendEntry {
 pub fn fill(plane: &mut AyaDataPlane) -> Result<()> {
     plane.write_backend(1, &web(1))?;
     plane.write_backend(63, &web(2))?;
-    plane.create_table(5)?;
+    plane.create_tables(&[5])?;
     plane.store_slots(
         5,
         &[

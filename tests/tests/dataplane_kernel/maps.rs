@@ -84,16 +84,16 @@ fn removals_leave_nothing_and_can_be_repeated() -> Result<()> {
     }
     assert_eq!(plane.installed()?, Installed::default());
 
-    plane.create_table(5)?;
+    plane.create_tables(&[5])?;
     plane.store_slots(5, &[(1, Slot::steady(1))])?;
-    plane.create_table(5)?;
+    plane.create_tables(&[5])?;
     assert_eq!(
         plane.read_slots(5)?[1],
         Slot::steady(1),
         "creating a table that exists changes nothing"
     );
     plane.remove_table(5)?;
-    plane.create_table(5)?;
+    plane.create_tables(&[5])?;
     assert_eq!(plane.read_slots(5)?[1], Slot::EMPTY, "a new table is empty");
     Ok(())
 }
@@ -104,11 +104,11 @@ fn what_does_not_fit_is_refused_and_changes_nothing() -> Result<()> {
         return Ok(());
     };
     let (mut plane, _) = fixture.open()?;
-    plane.create_table(0)?;
+    plane.create_tables(&[0])?;
     for (place, result) in [
         ("backend index 0", plane.write_backend(0, &web(1))),
         ("backend index 64", plane.write_backend(64, &web(1))),
-        ("service index 16", plane.create_table(16)),
+        ("service index 16", plane.create_tables(&[16])),
         (
             "service index 16",
             plane.put_service(
