@@ -54,9 +54,9 @@ pub enum Request {
     /// Status of the node.
     Status(Reply<Status>),
     /// All services with their backends, in order of name.
-    Services(Reply<Vec<ServiceView>>),
+    Services(Reply<Result<Vec<ServiceView>, ErrorBody>>),
     /// The desired state.
-    State(Reply<StateView>),
+    State(Reply<Result<StateView, ErrorBody>>),
     /// Counters.
     Stats(Reply<Result<Stats, ErrorBody>>),
     /// Change the desired state, or say what a change would do.

@@ -48,7 +48,11 @@ async fn get_stats(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> An
 #[utoipa::path(get, path = "/v1/state", tag = "state",
     responses((status = 200, description = "The desired state.", body = StateView)))]
 async fn get_state(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> Answer<StateView> {
-    lbd.ask(Request::State).await.map(Json).map_err(Refusal)
+    lbd.ask(Request::State)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
 }
 
 /// Replace the whole desired state.
@@ -70,7 +74,11 @@ async fn get_services(
     State(lbd): State<Handle>,
     _: Parameters<NoParameters>,
 ) -> Answer<Vec<ServiceView>> {
-    lbd.ask(Request::Services).await.map(Json).map_err(Refusal)
+    lbd.ask(Request::Services)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
 }
 
 /// Add a service, with its backends if it names some.
@@ -94,7 +102,11 @@ async fn get_service(
     Names(name): Names<String>,
     _: Parameters<NoParameters>,
 ) -> Answer<ServiceView> {
-    let services = lbd.ask(Request::Services).await.map_err(Refusal)?;
+    let services = lbd
+        .ask(Request::Services)
+        .await
+        .flatten()
+        .map_err(Refusal)?;
     services
         .into_iter()
         .find(|service| service.name == name)

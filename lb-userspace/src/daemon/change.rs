@@ -9,12 +9,14 @@ use crate::{
     dataplane::DataPlane,
     desired::Document,
     health::checker::{Target, TargetId},
+    plan::target::service_key,
     spec::{
         State, StateSpec,
         change::{self, ChangeError},
     },
 };
-use std::collections::BTreeMap;
+use lb_common::service::ServiceKey;
+use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
 impl<P: DataPlane> Core<P> {
@@ -32,14 +34,16 @@ impl<P: DataPlane> Core<P> {
     }
 
     fn try_change(&mut self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
-        if let (Some(said), false) = (&self.unreadable, matches!(change, Change::Apply(_))) {
-            return Err(failed(said.clone()));
+        if !matches!(change, Change::Apply(_)) {
+            self.usable()?;
         }
         let spec = change::apply(&StateSpec::from(&self.state), change).map_err(refusal)?;
         let state = State::parse(&spec, &self.limits)
             .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
         let impact = impact::impact(&self.state, &state, &self.facts);
+        let mut warnings = impact.warnings;
+        warnings.extend(self.forgotten(&state));
         let changed = !changes.is_empty() || self.unreadable.is_some();
         if changed && !dry_run {
             self.put_in_force(state)?;
@@ -48,14 +52,28 @@ impl<P: DataPlane> Core<P> {
                     detail = %line.detail, "desired state changed");
             }
         }
-        let (tables, warnings) = (impact.tables, impact.warnings);
         Ok(ChangeReport {
             revision: self.revision,
             dry_run,
             changed,
             changes,
-            tables,
+            tables: impact.tables,
             warnings,
+        })
+    }
+
+    /// While there is no usable state, what the new one would silently leave out: services that run.
+    fn forgotten(&self, state: &State) -> Option<String> {
+        self.unreadable.as_ref()?;
+        let kept: BTreeSet<ServiceKey> = state.services.values().map(service_key).collect();
+        let gone = self
+            .mirror
+            .services
+            .keys()
+            .filter(|key| !kept.contains(key))
+            .count();
+        (gone > 0).then(|| {
+            format!("{gone} services that are running are not in this state: their traffic ends")
         })
     }
 
@@ -66,12 +84,12 @@ impl<P: DataPlane> Core<P> {
                 "the change could not be kept on disk, so it was not made: {error:#}"
             ))
         };
+        let document = Document::new(revision, StateSpec::from(&state));
         if self.unreadable.is_some() {
-            self.store.give_up_damaged().map_err(keep)?;
+            self.store.save_over_damaged(&document).map_err(keep)?;
+        } else {
+            self.store.save(&document).map_err(keep)?;
         }
-        self.store
-            .save(&Document::new(revision, StateSpec::from(&state)))
-            .map_err(keep)?;
         let before = self.targets();
         (self.state, self.revision) = (state, revision);
         self.forget_removed(&before);

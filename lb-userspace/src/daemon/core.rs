@@ -6,7 +6,7 @@
 
 use super::{target_id, views::ProbeMemory};
 use crate::{
-    api::protocol::StateView,
+    api::protocol::{ErrorBody, ErrorCode, StateView},
     dataplane::{Attachment, DataPlane},
     desired::{Document, Loaded, Store},
     health::{
@@ -47,6 +47,8 @@ pub struct Core<P> {
     pub(super) probes: BTreeMap<TargetId, ProbeMemory>,
     pub(super) mirror: Mirror,
     pub(super) attachments: Vec<Attachment>,
+    /// Addresses of backends that had slots when the daemon started.
+    serving: BTreeSet<IpAddr>,
     /// Why the state on disk cannot be used, while it cannot: until a whole state is applied nothing is written.
     pub(super) unreadable: Option<String>,
     /// Why the last reconcile failed, until one succeeds.
@@ -62,7 +64,7 @@ impl<P: DataPlane> Core<P> {
     ///
     /// # Errors
     /// When the disk or the maps cannot be read.
-    pub fn new(mut plane: P, store: Store, limits: Limits) -> Result<Self> {
+    pub fn new(mut plane: P, running: bool, store: Store, limits: Limits) -> Result<Self> {
         let mirror = Mirror::new(plane.installed().context("reading the data plane")?);
         let mut core = Self {
             plane,
@@ -73,13 +75,21 @@ impl<P: DataPlane> Core<P> {
             probes: BTreeMap::new(),
             mirror,
             attachments: Vec::new(),
+            serving: BTreeSet::new(),
             unreadable: None,
             failure: None,
             notices: Vec::new(),
             store,
             limits,
         };
-        match core.store.load()? {
+        match core.store.load() {
+            Loaded::Nothing if running => {
+                let directory = core.store.directory().display();
+                core.refuse_state(format!(
+                    "state_directory {directory} holds no state, but a data plane with services is running; is the \
+                     directory mounted, and the right one"
+                ));
+            }
             Loaded::Nothing => info!("no desired state yet: a new node"),
             Loaded::Good(document) => core.adopt(document),
             Loaded::Recovered(document, said) => {
@@ -116,16 +126,14 @@ impl<P: DataPlane> Core<P> {
         );
         error!(problem = %said, "no usable desired state");
         self.unreadable = Some(said);
+        // The revisions of the lost state marked the indexes in use; new ones must be told apart from them.
+        let generations = self.mirror.backends.values().map(|entry| entry.generation);
+        self.revision = generations.max().unwrap_or(0).into();
     }
 
     /// Backends that have slots in the data plane start as up: they were when the last daemon stored them.
     pub(super) fn seed_health(&mut self) -> Result<()> {
-        for service in self
-            .state
-            .services
-            .values()
-            .filter(|service| service.health.is_some())
-        {
+        for service in self.state.services.values() {
             let Some(index) = self.mirror.service_index(&service_key(service)) else {
                 continue;
             };
@@ -138,8 +146,12 @@ impl<P: DataPlane> Core<P> {
             for backend in service.backends.values() {
                 let owner = self.mirror.backend_index(backend_id(service, backend));
                 if owner.is_some_and(|owner| owners.contains(&owner)) {
-                    let id = target_id(service, backend);
-                    self.facts.health.insert(id, HealthState::Up);
+                    self.serving.insert(backend.address);
+                    if service.health.is_some() {
+                        self.facts
+                            .health
+                            .insert(target_id(service, backend), HealthState::Up);
+                    }
                 }
             }
         }
@@ -193,18 +205,25 @@ impl<P: DataPlane> Core<P> {
                 .get(&id)
                 .is_some_and(|state| *state != HealthState::Unknown);
             // Without a next hop the probe has nobody to reach, and its verdict changes nothing.
-            let unreachable = self
-                .facts
-                .next_hops
-                .get(&target.address)
-                .is_some_and(Result::is_err);
-            verdict || unreachable
+            verdict || self.is_unreachable(&target.address)
         };
+        let found = |address: &IpAddr| self.facts.next_hops.get(address).is_some_and(Result::is_ok);
         self.targets().into_iter().all(known)
             && self
                 .addresses()
                 .iter()
-                .all(|address| self.facts.next_hops.contains_key(address))
+                .all(|address| found(address) || self.is_unreachable(address))
+    }
+
+    /// Whether there is no next hop for an address, as far as that can be said at once: one that was in service before
+    /// is given the time that the kernel takes to find its neighbour again.
+    fn is_unreachable(&self, address: &IpAddr) -> bool {
+        let lost = self
+            .facts
+            .next_hops
+            .get(address)
+            .is_some_and(Result::is_err);
+        lost && !self.serving.contains(address)
     }
 
     /// Takes a probe's report; whether a reconcile is due.
@@ -218,7 +237,7 @@ impl<P: DataPlane> Core<P> {
         let memory = self.probes.entry(report.target.clone()).or_default();
         memory.detail.clone_from(&report.detail);
         memory.latency = report.latency.or(memory.latency);
-        if !report.changed {
+        if self.facts.health.get(&report.target) == Some(&report.state) {
             return false;
         }
         let TargetId { service, backend } = &report.target;
@@ -254,8 +273,9 @@ impl<P: DataPlane> Core<P> {
         true
     }
 
-    /// Takes what is attached where; whether a reconcile is due.
-    pub fn on_attachments(&mut self, attachments: Vec<Attachment>) -> bool {
+    /// Takes what is attached where; whether a reconcile is due. `activated`: the program was brought onto the interfaces,
+    /// so that one without it is none to send through.
+    pub fn on_attachments(&mut self, attachments: Vec<Attachment>, activated: bool) -> bool {
         for attachment in attachments
             .iter()
             .filter(|attachment| !self.attachments.contains(attachment))
@@ -280,8 +300,8 @@ impl<P: DataPlane> Core<P> {
         let indexes = self
             .attachments
             .iter()
+            .filter(|attachment| attachment.index != 0 && (attachment.mode.is_some() || !activated))
             .map(|attachment| attachment.index)
-            .filter(|index| *index != 0)
             .collect();
         let changed = self.facts.interfaces != indexes;
         self.facts.interfaces = indexes;
@@ -314,6 +334,11 @@ impl<P: DataPlane> Core<P> {
     /// Whether the last reconcile failed and is to be tried again.
     pub fn must_retry(&self) -> bool {
         self.failure.is_some()
+    }
+
+    /// Whether a reconcile is due although nothing has happened: the last one failed, or left something for later.
+    pub fn has_more_to_do(&self) -> bool {
+        self.must_retry() || self.mirror.has_unused_tables()
     }
 
     /// Whether there is no usable desired state.
@@ -358,14 +383,30 @@ impl<P: DataPlane> Core<P> {
                 let micros = started.elapsed().as_micros() as u64;
                 info!(service = %name, slots = slots.len(), backends = members.len(), micros, "table changed");
             }
+            if let Step::RemoveService { key } = step {
+                let (address, port) = (IpAddr::from(key.address), u16::from_be(key.port));
+                info!(%address, port, protocol = key.protocol, "service removed from the data plane");
+            }
         }
     }
 
     /// The desired state.
-    pub fn state_view(&self) -> StateView {
-        StateView {
+    ///
+    /// # Errors
+    /// While there is no usable one.
+    pub fn state_view(&self) -> Result<StateView, ErrorBody> {
+        self.usable()?;
+        Ok(StateView {
             revision: self.revision,
             state: StateSpec::from(&self.state),
+        })
+    }
+
+    /// An error while there is no usable desired state: what would be shown is not what is in force.
+    pub(super) fn usable(&self) -> Result<(), ErrorBody> {
+        match &self.unreadable {
+            None => Ok(()),
+            Some(said) => Err(ErrorBody::new(ErrorCode::Failed, said.clone())),
         }
     }
 }

@@ -74,15 +74,28 @@ struct Events {
 pub async fn run(config_path: &Path) -> Result<()> {
     let config = read_config(config_path)?;
     aya::check_privileges()?;
+    // Whatever can refuse the start does so before the data plane is touched.
     let store = Store::open(&config.state_directory)?;
+    let listener = api::server::bind(&config.socket, config.group.as_deref())?;
+    let metrics_listener = match config.metrics {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let (plane, adoption) = aya::open(&settings(&config))?;
     report(&adoption);
-    let listener = api::server::bind(&config.socket, config.group.as_deref())?;
+    let running = is_running(&adoption);
+    if let (Some(before), true) = (store.remember_seed(config.hash_seed)?, running) {
+        let now = config.hash_seed;
+        warn!(
+            before,
+            now, "hash_seed is another: established connections move to other backends"
+        );
+    }
     let limits = Limits {
         services: config.max_services,
         backends: config.max_backends,
     };
-    let core = Core::new(plane, store, limits)?;
+    let core = Core::new(plane, running, store, limits)?;
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());
@@ -92,8 +105,8 @@ pub async fn run(config_path: &Path) -> Result<()> {
         let _ = stopped.changed().await;
     };
     let api = tokio::spawn(api::server::serve(listener, handle.clone(), shutdown));
-    if let Some(address) = config.metrics {
-        serve_metrics(address, handle).await?;
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(metrics::serve(listener, handle));
     }
     let (health_sender, health) = mpsc::channel(QUEUE);
     let (hop_sender, next_hops) = mpsc::channel(QUEUE);
@@ -129,12 +142,20 @@ pub async fn run(config_path: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn serve_metrics(address: SocketAddr, handle: Handle) -> Result<()> {
-    let listener = TcpListener::bind(address).await.with_context(|| {
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
         format!("metrics.address {address} cannot be listened on; is another lbd running?")
-    })?;
-    tokio::spawn(metrics::serve(listener, handle));
-    Ok(())
+    })
+}
+
+/// Whether a data plane with services in it is in force.
+fn is_running(adoption: &Adoption) -> bool {
+    match adoption {
+        Adoption::Fresh => false,
+        Adoption::Reused { services, .. } => *services > 0,
+        // What is in the old maps cannot be read; they are taken to be in use.
+        Adoption::Replaced { .. } => true,
+    }
 }
 
 /// Reads the configuration; the error names the file in every line.
@@ -184,7 +205,7 @@ impl Daemon {
         if !self.fresh {
             // The maps are in use already: the new program can take over at once.
             let attachments = self.core.plane.activate();
-            self.core.on_attachments(attachments);
+            self.core.on_attachments(attachments, true);
         }
         self.follow();
         let mut due = true;
@@ -233,7 +254,7 @@ impl Daemon {
         self.core.reconcile();
         if self.fresh && !self.core.must_retry() && !self.core.is_frozen() {
             let attachments = self.core.plane.activate();
-            self.core.on_attachments(attachments);
+            self.core.on_attachments(attachments, true);
             self.fresh = false;
         }
     }
@@ -253,7 +274,7 @@ impl Daemon {
         } else {
             plane.activate()
         };
-        self.core.on_attachments(attachments) | self.core.must_retry()
+        self.core.on_attachments(attachments, !self.fresh) | self.core.has_more_to_do()
     }
 
     /// SIGHUP: the interfaces are taken from the file anew; whatever else differs is said.

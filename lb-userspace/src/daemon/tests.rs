@@ -39,14 +39,19 @@ fn spec(yaml: &str) -> StateSpec {
 }
 
 fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
-    let mut core = Core::new(plane, Store::open(directory).unwrap(), LIMITS).unwrap();
-    core.on_attachments(vec![Attachment {
-        name: "eth0".into(),
-        index: 3,
-        mode: None,
-        program_id: 0,
-        note: String::new(),
-    }]);
+    let mut plane = plane;
+    let running = !plane.installed().unwrap().services.is_empty();
+    let mut core = Core::new(plane, running, Store::open(directory).unwrap(), LIMITS).unwrap();
+    core.on_attachments(
+        vec![Attachment {
+            name: "eth0".into(),
+            index: 3,
+            mode: None,
+            program_id: 0,
+            note: String::new(),
+        }],
+        false,
+    );
     core
 }
 
@@ -117,6 +122,7 @@ fn slots_of(core: &Core<FakeDataPlane>, backend: [u8; 4]) -> usize {
 
 fn www(core: &Core<FakeDataPlane>) -> ServiceView {
     core.services()
+        .unwrap()
         .into_iter()
         .find(|service| service.name == "www")
         .unwrap()
@@ -167,7 +173,7 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
     drop(core);
 
     let mut core = start(directory.path(), plane);
-    assert_eq!(core.state_view().revision, 1);
+    assert_eq!(core.state_view().unwrap().revision, 1);
     let initial = |backend| core.targets()[&target("www", backend)].initial;
     assert_eq!(
         (initial("b1"), initial("b2")),
@@ -186,7 +192,7 @@ fn a_refused_change_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
-    let before = core.state_view();
+    let before = core.state_view().unwrap();
     let on_disk = std::fs::read(directory.path().join("state.json")).unwrap();
     let refusals = [
         (
@@ -214,7 +220,7 @@ fn a_refused_change_changes_nothing() {
     for (change, code) in refusals {
         let refused = core.change(&change, false).unwrap_err();
         assert_eq!(refused.code, code, "{refused:?}");
-        assert_eq!(core.state_view(), before);
+        assert_eq!(core.state_view().unwrap(), before);
     }
     assert_eq!(
         std::fs::read(directory.path().join("state.json")).unwrap(),
@@ -228,7 +234,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let mut core = new(directory.path());
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     all_well(&mut core);
-    let (before, writes) = (core.state_view(), core.plane.writes);
+    let (before, writes) = (core.state_view().unwrap(), core.plane.writes);
     let change = Change::RemoveBackend {
         service: "www".into(),
         backend: "b1".into(),
@@ -243,7 +249,10 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
         slots_of(&core, [10, 20, 0, 1])
     );
     core.reconcile();
-    assert_eq!((core.state_view(), core.plane.writes), (before, writes));
+    assert_eq!(
+        (core.state_view().unwrap(), core.plane.writes),
+        (before, writes)
+    );
 }
 
 #[test]
@@ -322,6 +331,40 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
         core.targets()[&target("www", "b1")].initial,
         HealthState::Up,
         "it had slots"
+    );
+}
+
+#[test]
+fn an_empty_state_directory_does_not_wipe_a_running_data_plane() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    all_well(&mut core);
+    let plane = core.plane.clone();
+
+    let other = tempfile::tempdir().unwrap();
+    let mut core = start(other.path(), plane);
+    core.reconcile();
+    assert_eq!(
+        core.plane.installed().unwrap().services.len(),
+        1,
+        "still forwarding"
+    );
+    let said = core.status(Duration::ZERO).warnings.join("\n");
+    assert!(said.contains("holds no state"), "{said}");
+    assert!(core.state_view().is_err() && core.services().is_err());
+    let planned = core
+        .change(&Change::Apply(StateSpec::default()), true)
+        .unwrap();
+    assert!(
+        planned.warnings[0].contains("1 services that are running"),
+        "{:?}",
+        planned.warnings
+    );
+    let change = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    assert_eq!(
+        change.revision, 2,
+        "told apart from the revision of the lost state"
     );
 }
 

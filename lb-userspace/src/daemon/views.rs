@@ -3,8 +3,8 @@
 use super::{core::Core, target_id};
 use crate::{
     api::protocol::{
-        BackendStats, BackendView, HealthView, InterfaceStatus, ServiceStats, ServiceView, Stats,
-        Status, VerdictStats,
+        BackendStats, BackendView, ErrorBody, HealthView, InterfaceStatus, ServiceStats,
+        ServiceView, Stats, Status, VerdictStats,
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
@@ -115,7 +115,15 @@ impl<P: DataPlane> Core<P> {
     }
 
     /// `GET /v1/services`.
-    pub fn services(&self) -> Vec<ServiceView> {
+    ///
+    /// # Errors
+    /// While there is no usable desired state.
+    pub fn services(&self) -> Result<Vec<ServiceView>, ErrorBody> {
+        self.usable()?;
+        Ok(self.service_views())
+    }
+
+    fn service_views(&self) -> Vec<ServiceView> {
         self.state
             .services
             .values()
@@ -250,7 +258,7 @@ impl<P: DataPlane> Core<P> {
     pub fn metrics_text(&mut self, uptime: Duration) -> String {
         match self.stats() {
             Ok(stats) => {
-                let (services, status) = (self.services(), self.status(uptime));
+                let (services, status) = (self.service_views(), self.status(uptime));
                 self.metrics.set_views(&services, &stats, &status);
             }
             Err(problem) => {

@@ -138,11 +138,11 @@ fn answer(request: Request, changes: &Mutex<Vec<(Change, bool)>>) -> Option<Unan
     // A client that has gone away is no fault of the control loop.
     match request {
         Request::Status(reply) => drop(reply.send(status())),
-        Request::Services(reply) => drop(reply.send(services())),
-        Request::State(reply) => drop(reply.send(StateView {
+        Request::Services(reply) => drop(reply.send(Ok(services()))),
+        Request::State(reply) => drop(reply.send(Ok(StateView {
             revision: 7,
             state: state(),
-        })),
+        }))),
         Request::Stats(reply) => drop(reply.send(Ok(stats()))),
         Request::Metrics(reply) => drop(reply.send(String::new())),
         Request::Change {
