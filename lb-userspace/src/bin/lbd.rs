@@ -9,7 +9,7 @@ use tracing_subscriber::EnvFilter;
 /// Keeps the XDP load balancer's maps true: services and backends, health, next hops.
 ///
 /// Stopping or killing it leaves packets flowing; a new one continues where it stopped.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(
     version,
     after_help = "Examples:
@@ -23,25 +23,24 @@ struct Arguments {
     #[arg(long, short, global = true, default_value = DEFAULT_PATH, value_name = "FILE")]
     config: PathBuf,
     /// What to log: a level, or filters such as `info,lb_userspace::health=debug`.
-    #[arg(
-        long,
-        global = true,
-        env = "GUIDEWAY_LOG",
-        default_value = "info",
-        value_name = "FILTER"
-    )]
-    log: String,
+    ///
+    /// Unless given: GUIDEWAY_LOG of the environment, else RUST_LOG, else `info`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Check the configuration, say what is wrong, change nothing.
     CheckConfig,
     /// Take the data plane down: programs, maps and pins. Traffic for services is no longer balanced.
     Detach,
 }
+
+/// Variables that name the log filter, the first that is set before the others.
+const LOG_VARIABLES: [&str; 2] = ["GUIDEWAY_LOG", "RUST_LOG"];
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -59,6 +58,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         None => serve(arguments),
         Some(Command::CheckConfig) => {
             run::read_config(&arguments.config)?;
+            log_filter(arguments)?;
             println!("{}: ok", arguments.config.display());
             Ok(())
         }
@@ -78,8 +78,7 @@ fn start(arguments: &Arguments) -> Result<()> {
 }
 
 fn serve(arguments: &Arguments) -> Result<()> {
-    let filter =
-        EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {}", arguments.log))?;
+    let filter = log_filter(arguments)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -91,4 +90,79 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .build()
         .context("starting the runtime")?;
     runtime.block_on(run::run(&arguments.config))
+}
+
+fn log_filter(arguments: &Arguments) -> Result<EnvFilter> {
+    let (source, text) = log_setting(arguments.log.as_deref(), |name| std::env::var(name).ok());
+    EnvFilter::try_new(&text).with_context(|| {
+        format!("{source}: `{text}` is not a log filter; give one such as info,lb_userspace::health=debug")
+    })
+}
+
+/// What to log, and where that is said. An empty variable says nothing.
+fn log_setting(
+    option: Option<&str>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> (&'static str, String) {
+    if let Some(text) = option {
+        return ("--log", text.into());
+    }
+    LOG_VARIABLES
+        .into_iter()
+        .filter_map(|name| Some((name, variable(name)?)))
+        .find(|(_, text)| !text.is_empty())
+        .unwrap_or(("the default", "info".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: &str = include_str!("../../../deploy/lbd.service");
+
+    /// Values of a key of the unit, in order.
+    fn unit(key: &str) -> Vec<&'static str> {
+        UNIT.lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .collect()
+    }
+
+    #[test]
+    fn the_option_comes_before_the_variables() {
+        let setting = |option, own: &str, rust: &str| {
+            log_setting(option, |name| {
+                Some(if name == "GUIDEWAY_LOG" { own } else { rust }.to_owned())
+            })
+        };
+        for (option, own, rust, expected) in [
+            (Some("warn"), "error", "debug", ("--log", "warn")),
+            (None, "error", "debug", ("GUIDEWAY_LOG", "error")),
+            (None, "", "debug", ("RUST_LOG", "debug")),
+            (None, "", "", ("the default", "info")),
+        ] {
+            let (source, text) = setting(option, own, rust);
+            assert_eq!((source, text.as_str()), expected);
+        }
+        assert_eq!(log_setting(None, |_| None).1, "info");
+    }
+
+    #[test]
+    fn the_unit_sets_what_the_program_reads() {
+        let variables: Vec<(&str, &str)> = unit("Environment")
+            .into_iter()
+            .map(|setting| setting.split_once('=').unwrap())
+            .collect();
+        assert_eq!(variables, [(LOG_VARIABLES[0], "info")]);
+    }
+
+    #[test]
+    fn the_unit_s_commands_are_understood() {
+        for key in ["ExecStartPre", "ExecStart"] {
+            let [line] = unit(key)[..] else {
+                panic!("not one {key}")
+            };
+            let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+            assert_eq!(arguments.config, std::path::Path::new(DEFAULT_PATH));
+        }
+    }
 }
