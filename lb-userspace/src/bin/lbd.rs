@@ -1,10 +1,10 @@
 //! `lbd`, Guideway's daemon.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lb_userspace::{config::DEFAULT_PATH, daemon::run, dataplane::aya};
 use std::{path::PathBuf, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Keeps the XDP load balancer's maps true: services and backends, health, next hops.
 ///
@@ -41,6 +41,8 @@ enum Command {
 
 /// Variables that name the log filter, the first that is set before the others.
 const LOG_VARIABLES: [&str; 2] = ["GUIDEWAY_LOG", "RUST_LOG"];
+/// A filter as errors show it.
+const FILTER_EXAMPLE: &str = "info,lb_userspace::health=debug";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -94,22 +96,40 @@ fn serve(arguments: &Arguments) -> Result<()> {
 
 fn log_filter(arguments: &Arguments) -> Result<EnvFilter> {
     let (source, text) = log_setting(arguments.log.as_deref(), |name| std::env::var(name).ok());
-    EnvFilter::try_new(&text).with_context(|| {
-        format!("{source}: `{text}` is not a log filter; give one such as info,lb_userspace::health=debug")
+    parse_filter(&text).with_context(|| {
+        format!("{source}: `{text}` is not a log filter; give one such as {FILTER_EXAMPLE}")
     })
 }
 
-/// What to log, and where that is said. An empty variable says nothing.
+/// A word by itself is a target to `EnvFilter` unless it is a level, so that a level misspelt would silence the
+/// daemon.
+fn parse_filter(text: &str) -> Result<EnvFilter> {
+    let meant = |word: &str| word.parse::<LevelFilter>().is_ok() || word.starts_with("lb_");
+    let is_word = |part: &&str| {
+        let plain = |c: char| c.is_alphanumeric() || "_:-".contains(c);
+        !part.is_empty() && part.chars().all(plain)
+    };
+    if let Some(word) = text.split(',').filter(is_word).find(|word| !meant(word)) {
+        bail!(
+            "`{word}` is neither a level (off, error, warn, info, debug, trace) nor one of lbd's targets \
+             (lb_userspace and what is below it, lb_ebpf); for another target, say its level: {word}=info"
+        );
+    }
+    Ok(EnvFilter::try_new(text)?)
+}
+
+/// What to log, and where that is said. An empty text says nothing.
 fn log_setting(
     option: Option<&str>,
     variable: impl Fn(&str) -> Option<String>,
 ) -> (&'static str, String) {
-    if let Some(text) = option {
-        return ("--log", text.into());
-    }
-    LOG_VARIABLES
+    let option = option.map(|text| ("--log", text.to_owned()));
+    let variables = LOG_VARIABLES
         .into_iter()
-        .filter_map(|name| Some((name, variable(name)?)))
+        .filter_map(|name| Some((name, variable(name)?)));
+    option
+        .into_iter()
+        .chain(variables)
         .find(|(_, text)| !text.is_empty())
         .unwrap_or(("the default", "info".into()))
 }
@@ -137,13 +157,38 @@ mod tests {
         for (option, own, rust, expected) in [
             (Some("warn"), "error", "debug", ("--log", "warn")),
             (None, "error", "debug", ("GUIDEWAY_LOG", "error")),
-            (None, "", "debug", ("RUST_LOG", "debug")),
+            (Some(""), "", "debug", ("RUST_LOG", "debug")),
             (None, "", "", ("the default", "info")),
         ] {
             let (source, text) = setting(option, own, rust);
             assert_eq!((source, text.as_str()), expected);
         }
         assert_eq!(log_setting(None, |_| None).1, "info");
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_not_taken_for_a_target() {
+        for good in [
+            "info",
+            "OFF",
+            "info,lb_ebpf=debug",
+            "lb_userspace::health",
+            "warn,hyper=info,",
+            "lb_userspace[request{id=1}]=trace",
+            FILTER_EXAMPLE,
+        ] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for (bad, word) in [
+            ("inof", "inof"),
+            ("lb_ebpf=debug,wran", "wran"),
+            ("hyper", "hyper"),
+        ] {
+            let refused = parse_filter(bad).unwrap_err().to_string();
+            let start = format!("`{word}` is neither a level (off, error, ");
+            assert!(refused.starts_with(&start), "{bad}: {refused}");
+        }
+        assert!(parse_filter("lb_ebpf=inof").is_err());
     }
 
     #[test]
