@@ -10,7 +10,7 @@ use super::{nearest, raw::StateSpec};
 use crate::problem::{Problem, Problems};
 use locate::Located;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_yaml::{Error, Options};
+use serde_yaml::{Error, Options, budget::BudgetBreach};
 
 /// Longest text that is read, in bytes; a state of 16,384 backends takes about 1 MiB.
 pub const MAX_BYTES: usize = 8 << 20;
@@ -132,6 +132,11 @@ fn refusal(text: &str, path: &str, error: &Error) -> Problem {
         Error::Unexpected { expected, .. } => wrong_type(expected),
         Error::InvalidScalar { ty, .. } => wrong_type(ty),
         Error::NullIntoString { .. } => wrong_type("string"),
+        Error::MultipleDocuments { .. }
+        | Error::Budget {
+            breach: BudgetBreach::Documents { .. },
+            ..
+        } => Problem::new("", "", "more than one document (`---`)", "give one"),
         Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => Problem::new(
             path,
             "",

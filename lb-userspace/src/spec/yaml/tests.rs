@@ -100,11 +100,23 @@ fn shape_errors_name_line_field_value_and_what_to_do() {
 fn text_that_is_not_yaml_is_refused_with_its_line() {
     let problem = refused("services:\n  - name: [www\n");
     assert!(problem.line.is_some_and(|line| line >= 2), "{problem}");
-    assert!(
-        refused("services: []\n---\nservices: []\n")
-            .to_string()
-            .contains("document")
-    );
+}
+
+#[test]
+fn a_second_document_is_refused_in_our_own_words() {
+    for text in [
+        "services: []\n---\nservices: []\n",
+        "services: []\n---\n",
+        "services: []\n---\n- [\n",
+        &format!("{GOOD}---\n{GOOD}"),
+    ] {
+        let said = said(text);
+        assert!(
+            said.ends_with(": more than one document (`---`); give one"),
+            "{text}: {said}"
+        );
+    }
+    assert!(state_from_str("---\nservices: []\n...\n").is_ok());
 }
 
 #[test]
