@@ -20,14 +20,14 @@ pub const MAX_BYTES: usize = 8 << 20;
 /// # Errors
 /// As [`parse`].
 pub fn state_from_str(text: &str) -> Result<StateSpec, Problems> {
-    parse(text)
+    parse(text, "write `services: []` if nothing is what you mean")
 }
 
-/// Reads one YAML document. An empty text is refused: it is a mistake more often than a wish to remove everything.
+/// Reads one YAML document. An empty text is refused, with `empty_hint`: it is a mistake more often than a wish.
 ///
 /// # Errors
 /// The first thing in the text that does not fit `T`, with its line.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problems> {
+pub fn parse<T: DeserializeOwned>(text: &str, empty_hint: &str) -> Result<T, Problems> {
     if text.len() > MAX_BYTES {
         let hint = format!("give at most {} MiB", MAX_BYTES >> 20);
         return Err(Problem::new(
@@ -48,13 +48,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problems> {
         });
     match parsed {
         Ok(Some(value)) => Ok(value),
-        Ok(None) => Err(Problem::new(
-            "",
-            "",
-            "the text is empty",
-            "write `{}` if nothing is what you mean",
-        )
-        .into()),
+        Ok(None) => Err(Problem::new("", "", "the text is empty", empty_hint).into()),
         Err(error) => Err(refusal(text, &path, &error).into()),
     }
 }

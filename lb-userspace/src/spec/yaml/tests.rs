@@ -127,6 +127,18 @@ fn an_empty_text_is_refused() {
 }
 
 #[test]
+fn only_an_empty_list_is_no_services() {
+    assert_eq!(
+        said("{}"),
+        "line 1: services: is missing; add `services: ...`"
+    );
+    assert_eq!(
+        said(""),
+        "the text is empty; write `services: []` if nothing is what you mean"
+    );
+}
+
+#[test]
 fn bombs_and_floods_are_refused() {
     assert_eq!(
         refused(&" ".repeat(MAX_BYTES + 1)).message,
@@ -146,7 +158,7 @@ fn bombs_and_floods_are_refused() {
     ] {
         bomb += &format!("{to}: &{to} [{}]\n", vec![format!("*{from}"); 9].join(", "));
     }
-    assert!(parse::<std::collections::BTreeMap<String, serde_json::Value>>(&bomb).is_err());
+    assert!(parse::<std::collections::BTreeMap<String, serde_json::Value>>(&bomb, "").is_err());
 }
 
 #[test]
