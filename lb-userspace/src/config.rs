@@ -115,7 +115,7 @@ impl NodeConfig {
     /// # Errors
     /// Everything that is wrong with it, each with the line.
     pub fn parse(text: &str) -> Result<Self, Problems> {
-        let raw: RawConfig = yaml::parse(text)?;
+        let raw: RawConfig = yaml::parse(text, "an example is in deploy/lbd.yaml")?;
         check(raw).map_err(|mut problems| {
             yaml::locate(text, &mut problems);
             problems

@@ -366,7 +366,7 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         fs::write(
             directory.path().join(MAIN),
-            r#"{"format": 9, "revision": 1, "state": {}}"#,
+            r#"{"format": 9, "revision": 1, "state": {"services": []}}"#,
         )
         .unwrap();
         let Loaded::Unreadable(said) = store.load() else {

@@ -71,6 +71,7 @@ fn what_is_sent_may_have_no_unknown_fields() {
             "{name}"
         );
     }
+    assert_eq!(schemas["StateSpec"]["required"], json!(["services"]));
 }
 
 #[test]

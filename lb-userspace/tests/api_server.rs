@@ -352,6 +352,17 @@ fn every_refusal_has_its_status_and_says_why() {
 }
 
 #[test]
+fn a_state_that_does_not_say_its_services_is_refused() {
+    let lbd = FakeLbd::start();
+    let (code, body) = lbd.http("PUT", "/v1/state", "{}");
+    assert_eq!((code, &body["code"]), (400, &json!("malformed")));
+    let said = body["problems"][0]["message"].as_str().unwrap();
+    assert!(said.contains("missing field `services`"), "{said}");
+    assert_eq!(lbd.take_changes(), []);
+    assert_eq!(lbd.http("PUT", "/v1/state", r#"{"services": []}"#).0, 200);
+}
+
+#[test]
 fn a_body_that_is_not_said_to_be_json_is_refused() {
     let lbd = FakeLbd::start();
     for headers in [
@@ -359,7 +370,7 @@ fn a_body_that_is_not_said_to_be_json_is_refused() {
         "Content-Type: application/yaml\r\n",
         "Content-Type: application/jsonx\r\n",
     ] {
-        let (code, body) = lbd.http_with("PUT", "/v1/state", headers, "{}");
+        let (code, body) = lbd.http_with("PUT", "/v1/state", headers, "{\"services\": []}");
         assert_eq!(
             (code, &body["code"]),
             (415, &json!("unsupported_media_type")),
@@ -370,7 +381,7 @@ fn a_body_that_is_not_said_to_be_json_is_refused() {
         "PUT",
         "/v1/state",
         "Content-Type: Application/JSON; charset=utf-8\r\n",
-        "{}",
+        "{\"services\": []}",
     );
     assert_eq!(code, 200);
 }

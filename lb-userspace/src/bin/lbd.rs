@@ -1,15 +1,15 @@
 //! `lbd`, Guideway's daemon.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lb_userspace::{config::DEFAULT_PATH, daemon::run, dataplane::aya};
 use std::{path::PathBuf, process::ExitCode};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Keeps the XDP load balancer's maps true: services and backends, health, next hops.
 ///
 /// Stopping or killing it leaves packets flowing; a new one continues where it stopped.
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(
     version,
     after_help = "Examples:
@@ -23,25 +23,26 @@ struct Arguments {
     #[arg(long, short, global = true, default_value = DEFAULT_PATH, value_name = "FILE")]
     config: PathBuf,
     /// What to log: a level, or filters such as `info,lb_userspace::health=debug`.
-    #[arg(
-        long,
-        global = true,
-        env = "GUIDEWAY_LOG",
-        default_value = "info",
-        value_name = "FILTER"
-    )]
-    log: String,
+    ///
+    /// Unless given: GUIDEWAY_LOG of the environment, else RUST_LOG, else `info`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Check the configuration, say what is wrong, change nothing.
     CheckConfig,
     /// Take the data plane down: programs, maps and pins. Traffic for services is no longer balanced.
     Detach,
 }
+
+/// Variables that name the log filter, the first that is set before the others.
+const LOG_VARIABLES: [&str; 2] = ["GUIDEWAY_LOG", "RUST_LOG"];
+/// A filter as errors show it.
+const FILTER_EXAMPLE: &str = "info,lb_userspace::health=debug";
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -59,6 +60,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         None => serve(arguments),
         Some(Command::CheckConfig) => {
             run::read_config(&arguments.config)?;
+            log_filter(arguments)?;
             println!("{}: ok", arguments.config.display());
             Ok(())
         }
@@ -78,8 +80,7 @@ fn start(arguments: &Arguments) -> Result<()> {
 }
 
 fn serve(arguments: &Arguments) -> Result<()> {
-    let filter =
-        EnvFilter::try_new(&arguments.log).with_context(|| format!("--log {}", arguments.log))?;
+    let filter = log_filter(arguments)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -91,4 +92,122 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .build()
         .context("starting the runtime")?;
     runtime.block_on(run::run(&arguments.config))
+}
+
+fn log_filter(arguments: &Arguments) -> Result<EnvFilter> {
+    let (source, text) = log_setting(arguments.log.as_deref(), |name| std::env::var(name).ok());
+    parse_filter(&text).with_context(|| {
+        format!("{source}: `{text}` is not a log filter; give one such as {FILTER_EXAMPLE}")
+    })
+}
+
+/// A word by itself is a target to `EnvFilter` unless it is a level, so that a level misspelt would silence the
+/// daemon.
+fn parse_filter(text: &str) -> Result<EnvFilter> {
+    let meant = |word: &str| word.parse::<LevelFilter>().is_ok() || word.starts_with("lb_");
+    let is_word = |part: &&str| {
+        let plain = |c: char| c.is_alphanumeric() || "_:-".contains(c);
+        !part.is_empty() && part.chars().all(plain)
+    };
+    if let Some(word) = text.split(',').filter(is_word).find(|word| !meant(word)) {
+        bail!(
+            "`{word}` is neither a level (off, error, warn, info, debug, trace) nor one of lbd's targets \
+             (lb_userspace and what is below it, lb_ebpf); for another target, say its level: {word}=info"
+        );
+    }
+    Ok(EnvFilter::try_new(text)?)
+}
+
+/// What to log, and where that is said. An empty text says nothing.
+fn log_setting(
+    option: Option<&str>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> (&'static str, String) {
+    let option = option.map(|text| ("--log", text.to_owned()));
+    let variables = LOG_VARIABLES
+        .into_iter()
+        .filter_map(|name| Some((name, variable(name)?)));
+    option
+        .into_iter()
+        .chain(variables)
+        .find(|(_, text)| !text.is_empty())
+        .unwrap_or(("the default", "info".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UNIT: &str = include_str!("../../../deploy/lbd.service");
+
+    /// Values of a key of the unit, in order.
+    fn unit(key: &str) -> Vec<&'static str> {
+        UNIT.lines()
+            .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
+            .collect()
+    }
+
+    #[test]
+    fn the_option_comes_before_the_variables() {
+        let setting = |option, own: &str, rust: &str| {
+            log_setting(option, |name| {
+                Some(if name == "GUIDEWAY_LOG" { own } else { rust }.to_owned())
+            })
+        };
+        for (option, own, rust, expected) in [
+            (Some("warn"), "error", "debug", ("--log", "warn")),
+            (None, "error", "debug", ("GUIDEWAY_LOG", "error")),
+            (Some(""), "", "debug", ("RUST_LOG", "debug")),
+            (None, "", "", ("the default", "info")),
+        ] {
+            let (source, text) = setting(option, own, rust);
+            assert_eq!((source, text.as_str()), expected);
+        }
+        assert_eq!(log_setting(None, |_| None).1, "info");
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_not_taken_for_a_target() {
+        for good in [
+            "info",
+            "OFF",
+            "info,lb_ebpf=debug",
+            "lb_userspace::health",
+            "warn,hyper=info,",
+            "lb_userspace[request{id=1}]=trace",
+            FILTER_EXAMPLE,
+        ] {
+            assert!(parse_filter(good).is_ok(), "{good}");
+        }
+        for (bad, word) in [
+            ("inof", "inof"),
+            ("lb_ebpf=debug,wran", "wran"),
+            ("hyper", "hyper"),
+        ] {
+            let refused = parse_filter(bad).unwrap_err().to_string();
+            let start = format!("`{word}` is neither a level (off, error, ");
+            assert!(refused.starts_with(&start), "{bad}: {refused}");
+        }
+        assert!(parse_filter("lb_ebpf=inof").is_err());
+    }
+
+    #[test]
+    fn the_unit_sets_what_the_program_reads() {
+        let variables: Vec<(&str, &str)> = unit("Environment")
+            .into_iter()
+            .map(|setting| setting.split_once('=').unwrap())
+            .collect();
+        assert_eq!(variables, [(LOG_VARIABLES[0], "info")]);
+    }
+
+    #[test]
+    fn the_unit_s_commands_are_understood() {
+        for key in ["ExecStartPre", "ExecStart"] {
+            let [line] = unit(key)[..] else {
+                panic!("not one {key}")
+            };
+            let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+            assert_eq!(arguments.config, std::path::Path::new(DEFAULT_PATH));
+        }
+    }
 }

@@ -30,6 +30,16 @@ impl Failure {
         }
     }
 
+    /// Where a problem is, as far as that is known, with a colon.
+    fn place(&self, problem: &Problem) -> String {
+        match (&self.file, problem.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}: "),
+            (Some(file), None) => format!("{file}: "),
+            (None, Some(line)) => format!("line {line}: "),
+            (None, None) => String::new(),
+        }
+    }
+
     /// The error as the API gives it.
     pub(super) fn json(&self) -> String {
         json(&self.body).trim_end().to_owned()
@@ -42,25 +52,33 @@ impl From<ErrorBody> for Failure {
     }
 }
 
-/// `error: message`, then the problems, a line each: `services.yaml:12: services[0].port: ...`.
+/// `error: message`, then the problems that the message does not tell, a line each:
+/// `services.yaml:12: services[0].port: ...`.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.body.message)?;
+        let message = &self.body.message;
+        if let [problem] = &self.body.problems[..]
+            && *message == without_line(problem)
+        {
+            return write!(f, "error: {}{message}", self.place(problem));
+        }
+        write!(f, "error: {message}")?;
         for problem in &self.body.problems {
-            match (&self.file, problem.line) {
-                (Some(file), Some(line)) => {
-                    let without_line = Problem {
-                        line: None,
-                        ..problem.clone()
-                    };
-                    write!(f, "\n  {file}:{line}: {without_line}")?;
-                }
-                (Some(file), None) => write!(f, "\n  {file}: {problem}")?,
-                (None, _) => write!(f, "\n  {problem}")?,
+            let text = without_line(problem);
+            if !message.contains(&text) {
+                write!(f, "\n  {}{text}", self.place(problem))?;
             }
         }
         Ok(())
     }
+}
+
+fn without_line(problem: &Problem) -> String {
+    let problem = Problem {
+        line: None,
+        ..problem.clone()
+    };
+    problem.to_string()
 }
 
 /// Pretty JSON with a newline at the end.
@@ -194,6 +212,35 @@ dry run: nothing was changed, revision 7 stays
             Failure::from(body)
                 .to_string()
                 .contains("\n  line 5: services[0].port: ")
+        );
+    }
+
+    #[test]
+    fn what_the_message_says_is_not_said_again() {
+        let problem = Problem::new("port", 70_000, "is out of range", "use 0 to 65535");
+        let other = Problem::new("name", "-", "is not a name", "");
+        let said = "port: is out of range (given: 70000); use 0 to 65535";
+        let body = |message: &str, problems: &[&Problem]| ErrorBody {
+            code: ErrorCode::Invalid,
+            message: message.into(),
+            problems: problems.iter().copied().cloned().collect(),
+        };
+        assert_eq!(
+            Failure::from(body(said, &[&problem])).to_string(),
+            format!("error: {said}")
+        );
+        let located = Problem {
+            line: Some(5),
+            ..problem.clone()
+        };
+        assert_eq!(
+            Failure::in_file("a.yaml", body(said, &[&located])).to_string(),
+            format!("error: a.yaml:5: {said}")
+        );
+        let longer = format!("{said}, and more");
+        assert_eq!(
+            Failure::from(body(&longer, &[&problem, &other])).to_string(),
+            format!("error: {longer}\n  name: is not a name (given: -)")
         );
     }
 

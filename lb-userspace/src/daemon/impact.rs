@@ -66,7 +66,7 @@ pub fn impact(before: &State, after: &State, facts: &Facts) -> Impact {
 fn warning(service: &Service) -> Option<String> {
     if service.backends.is_empty() {
         return Some(format!(
-            "service {} has no backends: its packets will be dropped",
+            "service {} has no backends yet: its packets are dropped until one is added (lbctl backend add)",
             service.name
         ));
     }

@@ -35,7 +35,7 @@ services:
 ";
 
 fn spec(yaml: &str) -> StateSpec {
-    crate::spec::yaml::parse(yaml).unwrap()
+    crate::spec::yaml::parse(yaml, "").unwrap()
 }
 
 fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {

@@ -215,8 +215,7 @@ fn known_names(given: &str, known: Vec<&str>, what: &str) -> String {
 }
 
 fn taken(name: &str, message: String, hint: &str) -> ChangeError {
-    let problem = Problem::new("name", name, "is taken", hint);
-    ChangeError::Conflict(format!("{message}; {hint}"), vec![problem])
+    clash(Problem::new("name", name, message, hint).into())
 }
 
 fn clash(problems: Problems) -> ChangeError {

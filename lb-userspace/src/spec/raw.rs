@@ -8,8 +8,8 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StateSpec {
-    /// The services, in any order.
-    #[serde(default, deserialize_with = "list")]
+    /// The services, in any order. Required, so that nothing is removed by leaving something out: `[]` is none.
+    #[serde(deserialize_with = "list")]
     pub services: Vec<ServiceSpec>,
 }
 

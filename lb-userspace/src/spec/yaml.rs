@@ -10,7 +10,7 @@ use super::{nearest, raw::StateSpec};
 use crate::problem::{Problem, Problems};
 use locate::Located;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_yaml::{Error, Options};
+use serde_yaml::{Error, Options, budget::BudgetBreach};
 
 /// Longest text that is read, in bytes; a state of 16,384 backends takes about 1 MiB.
 pub const MAX_BYTES: usize = 8 << 20;
@@ -20,14 +20,14 @@ pub const MAX_BYTES: usize = 8 << 20;
 /// # Errors
 /// As [`parse`].
 pub fn state_from_str(text: &str) -> Result<StateSpec, Problems> {
-    parse(text)
+    parse(text, "write `services: []` if nothing is what you mean")
 }
 
-/// Reads one YAML document. An empty text is refused: it is a mistake more often than a wish to remove everything.
+/// Reads one YAML document. An empty text is refused, with `empty_hint`: it is a mistake more often than a wish.
 ///
 /// # Errors
 /// The first thing in the text that does not fit `T`, with its line.
-pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problems> {
+pub fn parse<T: DeserializeOwned>(text: &str, empty_hint: &str) -> Result<T, Problems> {
     if text.len() > MAX_BYTES {
         let hint = format!("give at most {} MiB", MAX_BYTES >> 20);
         return Err(Problem::new(
@@ -48,13 +48,7 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problems> {
         });
     match parsed {
         Ok(Some(value)) => Ok(value),
-        Ok(None) => Err(Problem::new(
-            "",
-            "",
-            "the text is empty",
-            "write `{}` if nothing is what you mean",
-        )
-        .into()),
+        Ok(None) => Err(Problem::new("", "", "the text is empty", empty_hint).into()),
         Err(error) => Err(refusal(text, &path, &error).into()),
     }
 }
@@ -132,6 +126,11 @@ fn refusal(text: &str, path: &str, error: &Error) -> Problem {
         Error::Unexpected { expected, .. } => wrong_type(expected),
         Error::InvalidScalar { ty, .. } => wrong_type(ty),
         Error::NullIntoString { .. } => wrong_type("string"),
+        Error::MultipleDocuments { .. }
+        | Error::Budget {
+            breach: BudgetBreach::Documents { .. },
+            ..
+        } => Problem::new("", "", "more than one document (`---`)", "give one"),
         Error::Budget { .. } | Error::AliasReplayLimitExceeded { .. } => Problem::new(
             path,
             "",

@@ -189,7 +189,7 @@ fn what_is_taken_is_a_conflict_that_names_it() {
         (
             service("{ name: www, address: 192.0.2.9, protocol: tcp, port: 80 }"),
             "name",
-            "service `www` exists already; remove that one first, or choose another name",
+            "name: service `www` exists already (given: www); remove that one first, or choose another name",
         ),
         (
             service("{ name: w2, address: 192.0.2.1, protocol: tcp, port: 80 }"),
@@ -208,7 +208,7 @@ fn what_is_taken_is_a_conflict_that_names_it() {
         (
             add("www", "a", "10.0.0.3"),
             "name",
-            "service `www` has a backend `a` already; change that one, or choose another name",
+            "name: service `www` has a backend `a` already (given: a); change that one, or choose another name",
         ),
         (
             add("www", "c", "10.0.0.1"),

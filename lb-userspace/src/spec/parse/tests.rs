@@ -306,3 +306,14 @@ fn a_full_node_fits_the_bounds() {
         16_384
     );
 }
+
+#[test]
+fn the_shipped_example_is_valid() {
+    let spec = yaml::state_from_str(include_str!("../../../../deploy/services.yaml")).unwrap();
+    let limits = Limits {
+        services: 3,
+        backends: 6,
+    };
+    let state = State::parse(&spec, &limits).unwrap();
+    assert_eq!(state.services.len(), 3);
+}

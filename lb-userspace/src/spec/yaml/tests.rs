@@ -100,11 +100,23 @@ fn shape_errors_name_line_field_value_and_what_to_do() {
 fn text_that_is_not_yaml_is_refused_with_its_line() {
     let problem = refused("services:\n  - name: [www\n");
     assert!(problem.line.is_some_and(|line| line >= 2), "{problem}");
-    assert!(
-        refused("services: []\n---\nservices: []\n")
-            .to_string()
-            .contains("document")
-    );
+}
+
+#[test]
+fn a_second_document_is_refused_in_our_own_words() {
+    for text in [
+        "services: []\n---\nservices: []\n",
+        "services: []\n---\n",
+        "services: []\n---\n- [\n",
+        &format!("{GOOD}---\n{GOOD}"),
+    ] {
+        let said = said(text);
+        assert!(
+            said.ends_with(": more than one document (`---`); give one"),
+            "{text}: {said}"
+        );
+    }
+    assert!(state_from_str("---\nservices: []\n...\n").is_ok());
 }
 
 #[test]
@@ -112,6 +124,18 @@ fn an_empty_text_is_refused() {
     for text in ["", "\n", "# nothing\n", "---\n", "null", "~"] {
         assert_eq!(refused(text).message, "the text is empty", "{text:?}");
     }
+}
+
+#[test]
+fn only_an_empty_list_is_no_services() {
+    assert_eq!(
+        said("{}"),
+        "line 1: services: is missing; add `services: ...`"
+    );
+    assert_eq!(
+        said(""),
+        "the text is empty; write `services: []` if nothing is what you mean"
+    );
 }
 
 #[test]
@@ -134,7 +158,7 @@ fn bombs_and_floods_are_refused() {
     ] {
         bomb += &format!("{to}: &{to} [{}]\n", vec![format!("*{from}"); 9].join(", "));
     }
-    assert!(parse::<std::collections::BTreeMap<String, serde_json::Value>>(&bomb).is_err());
+    assert!(parse::<std::collections::BTreeMap<String, serde_json::Value>>(&bomb, "").is_err());
 }
 
 #[test]
