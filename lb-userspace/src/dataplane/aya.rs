@@ -147,16 +147,20 @@ impl AyaDataPlane {
     /// one, and takes it off interfaces that are not configured any more. To be called when the maps are filled, and
     /// again from time to time: what is in order is left alone, what was impossible before is tried again.
     ///
-    /// Never fails as a whole: each attachment's note says what is wrong with it.
-    pub fn activate(&mut self) -> Vec<Attachment> {
+    /// What is wrong with an interface is its attachment's note.
+    ///
+    /// # Errors
+    /// When the kernel does not say which interfaces there are: nothing new is known of any.
+    pub fn activate(&mut self) -> Result<Vec<Attachment>> {
         let result = self
             .attacher
             .activate(&self.pins)
             .and_then(|()| adopt::sweep(&self.pins, &self.generation));
+        let attachments = self.attachments()?;
         if let Err(error) = result {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
-        self.attachments()
+        Ok(attachments)
     }
 
     /// Configures other interfaces, for the next [`AyaDataPlane::activate`].
@@ -165,7 +169,10 @@ impl AyaDataPlane {
     }
 
     /// What is on the configured interfaces now, asked from the kernel.
-    pub fn attachments(&self) -> Vec<Attachment> {
+    ///
+    /// # Errors
+    /// When the kernel does not say which interfaces there are: nothing new is known of any.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
         self.attacher.attachments(&self.pins)
     }
 }

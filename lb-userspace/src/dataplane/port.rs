@@ -181,7 +181,7 @@ impl Port {
     }
 
     /// An attachment without a program.
-    pub(super) fn unknown(&self, note: String) -> Attachment {
+    fn unknown(&self, note: String) -> Attachment {
         Attachment {
             name: self.setting.name.clone(),
             index: 0,

@@ -233,7 +233,7 @@ fn detach_leaves_nothing_behind() -> Result<()> {
     fixture.settings.interfaces = vec![on("eth0", AttachMode::Auto), on("lo", AttachMode::Generic)];
     let (mut plane, _) = fixture.open()?;
     fill(&mut plane)?;
-    fixture.namespace.run(|| plane.activate());
+    fixture.namespace.run(|| plane.activate())?;
     assert!(
         link_on(&fixture.namespace, "eth0")?.is_some()
             && link_on(&fixture.namespace, "lo")?.is_some()
