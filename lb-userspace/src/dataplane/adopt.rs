@@ -11,7 +11,7 @@ use super::{
 use anyhow::Result;
 use aya::{
     maps::{ArrayOfMaps, Map, MapData, MapInfo},
-    programs::{ProgramInfo, loaded_programs},
+    programs::{ProgramInfo, loaded_links, loaded_programs},
 };
 use lb_common::maps;
 use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
@@ -91,6 +91,13 @@ pub(super) fn program(id: u32) -> Option<ProgramInfo> {
     loaded_programs()
         .flatten()
         .find(|program| program.id() == id)
+}
+
+/// Whether a BPF link, pinned anywhere or held by any process, has this program attached.
+pub(super) fn has_link(program: u32) -> bool {
+    loaded_links()
+        .flatten()
+        .any(|link| link.program_id() == program)
 }
 
 /// Ids of the maps that the programs of pinned links use.
