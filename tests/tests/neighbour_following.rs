@@ -216,6 +216,47 @@ fn on_link_addresses_of_both_families() {
         .unwrap();
 }
 
+/// Addresses may be set before the resolver's task has run for the first time. What it has not read yet it must not
+/// take for missing: a false answer takes a backend's traffic away.
+#[test]
+fn addresses_set_before_the_first_look_get_no_false_answer() {
+    const ROUNDS: usize = 12;
+    if !require::network() {
+        return;
+    }
+    let bench = Bench::following(&[V4]);
+    bench
+        .balancer
+        .ip("route add 192.0.2.0/24 via 10.77.0.2")
+        .unwrap();
+    bench.expect_mac("the gateway is known", V4, SOON, MAC);
+    let addresses: BTreeSet<IpAddr> = (1..=200).map(|n| [192, 0, 2, n].into()).collect();
+    let first_answers = bench.balancer.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let mut answers = Vec::new();
+            for _ in 0..ROUNDS {
+                let (sender, mut receiver) = tokio::sync::mpsc::channel(16);
+                let resolver = start(sender).unwrap();
+                resolver.set_addresses(addresses.clone());
+                for _ in &addresses {
+                    let answer = tokio::time::timeout(SOON, receiver.recv()).await;
+                    answers.push(answer.unwrap().unwrap());
+                }
+            }
+            answers
+        })
+    });
+    assert_eq!(first_answers.len(), ROUNDS * addresses.len());
+    let wrong = first_answers
+        .iter()
+        .find(|update| update.resolution.is_err());
+    assert_eq!(wrong, None);
+}
+
 #[test]
 fn a_gateway_changes_and_the_route_goes() {
     if !require::network() {

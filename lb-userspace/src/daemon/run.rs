@@ -13,7 +13,7 @@ use crate::{
     },
     config::NodeConfig,
     dataplane::{
-        Adoption, Settings,
+        Adoption, Attachment, Settings,
         aya::{self, AyaDataPlane},
     },
     desired::Store,
@@ -55,6 +55,8 @@ struct Daemon {
     settling: Option<tokio::time::Instant>,
     /// Whether the program is to be attached once there is something to attach it with.
     fresh: bool,
+    /// Whether the last look at the interfaces failed, which is said once.
+    blind: bool,
 }
 
 /// Where events come from.
@@ -118,6 +120,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         started: Instant::now(),
         settling: Some(tokio::time::Instant::now() + SETTLE),
         fresh: !matches!(adoption, Adoption::Reused { .. }),
+        blind: false,
         config,
     };
     let mut events = Events {
@@ -205,7 +208,7 @@ impl Daemon {
         if !self.fresh {
             // The maps are in use already: the new program can take over at once.
             let attachments = self.core.plane.activate();
-            self.core.on_attachments(attachments, true);
+            self.take_attachments(attachments);
         }
         self.follow();
         let mut due = true;
@@ -254,8 +257,8 @@ impl Daemon {
         self.core.reconcile();
         if self.fresh && !self.core.must_retry() && !self.core.is_frozen() {
             let attachments = self.core.plane.activate();
-            self.core.on_attachments(attachments, true);
             self.fresh = false;
+            self.take_attachments(attachments);
         }
     }
 
@@ -274,7 +277,26 @@ impl Daemon {
         } else {
             plane.activate()
         };
-        self.core.on_attachments(attachments, !self.fresh) | self.core.has_more_to_do()
+        self.take_attachments(attachments) | self.core.has_more_to_do()
+    }
+
+    /// Takes what is attached where; whether a reconcile is due. When that could not be read, what was known stays in
+    /// force: an interface that cannot be seen for a moment still forwards.
+    fn take_attachments(&mut self, found: Result<Vec<Attachment>>) -> bool {
+        match found {
+            Ok(attachments) => {
+                self.blind = false;
+                self.core.on_attachments(attachments, !self.fresh)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.blind, true) {
+                    warn!(
+                        "what is on the interfaces cannot be read, what was known stays in force: {error:#}"
+                    );
+                }
+                false
+            }
+        }
     }
 
     /// SIGHUP: the interfaces are taken from the file anew; whatever else differs is said.

@@ -4,14 +4,15 @@
 //! shapes are as wanted. Everything else that lies in the pin directory is a left-over.
 
 use super::{
+    interfaces,
     pins::{Generation, PinDirectory},
     shape::{Shape, Wanted},
     slots, sys,
 };
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use aya::{
     maps::{ArrayOfMaps, Map, MapData, MapInfo},
-    programs::{ProgramInfo, loaded_programs},
+    programs::{ProgramInfo, loaded_links, loaded_programs},
 };
 use lb_common::maps;
 use std::{collections::BTreeSet, os::fd::AsFd as _, path::Path};
@@ -44,6 +45,33 @@ pub(super) enum Found {
     Fitting(Generation),
     /// Maps that it cannot use, and why.
     Differing(Vec<String>),
+}
+
+/// Refuses pins that hold a program on an interface of another network namespace: from here its link would look like
+/// one whose interface is gone. A link is of this namespace when the interface of its index has its program, and of none
+/// when the kernel says that its interface is gone.
+pub(super) fn check_namespace(pins: &PinDirectory) -> Result<()> {
+    let present = interfaces::list()?;
+    for pinned in pins.links()? {
+        let Some(link) = pins.link(pinned)? else {
+            continue;
+        };
+        let Some(index) = sys::link_interface(link.as_fd())? else {
+            continue;
+        };
+        let program = Some(sys::link_program(link.as_fd())?);
+        let here = present.iter().any(|interface| {
+            interface.index == index && interface.xdp.map(|xdp| xdp.program) == program
+        });
+        ensure!(
+            here,
+            "the pin directory {} holds an XDP program on interface index {index} of another network namespace; \
+             run lbd and lbd detach there, configure another pin_directory here, or take the program down with rm {}",
+            pins.path().display(),
+            pins.link_path(pinned).display(),
+        );
+    }
+    Ok(())
 }
 
 /// Looks for the newest generation of maps in use.
@@ -91,6 +119,13 @@ pub(super) fn program(id: u32) -> Option<ProgramInfo> {
     loaded_programs()
         .flatten()
         .find(|program| program.id() == id)
+}
+
+/// Whether a BPF link, pinned anywhere or held by any process, has this program attached.
+pub(super) fn has_link(program: u32) -> bool {
+    loaded_links()
+        .flatten()
+        .any(|link| link.program_id() == program)
 }
 
 /// Ids of the maps that the programs of pinned links use.

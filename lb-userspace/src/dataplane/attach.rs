@@ -101,20 +101,11 @@ impl Attacher {
         remove_others(pins, ports, &present)
     }
 
-    /// What is on the configured interfaces now.
-    pub(super) fn attachments(&self, pins: &PinDirectory) -> Vec<Attachment> {
-        match interfaces::list() {
-            Ok(present) => self
-                .ports
-                .iter()
-                .map(|port| port.report(pins, &present))
-                .collect(),
-            Err(error) => self
-                .ports
-                .iter()
-                .map(|port| port.unknown(format!("{error:#}")))
-                .collect(),
-        }
+    /// What is on the configured interfaces now. An error says nothing of them, least of all that they are gone.
+    pub(super) fn attachments(&self, pins: &PinDirectory) -> Result<Vec<Attachment>> {
+        let present = interfaces::list()?;
+        let report = |port: &Port| port.report(pins, &present);
+        Ok(self.ports.iter().map(report).collect())
     }
 }
 

@@ -63,12 +63,13 @@ pub struct AyaDataPlane {
 /// does not disturb what is attached.
 ///
 /// # Errors
-/// When privileges or the BPF file system are missing, another process holds the pin directory, or the kernel refuses
-/// the program. What was attached before stays as it was.
+/// When privileges or the BPF file system are missing, another process or another network namespace holds the pin
+/// directory, or the kernel refuses the program. What was attached before stays as it was.
 pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
     check_privileges()?;
     let wanted = Wanted::new(BALANCER, settings.services, settings.backends)?;
     let pins = PinDirectory::open(&settings.pin_directory)?;
+    adopt::check_namespace(&pins)?;
     let found = adopt::find(&pins, &wanted)?;
     let (generation, new) = match &found {
         Found::Fitting(generation) => (generation.clone(), false),
@@ -110,12 +111,13 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
 /// daemon and on what a crash has left. Returns what was done, a line each; nothing when there was nothing to do.
 ///
 /// # Errors
-/// When a running daemon holds the pin directory, or something cannot be removed.
+/// When a running daemon or another network namespace holds the pin directory, or something cannot be removed.
 pub fn detach(pin_directory: &Path) -> Result<Vec<String>> {
     check_privileges()?;
     let Some(pins) = PinDirectory::existing(pin_directory)? else {
         return Ok(Vec::new());
     };
+    adopt::check_namespace(&pins)?;
     let present = interfaces::list()?;
     let mut done = Vec::new();
     for index in pins.links()? {
@@ -147,16 +149,20 @@ impl AyaDataPlane {
     /// one, and takes it off interfaces that are not configured any more. To be called when the maps are filled, and
     /// again from time to time: what is in order is left alone, what was impossible before is tried again.
     ///
-    /// Never fails as a whole: each attachment's note says what is wrong with it.
-    pub fn activate(&mut self) -> Vec<Attachment> {
+    /// What is wrong with an interface is its attachment's note.
+    ///
+    /// # Errors
+    /// When the kernel does not say which interfaces there are: nothing new is known of any.
+    pub fn activate(&mut self) -> Result<Vec<Attachment>> {
         let result = self
             .attacher
             .activate(&self.pins)
             .and_then(|()| adopt::sweep(&self.pins, &self.generation));
+        let attachments = self.attachments()?;
         if let Err(error) = result {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
-        self.attachments()
+        Ok(attachments)
     }
 
     /// Configures other interfaces, for the next [`AyaDataPlane::activate`].
@@ -165,7 +171,10 @@ impl AyaDataPlane {
     }
 
     /// What is on the configured interfaces now, asked from the kernel.
-    pub fn attachments(&self) -> Vec<Attachment> {
+    ///
+    /// # Errors
+    /// When the kernel does not say which interfaces there are: nothing new is known of any.
+    pub fn attachments(&self) -> Result<Vec<Attachment>> {
         self.attacher.attachments(&self.pins)
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! **Invariants.** An entry is written word by word, and only the words that differ, so that a packet that uses the
 //! entry meanwhile sees each field old or new; `next_hop` is a word of its own and goes last, so that an entry becomes
-//! usable only when it is complete. Reading all entries costs no system calls.
+//! usable only when it is complete. When more than next hop and MTU changes, the old next hop goes first: in between
+//! there is none, rather than the old one with what it does not belong to. Reading all entries costs no system calls.
 
 use super::mapped::SharedWords;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,6 +16,8 @@ use std::{
 };
 
 const WORDS: usize = size_of::<BackendEntry>() / size_of::<u64>();
+/// Number of the word that is the next hop.
+const NEXT_HOP: usize = 0;
 
 const _: () = assert!(WORDS * size_of::<u64>() == size_of::<BackendEntry>());
 const _: () = assert!(std::mem::offset_of!(BackendEntry, next_hop) == 0);
@@ -84,12 +87,115 @@ fn load(place: &[AtomicU64]) -> BackendEntry {
 }
 
 fn store(place: &[AtomicU64], entry: &BackendEntry) {
-    // SAFETY: both are 64 bytes, and a BackendEntry has no padding, so every byte of it is initialised.
-    let words = unsafe { std::mem::transmute::<BackendEntry, [u64; WORDS]>(*entry) };
-    // Backwards: the next hop is the first word and has to be the last one stored.
-    for (shared, word) in place.iter().zip(words).rev() {
-        if shared.load(Ordering::Relaxed) != word {
+    for (number, word) in stores(&load(place), entry) {
+        if let Some(shared) = place.get(number) {
             shared.store(word, Ordering::Release);
         }
+    }
+}
+
+/// The stores (number of the word, word) that make one entry of another, in order.
+fn stores(old: &BackendEntry, new: &BackendEntry) -> Vec<(usize, u64)> {
+    // A new MTU or next hop can be seen at once; anything else only together with the next hop that belongs to it.
+    let same_way = BackendEntry {
+        next_hop: old.next_hop,
+        mtu: old.mtu,
+        ..*new
+    } == *old;
+    let mut old = words(old);
+    let mut stores = Vec::new();
+    if !same_way && old[NEXT_HOP] != 0 {
+        old[NEXT_HOP] = 0;
+        stores.push((NEXT_HOP, 0));
+    }
+    // Backwards, as the next hop is the first word.
+    for (number, (old, new)) in old.into_iter().zip(words(new)).enumerate().rev() {
+        if old != new {
+            stores.push((number, new));
+        }
+    }
+    stores
+}
+
+fn words(entry: &BackendEntry) -> [u64; WORDS] {
+    // SAFETY: both are 64 bytes, and a BackendEntry has no padding, so every byte of it is initialised.
+    unsafe { std::mem::transmute::<BackendEntry, [u64; WORDS]>(*entry) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::{address::Address, backend::NextHop};
+
+    fn entry(last: u8) -> BackendEntry {
+        let address = |net| {
+            Address::from(std::net::IpAddr::from([
+                0x20, 1, net, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, last,
+            ]))
+        };
+        BackendEntry {
+            next_hop: NextHop::new([2, 0, 0, 0, 0, last]),
+            address: address(7),
+            outer_source: address(last),
+            interface: last.into(),
+            mtu: 1500,
+            mode: 2,
+            generation: 4,
+            id: 9,
+            ..BackendEntry::default()
+        }
+    }
+
+    #[test]
+    fn whoever_looks_between_two_stores_sees_a_whole_entry_or_one_without_next_hop() {
+        let one = entry(1);
+        let other_mac = BackendEntry {
+            next_hop: NextHop::new([2, 0, 0, 0, 0, 9]),
+            ..one
+        };
+        let other_mtu = BackendEntry { mtu: 1400, ..one };
+        let unresolved = BackendEntry {
+            next_hop: NextHop::default(),
+            ..one
+        };
+        let nobody = BackendEntry::default();
+        let all = [one, other_mac, other_mtu, unresolved, entry(2), nobody];
+        for (old, new) in all
+            .iter()
+            .flat_map(|old| all.iter().map(move |new| (old, new)))
+        {
+            let place = words(old).map(AtomicU64::new);
+            for (number, word) in stores(old, new) {
+                place[number].store(word, Ordering::Relaxed);
+                let seen = load(&place);
+                // Only these two may be of different times.
+                let alike = |entry: &BackendEntry| {
+                    let (next_hop, mtu) = (seen.next_hop, seen.mtu);
+                    seen == BackendEntry {
+                        next_hop,
+                        mtu,
+                        ..*entry
+                    }
+                };
+                let whole = alike(new) && seen.next_hop == new.next_hop
+                    || alike(old) && alike(new)
+                    || !seen.next_hop.is_resolved();
+                assert!(whole, "{old:?} -> {new:?}: {seen:?}");
+            }
+            assert_eq!(load(&place), *new);
+        }
+    }
+
+    #[test]
+    fn a_new_next_hop_or_mtu_drops_no_packet() {
+        let old = entry(1);
+        let new = BackendEntry {
+            next_hop: NextHop::new([2, 0, 0, 0, 0, 9]),
+            mtu: 1400,
+            ..old
+        };
+        assert_eq!(stores(&old, &new).len(), 2);
+        assert!(stores(&old, &new).iter().all(|(_, word)| *word != 0));
+        assert_eq!(stores(&old, &old), []);
     }
 }

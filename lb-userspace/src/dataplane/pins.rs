@@ -130,7 +130,8 @@ impl PinDirectory {
         fs::remove_file(&path).with_context(|| format!("cannot remove the link {}", path.display()))
     }
 
-    fn link_path(&self, interface: u32) -> PathBuf {
+    /// Where the link of an interface index is pinned.
+    pub(super) fn link_path(&self, interface: u32) -> PathBuf {
         self.path.join(format!("link-{interface}"))
     }
 

@@ -6,11 +6,12 @@
 use super::{
     adopt,
     attach::{AttachMode, Attachment, InterfaceSetting, Program},
-    interfaces::{Interface, XdpMode},
+    interfaces::{Attached, Interface, XdpMode},
     pins::PinDirectory,
     sys,
 };
 use anyhow::Result;
+use lb_common::maps;
 use std::{
     io,
     os::fd::{AsFd as _, OwnedFd},
@@ -61,7 +62,7 @@ impl Port {
                     Err(format!("stays in {} mode: {problem}", xdp.mode))
                 })
             }
-            (None, Some(xdp)) => Err(foreign(&interface.name, xdp.program)),
+            (None, Some(xdp)) => Err(foreign(&interface.name, xdp)),
             (_, None) => {
                 let leftover = pins
                     .link(interface.index)
@@ -152,7 +153,7 @@ impl Port {
             },
             (Ok(None), Some(xdp)) => Attachment {
                 index,
-                ..self.unknown(foreign(name, xdp.program))
+                ..self.unknown(foreign(name, xdp))
             },
             (Ok(_), None) if self.problem.is_empty() => Attachment {
                 index,
@@ -181,7 +182,7 @@ impl Port {
     }
 
     /// An attachment without a program.
-    pub(super) fn unknown(&self, note: String) -> Attachment {
+    fn unknown(&self, note: String) -> Attachment {
         Attachment {
             name: self.setting.name.clone(),
             index: 0,
@@ -204,14 +205,35 @@ fn own_link(pins: &PinDirectory, interface: &Interface) -> Result<Option<OwnedFd
     Ok((sys::link_program(link.as_fd())? == xdp.program).then_some(link))
 }
 
-fn foreign(interface: &str, program: u32) -> String {
+/// Who has the interface, and how it is got back.
+fn foreign(interface: &str, xdp: Attached) -> String {
+    let program = xdp.program;
     let name = adopt::program(program)
         .and_then(|info| info.name_as_str().map(str::to_owned))
         .unwrap_or_default();
-    format!(
-        "another XDP program is on {interface}: id {program}, name {name:?}; \
-         take it off (ip link set dev {interface} xdp off, or stop what attached it)"
-    )
+    let hint = way_out(interface, &name, xdp.mode, adopt::has_link(program));
+    format!("another XDP program is on {interface}: id {program}, name {name:?}; {hint}")
+}
+
+/// How to take off a program that is not ours. One that a link holds goes with its link only.
+fn way_out(interface: &str, program: &str, mode: XdpMode, has_link: bool) -> String {
+    let keyword = match mode {
+        XdpMode::Native => "xdpdrv",
+        XdpMode::Generic => "xdpgeneric",
+    };
+    match (program, has_link) {
+        (maps::PROGRAM, true) => {
+            "another Guideway with another pin_directory has it: lbd detach --config ITS-CONFIG"
+                .into()
+        }
+        (_, true) => format!(
+            "a BPF link holds it, so stop what attached it (bpftool link shows the link and its process, \
+             bpftool net what is on {interface})"
+        ),
+        (_, false) => format!(
+            "take it off with ip link set dev {interface} {keyword} off, or stop what attached it"
+        ),
+    }
 }
 
 /// Why the kernel would not attach, and what to do.
@@ -280,6 +302,25 @@ mod tests {
                 port.accepts(&eth0, Xdp::Generic),
                 generic,
                 "{attach:?} {refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_way_out_is_one_that_works() {
+        let hint = |program, mode, has_link| way_out("eth0", program, mode, has_link);
+        assert!(hint(maps::PROGRAM, XdpMode::Native, true).contains("lbd detach --config"));
+        assert!(hint("other", XdpMode::Native, true).contains("bpftool link"));
+        for program in [maps::PROGRAM, "other"] {
+            let native = hint(program, XdpMode::Native, false);
+            assert!(
+                native.contains("ip link set dev eth0 xdpdrv off"),
+                "{native}"
+            );
+            let generic = hint(program, XdpMode::Generic, false);
+            assert!(
+                generic.contains("ip link set dev eth0 xdpgeneric off"),
+                "{generic}"
             );
         }
     }

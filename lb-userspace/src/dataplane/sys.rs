@@ -51,6 +51,19 @@ pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Id of a link's program.
 pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(link_info(link)?.prog_id)
+}
+
+/// Index of the interface that an XDP link is attached to, in that interface's network namespace; `None` when the
+/// interface is gone.
+pub(super) fn link_interface(link: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let info = link_info(link)?;
+    // SAFETY: all members of the union are plain data of which every bit pattern is a value.
+    let index = unsafe { info.__bindgen_anon_1.xdp.ifindex };
+    Ok((index != 0).then_some(index))
+}
+
+fn link_info(link: BorrowedFd<'_>) -> io::Result<bpf_link_info> {
     // SAFETY: all members are plain integers, for which zero is a value.
     let mut info: bpf_link_info = unsafe { mem::zeroed() };
     let mut attr = zeroed();
@@ -59,7 +72,7 @@ pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
     attr.info.info = (&raw mut info) as u64;
     // SAFETY: the kernel writes at most `info_len` bytes to `info`.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
-    Ok(info.prog_id)
+    Ok(info)
 }
 
 /// Pins a BPF object at a path on a BPF file system, where nothing may be yet.

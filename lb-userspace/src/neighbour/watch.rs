@@ -15,7 +15,7 @@ use std::{
 };
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, interval_at, sleep},
 };
 use tracing::{debug, info, warn};
 
@@ -60,12 +60,14 @@ async fn follow(
     wanted: &mut mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     updates: &mpsc::Sender<NextHopUpdate>,
 ) -> Result<()> {
+    // Before anything is answered: without the links every address would look as if its interface were down.
+    resync_from(connection, table).await?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut resync = interval(RESYNC);
+    let mut resync = interval_at(tokio::time::Instant::now() + RESYNC, RESYNC);
     resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut lost = false;
-    loop {
+    while settle(connection, table, updates).await? {
         tokio::select! {
             heard = connection.listen() => match heard? {
                 Heard::Events(events) => events.into_iter().for_each(|event| table.apply(event)),
@@ -81,16 +83,20 @@ async fn follow(
             },
             _ = tick.tick() => table.tick(),
             _ = resync.tick() => {
-                table.resync(connection.links().await?, connection.neighbours().await?);
+                resync_from(connection, table).await?;
                 if mem::take(&mut lost) {
                     resync.reset_after(AFTER_LOSS);
                 }
             }
         }
-        if !settle(connection, table, updates).await? {
-            return Ok(());
-        }
     }
+    Ok(())
+}
+
+/// Reads links and neighbours afresh.
+async fn resync_from(connection: &Connection, table: &mut Table) -> Result<()> {
+    table.resync(connection.links().await?, connection.neighbours().await?);
+    Ok(())
 }
 
 /// Does what the table says is to be done. False when nobody listens any more.

@@ -233,7 +233,7 @@ fn detach_leaves_nothing_behind() -> Result<()> {
     fixture.settings.interfaces = vec![on("eth0", AttachMode::Auto), on("lo", AttachMode::Generic)];
     let (mut plane, _) = fixture.open()?;
     fill(&mut plane)?;
-    fixture.namespace.run(|| plane.activate());
+    fixture.namespace.run(|| plane.activate())?;
     assert!(
         link_on(&fixture.namespace, "eth0")?.is_some()
             && link_on(&fixture.namespace, "lo")?.is_some()
@@ -265,5 +265,49 @@ fn a_pin_directory_elsewhere_is_refused_with_the_mount_command() -> Result<()> {
         error.contains("is not on a BPF file system; mount one: mount -t bpf bpf /"),
         "{error}"
     );
+    Ok(())
+}
+
+/// Both namespaces have an interface of the same index, each with an XDP program: only the program tells them apart.
+#[test]
+fn pins_of_another_network_namespace_are_left_alone() -> Result<()> {
+    let (Some(fixture), Some(other)) = (
+        Fixture::new(AttachMode::Auto)?,
+        Fixture::new(AttachMode::Auto)?,
+    ) else {
+        return Ok(());
+    };
+    let (mut plane, _) = fixture.open()?;
+    fill(&mut plane)?;
+    let before = fixture.activate(&mut plane);
+    drop(plane);
+    let (mut elsewhere, _) = other.open()?;
+    assert_eq!(other.activate(&mut elsewhere).index, before.index);
+    let pins = fixture.pins();
+
+    let open = other.namespace.run(|| aya::open(&fixture.settings).err());
+    let detach = other
+        .namespace
+        .run(|| aya::detach(&fixture.settings.pin_directory).err());
+    for refusal in [open, detach] {
+        let refusal = format!("{:#}", refusal.expect("a refusal"));
+        assert!(
+            refusal.contains("of another network namespace"),
+            "{refusal}"
+        );
+    }
+    assert_eq!(fixture.pins(), pins);
+    let (plane, _) = fixture.open()?;
+    assert_eq!(fixture.attachment(&plane), before);
+    drop(plane);
+
+    // Once its interface is gone a link is nobody's.
+    fixture.namespace.ip("link del eth0")?;
+    let link = link_on(&other.namespace, "eth0")?;
+    other
+        .namespace
+        .run(|| aya::detach(&fixture.settings.pin_directory))?;
+    assert_eq!(link_on(&other.namespace, "eth0")?, link);
+    assert_eq!(fixture.pins(), Vec::<String>::new());
     Ok(())
 }

@@ -3,7 +3,7 @@
 use crate::fixture::{Fixture, fill, on};
 use anyhow::Result;
 use lb_tests::xdp::{HostProgram, link_on};
-use lb_userspace::dataplane::{Adoption, AttachMode, XdpMode};
+use lb_userspace::dataplane::{Adoption, AttachMode, Settings, XdpMode, aya};
 
 #[test]
 fn each_mode_is_attached_as_configured_and_changed_when_configured_anew() -> Result<()> {
@@ -241,8 +241,35 @@ fn the_program_of_somebody_else_is_named_and_left_alone() -> Result<()> {
         "{}",
         attachment.note
     );
+    assert!(
+        attachment.note.contains("ip link set dev eth0 xdpdrv off"),
+        "{}",
+        attachment.note
+    );
 
     fixture.namespace.ip("link set dev eth0 xdpdrv off")?;
     assert_eq!(fixture.activate(&mut plane).mode, Some(XdpMode::Native));
+    Ok(())
+}
+
+#[test]
+fn another_guideway_is_named_with_the_way_to_take_it_down() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let (mut plane, _) = fixture.open()?;
+    fixture.activate(&mut plane);
+    let second = Settings {
+        pin_directory: fixture.session.pins().join("second"),
+        ..fixture.settings.clone()
+    };
+    let note = fixture.namespace.run(|| -> Result<String> {
+        let (mut second, _) = aya::open(&second)?;
+        Ok(second.activate()?.remove(0).note)
+    })?;
+    assert!(
+        note.contains("lbd detach --config") && !note.contains("ip link set"),
+        "{note}"
+    );
     Ok(())
 }

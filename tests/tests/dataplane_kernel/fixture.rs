@@ -57,14 +57,17 @@ impl Fixture {
 
     /// Activates and returns what is on the one configured interface.
     pub fn activate(&self, plane: &mut AyaDataPlane) -> Attachment {
-        let mut attachments = self.namespace.run(|| plane.activate());
+        let mut attachments = self.namespace.run(|| plane.activate()).unwrap();
         assert_eq!(attachments.len(), 1);
         attachments.remove(0)
     }
 
     /// What is on the one configured interface.
     pub fn attachment(&self, plane: &AyaDataPlane) -> Attachment {
-        self.namespace.run(|| plane.attachments()).remove(0)
+        self.namespace
+            .run(|| plane.attachments())
+            .unwrap()
+            .remove(0)
     }
 
     pub fn detach(&self) -> Result<Vec<String>> {
