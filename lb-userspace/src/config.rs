@@ -132,6 +132,23 @@ impl NodeConfig {
             problems
         })
     }
+
+    /// Says which configured interfaces are not among those that exist. That is no error: they may come later.
+    pub fn missing_interfaces(&self, existing: &[String]) -> Vec<Problem> {
+        let hint = format!(
+            "lbd starts without it and attaches once it is there; interfaces here: {}",
+            existing.join(", ")
+        );
+        self.interfaces
+            .iter()
+            .enumerate()
+            .filter(|(_, interface)| !existing.contains(&interface.name))
+            .map(|(i, interface)| {
+                let field = format!("interfaces[{i}].name");
+                Problem::new(field, &interface.name, "no such interface", hint.as_str())
+            })
+            .collect()
+    }
 }
 
 fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
@@ -326,6 +343,20 @@ limits:
         let expected =
             expected.map(|(field, value, line)| (field.to_owned(), value.to_owned(), Some(line)));
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn interfaces_that_do_not_exist_are_named_beside_those_that_do() {
+        let config = NodeConfig::parse("interfaces: [{ name: lo }, { name: eth7 }]").unwrap();
+        let missing = config.missing_interfaces(&["lo".into(), "eth0".into()]);
+        let said: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "interfaces[1].name: no such interface (given: eth7); lbd starts without it and attaches once it is there; \
+              interfaces here: lo, eth0"
+            ]
+        );
     }
 
     #[test]
