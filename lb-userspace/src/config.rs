@@ -7,7 +7,7 @@ use crate::{
     spec::yaml,
 };
 use lb_common::limits;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use std::{
     fs,
     net::SocketAddr,
@@ -50,13 +50,14 @@ struct RawConfig {
     state_directory: String,
     #[serde(default = "default_pin_directory")]
     pin_directory: String,
-    #[serde(default)]
-    api: RawApi,
+    #[serde(default, deserialize_with = "group")]
+    api: Option<RawApi>,
+    #[serde(default, deserialize_with = "group")]
     metrics: Option<RawMetrics>,
     #[serde(default)]
     hash_seed: u64,
-    #[serde(default)]
-    limits: RawLimits,
+    #[serde(default, deserialize_with = "group")]
+    limits: Option<RawLimits>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +85,16 @@ struct RawMetrics {
 struct RawLimits {
     services: Option<i64>,
     backends: Option<i64>,
+}
+
+/// A group of fields that was written. `metrics:` with nothing behind it is a slip more often than a wish to have none.
+fn group<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    match Option::deserialize(from)? {
+        Some(group) => Ok(Some(group)),
+        None => Err(D::Error::custom(
+            "is empty; write its fields, or leave it out",
+        )),
+    }
 }
 
 fn default_state_directory() -> String {
@@ -121,10 +132,28 @@ impl NodeConfig {
             problems
         })
     }
+
+    /// Says which configured interfaces are not among those that exist. That is no error: they may come later.
+    pub fn missing_interfaces(&self, existing: &[String]) -> Vec<Problem> {
+        let hint = format!(
+            "lbd starts without it and attaches once it is there; interfaces here: {}",
+            existing.join(", ")
+        );
+        self.interfaces
+            .iter()
+            .enumerate()
+            .filter(|(_, interface)| !existing.contains(&interface.name))
+            .map(|(i, interface)| {
+                let field = format!("interfaces[{i}].name");
+                Problem::new(field, &interface.name, "no such interface", hint.as_str())
+            })
+            .collect()
+    }
 }
 
 fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
     let mut found = Vec::new();
+    let (api, limit_fields) = (raw.api.unwrap_or_default(), raw.limits.unwrap_or_default());
     let interfaces = interfaces(&raw.interfaces, &mut found);
     let mut directory = |field: &str, text: &str| {
         let path = PathBuf::from(text);
@@ -142,7 +171,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
     let pin_directory = directory("pin_directory", &raw.pin_directory);
     let socket = directory(
         "api.socket",
-        raw.api.socket.as_deref().unwrap_or(DEFAULT_SOCKET),
+        api.socket.as_deref().unwrap_or(DEFAULT_SOCKET),
     );
     let metrics = raw.metrics.and_then(|metrics| {
         let problem = |_| {
@@ -173,13 +202,13 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
     };
     let max_services = limit(
         "limits.services",
-        raw.limits.services,
+        limit_fields.services,
         limits::DEFAULT_SERVICES,
         limits::MAX_SERVICES / 2,
     );
     let max_backends = limit(
         "limits.backends",
-        raw.limits.backends,
+        limit_fields.backends,
         limits::DEFAULT_BACKENDS,
         limits::MAX_BACKENDS / 2 - 1,
     );
@@ -188,7 +217,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         state_directory,
         pin_directory,
         socket,
-        group: raw.api.group,
+        group: api.group,
         metrics,
         hash_seed: raw.hash_seed,
         max_services,
@@ -314,6 +343,30 @@ limits:
         let expected =
             expected.map(|(field, value, line)| (field.to_owned(), value.to_owned(), Some(line)));
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn interfaces_that_do_not_exist_are_named_beside_those_that_do() {
+        let config = NodeConfig::parse("interfaces: [{ name: lo }, { name: eth7 }]").unwrap();
+        let missing = config.missing_interfaces(&["lo".into(), "eth0".into()]);
+        let said: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [
+                "interfaces[1].name: no such interface (given: eth7); lbd starts without it and attaches once it is there; \
+              interfaces here: lo, eth0"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_group_with_nothing_behind_it_is_refused() {
+        for group in ["api", "metrics", "limits"] {
+            let text = format!("interfaces:\n  - name: eth0\n{group}:\n");
+            let said = NodeConfig::parse(&text).unwrap_err().to_string();
+            let expected = format!("{group}: is empty; write its fields, or leave it out");
+            assert!(said.contains(&expected), "{said}");
+        }
     }
 
     #[test]

@@ -71,11 +71,18 @@ impl Store {
     /// # Errors
     /// When it cannot be created or written, or another daemon holds it.
     pub fn open(directory: &Path) -> Result<Self> {
+        let unusable = |what: &str| {
+            format!(
+                "state_directory {} {what}; name a directory that lbd may write to, on a file system that is not \
+                 read-only and not full",
+                directory.display()
+            )
+        };
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o750)
             .create(directory)
-            .with_context(|| format!("creating state_directory {}", directory.display()))?;
+            .with_context(|| unusable("cannot be made"))?;
         let path = directory.join(LOCK);
         let file = OpenOptions::new()
             .create(true)
@@ -84,7 +91,7 @@ impl Store {
             .truncate(false)
             .mode(0o640)
             .open(&path)
-            .with_context(|| format!("opening {}", path.display()))?;
+            .with_context(|| unusable("cannot be written"))?;
         let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
             Err((mut file, _)) => {
@@ -101,7 +108,7 @@ impl Store {
         };
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .context("writing the lock file")?;
+            .with_context(|| unusable("cannot be written"))?;
         Ok(Self {
             directory: directory.to_path_buf(),
             _lock: lock,

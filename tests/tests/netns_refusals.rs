@@ -356,6 +356,8 @@ fn lbctl_says_what_is_wrong_and_changes_nothing() {
             let refused = scenario.node.lbctl(arguments)?;
             assert_eq!(refused.code, code, "lbctl {arguments}: {refused:?}");
             assert_eq!(refused.stdout, "", "lbctl {arguments}");
+            let once = code == 2 || refused.stderr.lines().count() == 1;
+            assert!(once, "lbctl {arguments} says it again: {}", refused.stderr);
             for word in words {
                 assert!(
                     refused.stderr.contains(word),

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lb_userspace::{config::DEFAULT_PATH, daemon::run, dataplane::aya};
+use nix::net::if_::{Interface, if_nameindex};
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
@@ -58,12 +59,7 @@ fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> Result<()> {
     match arguments.command {
         None => serve(arguments),
-        Some(Command::CheckConfig) => {
-            run::read_config(&arguments.config)?;
-            log_filter(arguments)?;
-            println!("{}: ok", arguments.config.display());
-            Ok(())
-        }
+        Some(Command::CheckConfig) => check_config(arguments),
         Some(Command::Detach) => {
             let config = run::read_config(&arguments.config)?;
             aya::check_privileges()?;
@@ -77,6 +73,24 @@ fn start(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn check_config(arguments: &Arguments) -> Result<()> {
+    let file = arguments.config.display();
+    let config = run::read_config(&arguments.config)?;
+    log_filter(arguments)?;
+    for missing in config.missing_interfaces(&interfaces()?) {
+        eprintln!("warning: {file}: {missing}");
+    }
+    println!("{file}: ok");
+    Ok(())
+}
+
+/// Names of the interfaces that exist.
+fn interfaces() -> Result<Vec<String>> {
+    let existing = if_nameindex().context("listing the network interfaces")?;
+    let name = |interface: &Interface| interface.name().to_string_lossy().into_owned();
+    Ok(existing.iter().map(name).collect())
 }
 
 fn serve(arguments: &Arguments) -> Result<()> {
