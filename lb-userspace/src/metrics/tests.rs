@@ -4,8 +4,13 @@ use super::*;
 use crate::api::{
     handle::{Handle, Request},
     protocol::{BackendStats, BackendView, InterfaceStatus, ServiceStats, VerdictStats},
+    server::Limits,
 };
 use std::collections::BTreeMap;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 fn backend(service: &str, name: &str, health: &str, slots: u32) -> BackendView {
     BackendView {
@@ -335,5 +340,44 @@ async fn scrapes_are_answered_by_the_control_loop_and_refused_without_it() {
         ),
         (503, "lbd is stopping; ask again when it runs\n")
     );
+    server.abort();
+}
+
+/// Clients that connect and say nothing take every place; a scrape that comes after them is answered all the same.
+#[tokio::test]
+async fn silent_clients_lose_their_places() {
+    let limits = Limits {
+        connections: 2,
+        head: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let (handle, requests) = Handle::new(1);
+    drop(requests);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(server::serve_within(listener, handle, limits));
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut scrape = TcpStream::connect(address).await.unwrap();
+    scrape
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    let read = scrape.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(5), read)
+        .await
+        .expect("an answer in time")
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    for mut client in silent {
+        // The server has closed it, perhaps after a word of its own (408).
+        let end = client.read_to_string(&mut answer);
+        let _ = tokio::time::timeout(Duration::from_secs(5), end)
+            .await
+            .expect("the connection is closed");
+    }
     server.abort();
 }
