@@ -120,8 +120,11 @@ fn a_small_example_reads_as_it_should() {
         "abc123",
         SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
     );
-    metrics.observe_probe("www", Some(Duration::from_micros(700)));
-    metrics.observe_probe("www", None);
+    metrics.observe_probe("www", Outcome::Success, Some(Duration::from_micros(700)));
+    metrics.observe_probe("www", Outcome::Failure, None);
+    // The latency is an earlier probe's.
+    let earlier = Some(Duration::from_micros(700));
+    metrics.observe_probe("www", Outcome::NotProbed, earlier);
     metrics.table_changed("www", 300);
     metrics.table_changed("www", 21);
     metrics.observe_reconcile(Duration::from_millis(2));
@@ -207,6 +210,10 @@ fn a_small_example_reads_as_it_should() {
             1.0,
         ),
         (
+            "guideway_probes_total{service=\"www\",result=\"not_probed\"}",
+            1.0,
+        ),
+        (
             "guideway_probe_duration_seconds_count{service=\"www\"}",
             1.0,
         ),
@@ -243,7 +250,7 @@ fn series_of_what_is_gone_vanish_and_those_of_what_stays_keep_their_counts() {
     let www = || service("www", vec![backend("www", "web-1", "up", 9)]);
     let old = service("old", vec![backend("old", "web-1", "up", 9)]);
     for name in ["www", "old"] {
-        metrics.observe_probe(name, Some(Duration::from_millis(1)));
+        metrics.observe_probe(name, Outcome::Success, Some(Duration::from_millis(1)));
         metrics.table_changed(name, 5);
     }
     metrics.set_views(&[www(), old], &stats(&[("www", 1), ("old", 1)]), &status());
@@ -268,7 +275,7 @@ fn series_of_what_is_gone_vanish_and_those_of_what_stays_keep_their_counts() {
     );
 
     // A probe that was on its way when its service was removed comes in late.
-    metrics.observe_probe("old", None);
+    metrics.observe_probe("old", Outcome::Failure, None);
     metrics.set_views(&[www()], &stats(&[("www", 2)]), &status());
     assert!(!metrics.encode().contains("\"old\""));
 }
