@@ -14,7 +14,10 @@ mod traffic;
 
 pub use server::serve;
 
-use crate::api::protocol::{ServiceView, Stats, Status};
+use crate::{
+    api::protocol::{ServiceView, Stats, Status},
+    health::state::Outcome,
+};
 use events::EventMetrics;
 use node::{NodeMetrics, register_process};
 use prometheus_client::{
@@ -77,10 +80,10 @@ impl Metrics {
         self.seen = present;
     }
 
-    /// Counts a probe; `took` is how long a successful one took, nothing for a failed one.
-    pub fn observe_probe(&mut self, service: &str, took: Option<Duration>) {
+    /// Counts a probe; `latency` is how long the last successful one took.
+    pub fn observe_probe(&mut self, service: &str, outcome: Outcome, latency: Option<Duration>) {
         self.seen.insert(service.into());
-        self.events.probe(service, took);
+        self.events.probe(service, outcome, latency);
     }
 
     /// Counts a run of the reconciler.

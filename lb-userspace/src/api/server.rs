@@ -14,9 +14,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 use tokio::{
-    net::{UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
     task::JoinSet,
     time::{sleep, timeout},
@@ -69,7 +70,41 @@ pub async fn serve_within(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
-    let router = router(handle, limits);
+    serve_router(listener, router(handle, limits), limits, shutdown).await;
+}
+
+/// What connections are accepted on.
+pub(crate) trait Listen {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Listen for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(UnixListener::accept(self).await?.0)
+    }
+}
+
+impl Listen for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        Ok(TcpListener::accept(self).await?.0)
+    }
+}
+
+/// Serves any router within the limits of connections and their times; those of requests and bodies are the router's.
+pub(crate) async fn serve_router(
+    listener: impl Listen,
+    router: Router,
+    limits: Limits,
+    shutdown: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(limits.connections));
     let mut connections = JoinSet::new();
     let accepting = async {
@@ -80,7 +115,7 @@ pub async fn serve_within(
             };
             while connections.try_join_next().is_some() {}
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok(stream) => {
                     let connection = serve_connection(stream, router.clone(), limits);
                     connections.spawn(async move {
                         connection.await;
@@ -88,7 +123,7 @@ pub async fn serve_within(
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection to the API");
+                    tracing::warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -106,7 +141,11 @@ pub async fn serve_within(
     .await;
 }
 
-async fn serve_connection(stream: UnixStream, router: Router, limits: Limits) {
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    limits: Limits,
+) {
     let connection = http1::Builder::new()
         .keep_alive(false)
         .half_close(true)
@@ -115,8 +154,8 @@ async fn serve_connection(stream: UnixStream, router: Router, limits: Limits) {
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     match timeout(limits.connection, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a connection to the API broke"),
-        Err(_) => tracing::debug!("a connection to the API ran out of time"),
+        Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
+        Err(_) => tracing::debug!("a connection ran out of time"),
     }
 }
 

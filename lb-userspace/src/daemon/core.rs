@@ -231,9 +231,9 @@ impl<P: DataPlane> Core<P> {
         if !self.is_probed(&report.target) {
             return false;
         }
-        let took = report.latency.filter(|_| report.success);
+        let service = report.target.service.as_str();
         self.metrics
-            .observe_probe(report.target.service.as_str(), took);
+            .observe_probe(service, report.outcome, report.latency);
         let memory = self.probes.entry(report.target.clone()).or_default();
         memory.detail.clone_from(&report.detail);
         memory.latency = report.latency.or(memory.latency);

@@ -10,7 +10,7 @@ use crate::{
     desired::Store,
     health::{
         checker::{HealthReport, TargetId},
-        state::HealthState,
+        state::{HealthState, Outcome},
     },
     neighbour::{NextHopUpdate, ResolvedHop},
     spec::{Limits, Name, StateSpec},
@@ -86,18 +86,16 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
 }
 
 fn report(target: TargetId, state: HealthState) -> HealthReport {
-    let success = state == HealthState::Up;
-    let detail = if success {
-        String::new()
-    } else {
-        "connection refused".to_owned()
+    let (outcome, detail) = match state {
+        HealthState::Up => (Outcome::Success, ""),
+        HealthState::Unknown | HealthState::Down => (Outcome::Failure, "connection refused"),
     };
     HealthReport {
         target,
         state,
         changed: true,
-        success,
-        detail,
+        outcome,
+        detail: detail.to_owned(),
         latency: Some(Duration::from_micros(250)),
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{
     probe::{Prober, TcpProber},
-    state::{Health, HealthState},
+    state::{Health, HealthState, NoAnswer, Outcome},
 };
 use crate::spec::{HealthCheck, Name};
 use futures::StreamExt;
@@ -53,9 +53,10 @@ pub struct HealthReport {
     pub state: HealthState,
     /// Whether the probe changed the state.
     pub changed: bool,
-    /// Whether the probe succeeded.
-    pub success: bool,
-    /// Why the last failed probe failed; empty once an up target has answered again.
+    /// How the probe ended.
+    pub outcome: Outcome,
+    /// Why this host could not probe, if it could not; else why the last failed probe failed, empty once an up target has
+    /// answered again.
     pub detail: String,
     /// How long the last successful probe took.
     pub latency: Option<Duration>,
@@ -132,7 +133,7 @@ struct Entry {
 struct Finished {
     id: TargetId,
     started: Instant,
-    result: Result<Duration, String>,
+    result: Result<Duration, NoAnswer>,
 }
 
 struct Schedule<P> {
@@ -251,14 +252,14 @@ impl<P: Prober> Schedule<P> {
         let check = &entry.target.check;
         let wait = jittered(check.interval, check.jitter_percent, fastrand::f64());
         entry.next = Next::Waiting(self.waiting.insert_at(id.clone(), started + wait));
-        let success = result.is_ok();
-        let changed = entry.health.record(result, check);
+        let before = entry.health.state();
+        let outcome = entry.health.record(result, check);
         Some(HealthReport {
             target: id,
             state: entry.health.state(),
-            changed,
-            success,
-            detail: entry.health.failure().to_owned(),
+            changed: entry.health.state() != before,
+            outcome,
+            detail: entry.health.detail().to_owned(),
             latency: entry.health.latency(),
         })
     }
@@ -269,7 +270,7 @@ impl<P: Prober> Schedule<P> {
         Some(Finished {
             id: id.clone(),
             started: Instant::now(),
-            result: Err("the probe crashed".into()),
+            result: Err(NoAnswer::Failed("the probe crashed".into())),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! One probe: is a TCP connection accepted in time? The checker sees it through [`Prober`], so that its schedule can
 //! be tested without a network.
 
+use super::state::NoAnswer;
 use std::{future::Future, io, net::SocketAddr, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -9,12 +10,13 @@ use tokio::{
 
 /// The checker's only way to the network.
 pub trait Prober: Send + Sync + 'static {
-    /// Probes `target` and gives the time it took, or why it failed in a short and stable form. Ends after `limit`.
+    /// Probes `target` and gives the time it took, or why there was no answer in a short and stable form. Ends after
+    /// `limit`.
     fn probe(
         &self,
         target: SocketAddr,
         limit: Duration,
-    ) -> impl Future<Output = Result<Duration, String>> + Send;
+    ) -> impl Future<Output = Result<Duration, NoAnswer>> + Send;
 }
 
 /// Probes by opening a TCP connection.
@@ -22,7 +24,7 @@ pub trait Prober: Send + Sync + 'static {
 pub struct TcpProber;
 
 impl Prober for TcpProber {
-    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<Duration, String> {
+    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<Duration, NoAnswer> {
         let start = Instant::now();
         match timeout(limit, TcpStream::connect(target)).await {
             Ok(Ok(stream)) => {
@@ -32,26 +34,45 @@ impl Prober for TcpProber {
                 let _ = stream.set_zero_linger();
                 Ok(latency)
             }
-            Ok(Err(error)) => Err(reason(&error)),
-            Err(_) => Err(format!(
+            Ok(Err(error)) => Err(no_answer(&error)),
+            Err(_) => Err(NoAnswer::Failed(format!(
                 "timed out after {}",
                 humantime::format_duration(limit)
-            )),
+            ))),
         }
+    }
+}
+
+/// Who is to blame. Of what connect(2) and socket(2) say, these speak of this host alone.
+fn no_answer(error: &io::Error) -> NoAnswer {
+    match error.raw_os_error() {
+        Some(
+            libc::EMFILE
+            | libc::ENFILE
+            | libc::ENOBUFS
+            | libc::ENOMEM
+            | libc::EADDRNOTAVAIL
+            | libc::EACCES
+            | libc::EPERM,
+        ) => NoAnswer::NotProbed(reason(error)),
+        _ => NoAnswer::Failed(reason(error)),
     }
 }
 
 /// A reason without addresses or error numbers, so that equal failures read equal.
 fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset".into(),
-        io::ErrorKind::HostUnreachable => "no route to host".into(),
-        io::ErrorKind::NetworkUnreachable => "network unreachable".into(),
-        // The kernel's own connection timeout (ETIMEDOUT), shorter than ours.
-        io::ErrorKind::TimedOut => "timed out".into(),
-        io::ErrorKind::PermissionDenied => "not permitted by the local firewall".into(),
-        io::ErrorKind::AddrNotAvailable => "no local address or port left to probe from".into(),
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => "connection refused".into(),
+        Some(libc::ECONNRESET) => "connection reset".into(),
+        Some(libc::EHOSTUNREACH) => "no route to host".into(),
+        Some(libc::ENETUNREACH) => "network unreachable".into(),
+        // The kernel's own connection timeout, shorter than ours.
+        Some(libc::ETIMEDOUT) => "timed out".into(),
+        Some(libc::EMFILE) => "lbd has too many files open; raise its limit (LimitNOFILE)".into(),
+        Some(libc::ENFILE) => "this host has too many files open; raise fs.file-max".into(),
+        Some(libc::ENOBUFS | libc::ENOMEM) => "this host is out of memory for sockets".into(),
+        Some(libc::EACCES | libc::EPERM) => "not permitted by the local firewall".into(),
+        Some(libc::EADDRNOTAVAIL) => "no local address or port left to probe from".into(),
         _ => error.to_string(),
     }
 }
@@ -82,7 +103,7 @@ mod tests {
         drop(listener);
         assert_eq!(
             TcpProber.probe(address, LIMIT).await,
-            Err("connection refused".into())
+            Err(NoAnswer::Failed("connection refused".into()))
         );
     }
 
@@ -101,7 +122,36 @@ mod tests {
             }
         }
         let result = TcpProber.probe(address, Duration::from_millis(150)).await;
-        assert_eq!(result, Err("timed out after 150ms".into()));
+        assert_eq!(
+            result,
+            Err(NoAnswer::Failed("timed out after 150ms".into()))
+        );
+    }
+
+    #[test]
+    fn a_lack_of_this_host_is_not_held_against_the_target() {
+        let answer = |errno| no_answer(&io::Error::from_raw_os_error(errno));
+        for errno in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EADDRNOTAVAIL,
+            libc::EACCES,
+            libc::EPERM,
+        ] {
+            assert!(matches!(answer(errno), NoAnswer::NotProbed(_)), "{errno}");
+        }
+        for errno in [
+            libc::ECONNREFUSED,
+            libc::ECONNRESET,
+            libc::EHOSTUNREACH,
+            libc::ENETUNREACH,
+            libc::ETIMEDOUT,
+            libc::EPROTO,
+        ] {
+            assert!(matches!(answer(errno), NoAnswer::Failed(_)), "{errno}");
+        }
     }
 
     #[tokio::test]

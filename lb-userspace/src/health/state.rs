@@ -15,6 +15,20 @@ pub enum HealthState {
     Down,
 }
 
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::NotProbed];
+
+    /// `success`, `failure` or `not_probed`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::NotProbed => "not_probed",
+        }
+    }
+}
+
 impl HealthState {
     /// `unknown`, `up` or `down`.
     pub const fn as_str(self) -> &'static str {
@@ -39,6 +53,17 @@ pub enum Outcome {
     Success,
     /// It did not.
     Failure,
+    /// This host could not ask it, which says nothing of the target.
+    NotProbed,
+}
+
+/// Why a probe brought no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// The target is to blame, or the way to it.
+    Failed(String),
+    /// This host could not probe: it lacks a resource, or does not let the probe out.
+    NotProbed(String),
 }
 
 /// Health of one target.
@@ -53,12 +78,14 @@ pub enum Outcome {
 ///
 /// The first probe decides at once: a daemon that has just started must neither wait `rise` probes before it sends
 /// traffic nor send it to a target that is known to refuse. `against` counts the probes in a row that contradict the
-/// state; one that agrees sets it back to 0.
+/// state; one that agrees sets it back to 0. A probe that this host could not carry out changes neither.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     state: HealthState,
     against: u32,
     failure: String,
+    /// Why the last probe could not be carried out; empty when it was.
+    obstacle: String,
     latency: Option<Duration>,
 }
 
@@ -69,28 +96,34 @@ impl Health {
             state,
             against: 0,
             failure: String::new(),
+            obstacle: String::new(),
             latency: None,
         }
     }
 
-    /// Takes in how a probe ended, its latency or the reason of its failure. Says whether the state has changed.
-    pub fn record(&mut self, result: Result<Duration, String>, check: &HealthCheck) -> bool {
-        let before = self.state;
+    /// Takes in a probe's latency, or why it brought no answer. Says how it counts; the state may have changed.
+    pub fn record(&mut self, result: Result<Duration, NoAnswer>, check: &HealthCheck) -> Outcome {
+        self.obstacle.clear();
         let outcome = match result {
             Ok(latency) => {
                 self.latency = Some(latency);
                 Outcome::Success
             }
-            Err(reason) => {
+            Err(NoAnswer::Failed(reason)) => {
                 self.failure = reason;
                 Outcome::Failure
             }
+            Err(NoAnswer::NotProbed(reason)) => {
+                self.obstacle = format!("could not probe: {reason}");
+                Outcome::NotProbed
+            }
         };
-        (self.state, self.against) = next(before, self.against, outcome, check.rise, check.fall);
+        (self.state, self.against) =
+            next(self.state, self.against, outcome, check.rise, check.fall);
         if (self.state, outcome) == (HealthState::Up, Outcome::Success) {
             self.failure.clear();
         }
-        self.state != before
+        outcome
     }
 
     /// The state.
@@ -98,9 +131,14 @@ impl Health {
         self.state
     }
 
-    /// Why the last failed probe failed; empty once a probe of an up target has succeeded since.
-    pub fn failure(&self) -> &str {
-        &self.failure
+    /// Why the last probe could not be carried out, if it could not; else why the last failed probe failed, empty once a
+    /// probe of an up target has succeeded since.
+    pub fn detail(&self) -> &str {
+        if self.obstacle.is_empty() {
+            &self.failure
+        } else {
+            &self.obstacle
+        }
     }
 
     /// How long the last successful probe took.
@@ -118,16 +156,17 @@ fn next(
     fall: u32,
 ) -> (HealthState, u32) {
     use HealthState::{Down, Unknown, Up};
-    use Outcome::{Failure, Success};
-    let against = against.saturating_add(1);
+    use Outcome::{Failure, NotProbed, Success};
+    let more = against.saturating_add(1);
     match (state, outcome) {
+        (_, NotProbed) => (state, against),
         (Unknown, Success) => (Up, 0),
         (Unknown, Failure) => (Down, 0),
         (Up, Success) => (Up, 0),
-        (Up, Failure) if against >= fall => (Down, 0),
-        (Up, Failure) => (Up, against),
-        (Down, Success) if against >= rise => (Up, 0),
-        (Down, Success) => (Down, against),
+        (Up, Failure) if more >= fall => (Down, 0),
+        (Up, Failure) => (Up, more),
+        (Down, Success) if more >= rise => (Up, 0),
+        (Down, Success) => (Down, more),
         (Down, Failure) => (Down, 0),
     }
 }
@@ -136,7 +175,7 @@ fn next(
 mod tests {
     use super::*;
     use HealthState::{Down, Unknown, Up};
-    use Outcome::{Failure, Success};
+    use Outcome::{Failure, NotProbed, Success};
 
     /// rise 2, fall 3.
     fn check() -> HealthCheck {
@@ -166,6 +205,13 @@ mod tests {
             ((Down, 1, Success), (Up, 0)),
             ((Down, 0, Failure), (Down, 0)),
             ((Down, 1, Failure), (Down, 0)),
+            ((Unknown, 0, NotProbed), (Unknown, 0)),
+            ((Up, 0, NotProbed), (Up, 0)),
+            ((Up, 2, NotProbed), (Up, 2)),
+            ((Up, 7, NotProbed), (Up, 7)),
+            ((Down, 0, NotProbed), (Down, 0)),
+            ((Down, 1, NotProbed), (Down, 1)),
+            ((Down, 7, NotProbed), (Down, 7)),
             // `rise` and `fall` were lowered while a count was already above them.
             ((Up, u32::MAX, Failure), (Down, 0)),
             ((Down, 7, Success), (Up, 0)),
@@ -185,35 +231,59 @@ mod tests {
         assert_eq!(next(Down, 0, Success, 1, 1), (Up, 0));
     }
 
+    fn failed(reason: &str) -> Result<Duration, NoAnswer> {
+        Err(NoAnswer::Failed(reason.into()))
+    }
+
     #[test]
     fn an_adopted_target_needs_as_many_failures_as_any_other() {
         let mut health = Health::new(Up);
-        let refused = || Err("connection refused".to_owned());
-        assert!(!health.record(refused(), &check()));
-        assert!(!health.record(refused(), &check()));
-        assert!(health.record(refused(), &check()));
-        assert_eq!(health.state(), Down);
+        for state in [Up, Up, Down] {
+            health.record(failed("connection refused"), &check());
+            assert_eq!(health.state(), state);
+        }
     }
 
     #[test]
     fn the_reason_stays_until_a_probe_of_an_up_target_succeeds() {
         let mut health = Health::new(Unknown);
         let latency = Duration::from_millis(3);
-        assert!(health.record(Err("no route to host".into()), &check()));
-        assert!(!health.record(Ok(latency), &check()));
+        health.record(failed("no route to host"), &check());
+        health.record(Ok(latency), &check());
         assert_eq!(
-            (health.state(), health.failure()),
+            (health.state(), health.detail()),
             (Down, "no route to host")
         );
-        assert!(health.record(Ok(latency), &check()));
+        health.record(Ok(latency), &check());
         assert_eq!(
-            (health.state(), health.failure(), health.latency()),
+            (health.state(), health.detail(), health.latency()),
             (Up, "", Some(latency))
         );
-        assert!(!health.record(Err("timed out after 1s".into()), &check()));
+        health.record(failed("timed out after 1s"), &check());
         assert_eq!(
-            (health.state(), health.failure(), health.latency()),
+            (health.state(), health.detail(), health.latency()),
             (Up, "timed out after 1s", Some(latency))
+        );
+    }
+
+    #[test]
+    fn a_probe_that_was_not_carried_out_is_said_and_changes_nothing() {
+        let mut health = Health::new(Up);
+        health.record(failed("connection refused"), &check());
+        let before = health.clone();
+        for _ in 0..9 {
+            let not_probed = Err(NoAnswer::NotProbed("Too many open files".into()));
+            assert_eq!(health.record(not_probed, &check()), NotProbed);
+        }
+        assert_eq!(
+            (health.state(), health.detail()),
+            (Up, "could not probe: Too many open files")
+        );
+        assert_eq!(health.against, before.against);
+        health.record(failed("connection refused"), &check());
+        assert_eq!(
+            (health.state(), health.detail()),
+            (Up, "connection refused")
         );
     }
 }

@@ -1,6 +1,7 @@
 //! What happened since the daemon started, counted when it happens.
 
 use super::{ServiceLabels, service_labels};
+use crate::health::state::Outcome;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -14,8 +15,6 @@ const PROBE_BUCKETS: [f64; 12] = [
 ];
 /// Upper bounds in seconds: from nothing to do to thousands of backends.
 const RECONCILE_BUCKETS: [f64; 9] = [0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
-/// What became of a probe, as the label `result` has it.
-const RESULTS: [&str; 2] = ["success", "failure"];
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProbeLabels {
@@ -62,7 +61,8 @@ impl EventMetrics {
             Unit::Seconds,
             events.probe_duration.clone(),
         );
-        registry.register("probes", "Probes by result", events.probes.clone());
+        let probes = "Probes by result; not_probed: this host could not ask, which says nothing of the backend";
+        registry.register("probes", probes, events.probes.clone());
         let reconcile = "Time from facts to a written data plane";
         let duration = events.reconcile_duration.clone();
         registry.register_with_unit("reconcile_duration", reconcile, Unit::Seconds, duration);
@@ -74,18 +74,17 @@ impl EventMetrics {
     /// Starts a service's counters at zero, so that the first increase is seen as one.
     pub(super) fn begin(&self, service: &str) {
         self.table_changed_by(service, 0, 0);
-        for result in RESULTS {
-            self.probed(service, result, 0);
+        for outcome in Outcome::ALL {
+            self.probed(service, outcome, 0);
         }
     }
 
-    pub(super) fn probe(&self, service: &str, took: Option<Duration>) {
-        let [success, failure] = RESULTS;
-        self.probed(service, if took.is_some() { success } else { failure }, 1);
-        if let Some(took) = took {
+    pub(super) fn probe(&self, service: &str, outcome: Outcome, latency: Option<Duration>) {
+        self.probed(service, outcome, 1);
+        if let (Outcome::Success, Some(latency)) = (outcome, latency) {
             self.probe_duration
                 .get_or_create(&service_labels(service))
-                .observe(took.as_secs_f64());
+                .observe(latency.as_secs_f64());
         }
     }
 
@@ -105,10 +104,10 @@ impl EventMetrics {
         self.table_changes.remove(&service_labels(service));
         self.table_slots_changed.remove(&service_labels(service));
         self.probe_duration.remove(&service_labels(service));
-        for result in RESULTS {
+        for outcome in Outcome::ALL {
             self.probes.remove(&ProbeLabels {
                 service: service.into(),
-                result,
+                result: outcome.as_str(),
             });
         }
     }
@@ -122,11 +121,11 @@ impl EventMetrics {
             .inc_by(slots);
     }
 
-    fn probed(&self, service: &str, result: &'static str, probes: u64) {
+    fn probed(&self, service: &str, outcome: Outcome, probes: u64) {
         self.probes
             .get_or_create(&ProbeLabels {
                 service: service.into(),
-                result,
+                result: outcome.as_str(),
             })
             .inc_by(probes);
     }

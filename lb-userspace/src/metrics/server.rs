@@ -1,7 +1,10 @@
 //! Answers scrapes over HTTP: `GET /metrics`, and `GET /healthz` for those who only ask whether the daemon is alive.
 //! Both ask the control loop, so an answer means that it runs.
 
-use crate::api::handle::{Handle, Reply, Request};
+use crate::api::{
+    handle::{Handle, Reply, Request},
+    server::{Limits, serve_router},
+};
 use axum::{
     Router,
     extract::State,
@@ -9,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use std::{io, time::Duration};
+use std::time::Duration;
 use tokio::{net::TcpListener, time::timeout};
 
 /// As the OpenMetrics specification 1.0 has it.
@@ -17,15 +20,25 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 /// Shorter than any sensible scrape timeout, so that the scraper is told what is wrong.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Connections served at once: scrapers are few, and whoever reaches the address could open many.
+const CONNECTIONS: usize = 16;
+
 /// Serves metrics on `listener` until the future is dropped.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, handle: Handle) -> io::Result<()> {
+pub async fn serve(listener: TcpListener, handle: Handle) {
+    let limits = Limits {
+        connections: CONNECTIONS,
+        ..Limits::default()
+    };
+    serve_within(listener, handle, limits).await;
+}
+
+/// As [`serve`], with other limits.
+pub(super) async fn serve_within(listener: TcpListener, handle: Handle, limits: Limits) {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz));
-    axum::serve(listener, router.with_state(handle)).await
+        .route("/healthz", get(healthz))
+        .with_state(handle);
+    serve_router(listener, router, limits, std::future::pending()).await;
 }
 
 async fn metrics(State(handle): State<Handle>) -> Response {

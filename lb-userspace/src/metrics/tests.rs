@@ -4,8 +4,13 @@ use super::*;
 use crate::api::{
     handle::{Handle, Request},
     protocol::{BackendStats, BackendView, InterfaceStatus, ServiceStats, VerdictStats},
+    server::Limits,
 };
 use std::collections::BTreeMap;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 fn backend(service: &str, name: &str, health: &str, slots: u32) -> BackendView {
     BackendView {
@@ -115,8 +120,11 @@ fn a_small_example_reads_as_it_should() {
         "abc123",
         SystemTime::UNIX_EPOCH + Duration::from_millis(1500),
     );
-    metrics.observe_probe("www", Some(Duration::from_micros(700)));
-    metrics.observe_probe("www", None);
+    metrics.observe_probe("www", Outcome::Success, Some(Duration::from_micros(700)));
+    metrics.observe_probe("www", Outcome::Failure, None);
+    // The latency is an earlier probe's.
+    let earlier = Some(Duration::from_micros(700));
+    metrics.observe_probe("www", Outcome::NotProbed, earlier);
     metrics.table_changed("www", 300);
     metrics.table_changed("www", 21);
     metrics.observe_reconcile(Duration::from_millis(2));
@@ -202,6 +210,10 @@ fn a_small_example_reads_as_it_should() {
             1.0,
         ),
         (
+            "guideway_probes_total{service=\"www\",result=\"not_probed\"}",
+            1.0,
+        ),
+        (
             "guideway_probe_duration_seconds_count{service=\"www\"}",
             1.0,
         ),
@@ -238,7 +250,7 @@ fn series_of_what_is_gone_vanish_and_those_of_what_stays_keep_their_counts() {
     let www = || service("www", vec![backend("www", "web-1", "up", 9)]);
     let old = service("old", vec![backend("old", "web-1", "up", 9)]);
     for name in ["www", "old"] {
-        metrics.observe_probe(name, Some(Duration::from_millis(1)));
+        metrics.observe_probe(name, Outcome::Success, Some(Duration::from_millis(1)));
         metrics.table_changed(name, 5);
     }
     metrics.set_views(&[www(), old], &stats(&[("www", 1), ("old", 1)]), &status());
@@ -263,7 +275,7 @@ fn series_of_what_is_gone_vanish_and_those_of_what_stays_keep_their_counts() {
     );
 
     // A probe that was on its way when its service was removed comes in late.
-    metrics.observe_probe("old", None);
+    metrics.observe_probe("old", Outcome::Failure, None);
     metrics.set_views(&[www()], &stats(&[("www", 2)]), &status());
     assert!(!metrics.encode().contains("\"old\""));
 }
@@ -335,5 +347,44 @@ async fn scrapes_are_answered_by_the_control_loop_and_refused_without_it() {
         ),
         (503, "lbd is stopping; ask again when it runs\n")
     );
+    server.abort();
+}
+
+/// Clients that connect and say nothing take every place; a scrape that comes after them is answered all the same.
+#[tokio::test]
+async fn silent_clients_lose_their_places() {
+    let limits = Limits {
+        connections: 2,
+        head: Duration::from_millis(100),
+        ..Limits::default()
+    };
+    let (handle, requests) = Handle::new(1);
+    drop(requests);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(server::serve_within(listener, handle, limits));
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let mut scrape = TcpStream::connect(address).await.unwrap();
+    scrape
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    let read = scrape.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(5), read)
+        .await
+        .expect("an answer in time")
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    for mut client in silent {
+        // The server has closed it, perhaps after a word of its own (408).
+        let end = client.read_to_string(&mut answer);
+        let _ = tokio::time::timeout(Duration::from_secs(5), end)
+            .await
+            .expect("the connection is closed");
+    }
     server.abort();
 }

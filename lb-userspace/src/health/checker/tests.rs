@@ -2,7 +2,13 @@
 
 use super::*;
 use HealthState::{Down, Unknown, Up};
-use std::{collections::HashMap, sync::Mutex};
+use std::{
+    collections::HashMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -11,17 +17,22 @@ const SECOND: Duration = Duration::from_secs(1);
 struct FakeProber {
     delay: Arc<Mutex<Duration>>,
     down: Arc<Mutex<BTreeSet<u16>>>,
+    /// Whether this host lacks what a probe needs.
+    lacking: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<(SocketAddr, Instant)>>>,
 }
 
 impl Prober for FakeProber {
-    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<Duration, String> {
+    async fn probe(&self, target: SocketAddr, limit: Duration) -> Result<Duration, NoAnswer> {
         self.asked.lock().unwrap().push((target, Instant::now()));
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay.min(limit)).await;
         assert_ne!(target.port(), 13, "port 13 makes the probe crash");
+        if self.lacking.load(Ordering::Relaxed) {
+            return Err(NoAnswer::NotProbed("no files".into()));
+        }
         match self.down.lock().unwrap().contains(&target.port()) {
-            true => Err("refused".into()),
+            true => Err(NoAnswer::Failed("refused".into())),
             false => Ok(delay),
         }
     }
@@ -95,8 +106,8 @@ async fn first_probe_at_once_then_every_interval_from_start_to_start() {
     rig.checker.set_targets([(id("a"), target(80))].into());
     let first = rig.report().await;
     assert_eq!(
-        (first.state, first.changed, first.success),
-        (Up, true, true)
+        (first.state, first.changed, first.outcome),
+        (Up, true, Outcome::Success)
     );
     assert_eq!(first.latency, Some(Duration::from_millis(300)));
     for _ in 0..3 {
@@ -138,14 +149,33 @@ async fn falls_and_rises_after_as_many_probes_as_asked() {
     rig.prober.down.lock().unwrap().clear();
     let pending = rig.report().await;
     assert_eq!(
-        (pending.state, pending.success, pending.detail.as_str()),
-        (Down, true, "refused")
+        (pending.state, pending.outcome, pending.detail.as_str()),
+        (Down, Outcome::Success, "refused")
     );
     let risen = rig.report().await;
     assert_eq!(
         (risen.state, risen.changed, risen.detail.as_str()),
         (Up, true, "")
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_cannot_probe_takes_no_target_down() {
+    let mut rig = Rig::new();
+    rig.checker.set_targets([(id("a"), target(80))].into());
+    assert_eq!(rig.report().await.state, Up);
+    rig.prober.lacking.store(true, Ordering::Relaxed);
+    for _ in 0..5 {
+        let report = rig.report().await;
+        assert_eq!(
+            (report.state, report.changed, report.outcome),
+            (Up, false, Outcome::NotProbed)
+        );
+        assert_eq!(report.detail, "could not probe: no files");
+    }
+    rig.prober.lacking.store(false, Ordering::Relaxed);
+    let report = rig.report().await;
+    assert_eq!((report.state, report.detail.as_str()), (Up, ""));
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,8 +200,8 @@ async fn a_changed_check_keeps_the_state_and_is_probed_at_once() {
     rig.checker.set_targets([(id("a"), target(81))].into());
     let report = rig.report().await;
     assert_eq!(
-        (report.state, report.changed, report.success),
-        (Up, false, false)
+        (report.state, report.changed, report.outcome),
+        (Up, false, Outcome::Failure)
     );
     assert!(before.elapsed() < SECOND / 10);
 }
