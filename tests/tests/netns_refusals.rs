@@ -164,7 +164,25 @@ fn a_second_lbd_is_refused_whatever_it_shares() {
             &format!("{}\n", elsewhere.display()),
         );
         assert_ne!(own_state, text);
-        fs::write(scenario.node.config(), own_state)?;
+        fs::write(scenario.node.config(), &own_state)?;
+        let same_socket = scenario.node.lbd(&scenario.topology.balancer, "")?;
+        assert_eq!(same_socket.code, 1);
+        assert!(
+            same_socket
+                .stderr
+                .contains(&format!("another lbd answers on {}", socket.display())),
+            "{}",
+            same_socket.stderr
+        );
+
+        let own_socket = own_state
+            .replace(
+                &socket.display().to_string(),
+                &elsewhere.join("lbd.sock").display().to_string(),
+            )
+            .replace("127.0.0.1:9469", "127.0.0.1:9470");
+        assert_ne!(own_socket, own_state);
+        fs::write(scenario.node.config(), own_socket)?;
         let same_pins = scenario.node.lbd(&scenario.topology.balancer, "")?;
         assert_eq!(same_pins.code, 1);
         assert!(
