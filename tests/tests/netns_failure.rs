@@ -2,12 +2,17 @@
 
 use anyhow::Result;
 use lb_tests::{
+    process::output,
     scenario::{FAST_PROBES, WEB, scenario},
     topology::Layout,
     traffic::{Traffic, answers, failures},
     wait::wait_until,
 };
-use std::time::{Duration, Instant};
+use lb_userspace::api::protocol::BackendView;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 /// Two probes 200 ms apart, each 10 % late, then 150 ms for the second to fail: 590 ms. The rest is for a busy machine.
 const NOTICED: Duration = Duration::from_millis(1_500);
@@ -131,6 +136,40 @@ fn weight_zero_and_removal_take_the_traffic_away() {
         only(&["backend-3"])?;
         scenario.node.ok("backend set backend-1 --weight 100")?;
         only(&["backend-1", "backend-3"])
+    });
+}
+
+/// Without a file descriptor to spare `lbd` can neither look at its interfaces nor probe. That says nothing of either.
+#[test]
+fn an_lbd_without_file_descriptors_leaves_all_as_it_is() {
+    scenario(Layout::Routed, "auto", |scenario| {
+        scenario.start_lbd()?;
+        scenario.add_www("ipip")?;
+        let (before, log_before) = (scenario.node.backends()?, scenario.node.log());
+        let table_changes = |log: &str| log.matches("table changed").count();
+        let limit = |soft: &str| {
+            let pid = scenario.node.pid()?.to_string();
+            output(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={soft}:")]))
+        };
+        limit("3")?;
+        // Several looks at the interfaces, one a second, and many probes.
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(failures(&scenario.requests(WEB, 200)), [].into());
+        limit("1024")?;
+
+        let log = scenario.node.log();
+        let said = log
+            .matches("what is on the interfaces cannot be read")
+            .count();
+        assert_eq!(said, 1, "{log}");
+        assert!(!log.contains("backend is down"), "{log}");
+        let slots = |backends: &[BackendView]| -> Vec<_> {
+            let slots = |backend: &BackendView| (backend.name.clone(), backend.slots);
+            backends.iter().map(slots).collect()
+        };
+        assert_eq!(slots(&scenario.node.backends()?), slots(&before));
+        assert_eq!(table_changes(&log), table_changes(&log_before), "{log}");
+        Ok(())
     });
 }
 
