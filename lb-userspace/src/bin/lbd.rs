@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use lb_userspace::{config::DEFAULT_PATH, daemon::run, dataplane::aya};
+use lb_userspace::{config::DEFAULT_PATH, daemon::start, dataplane::aya};
 use nix::net::if_::{Interface, if_nameindex};
 use std::{path::PathBuf, process::ExitCode};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
@@ -61,7 +61,7 @@ fn start(arguments: &Arguments) -> Result<()> {
         None => serve(arguments),
         Some(Command::CheckConfig) => check_config(arguments),
         Some(Command::Detach) => {
-            let config = run::read_config(&arguments.config)?;
+            let config = start::read_config(&arguments.config)?;
             aya::check_privileges()?;
             let done = aya::detach(&config.pin_directory)?;
             if done.is_empty() {
@@ -77,7 +77,7 @@ fn start(arguments: &Arguments) -> Result<()> {
 
 fn check_config(arguments: &Arguments) -> Result<()> {
     let file = arguments.config.display();
-    let config = run::read_config(&arguments.config)?;
+    let config = start::read_config(&arguments.config)?;
     log_filter(arguments)?;
     for missing in config.missing_interfaces(&interfaces()?) {
         eprintln!("warning: {file}: {missing}");
@@ -105,7 +105,7 @@ fn serve(arguments: &Arguments) -> Result<()> {
         .enable_all()
         .build()
         .context("starting the runtime")?;
-    runtime.block_on(run::run(&arguments.config))
+    runtime.block_on(start::run(&arguments.config))
 }
 
 fn log_filter(arguments: &Arguments) -> Result<EnvFilter> {

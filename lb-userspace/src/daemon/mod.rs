@@ -1,12 +1,13 @@
 //! `lbd`: the control loop and what feeds it.
 //!
-//! [`core`] holds the state and is told what happened (`change`: changes of the desired state); [`run`] listens to the API, probes, next hops, signals and the
+//! [`core`] holds the state and is told what happened (`change`: changes of the desired state); `run` listens to the API, probes, next hops, signals and the
 //! clock, tells the core, and reconciles once for everything that came together.
 
 mod change;
 pub mod core;
 mod impact;
-pub mod run;
+mod run;
+pub mod start;
 #[cfg(test)]
 mod tests;
 mod views;

@@ -1,208 +1,68 @@
-//! Starts everything and runs the loop until it is told to stop.
+//! The loop: takes what happens, tells the core, reconciles once for everything that came together.
 //!
 //! **Invariants.** Nothing here ends the daemon but SIGTERM and SIGINT. Stopping leaves links and maps pinned: packets
 //! keep flowing. Until every backend has a first verdict (or 5 s have passed) the data plane is left as the last
 //! daemon left it, so that a restart moves no slot.
 
-use super::core::Core;
+use super::{core::Core, start::read_config};
 use crate::{
     api::{
-        self,
-        handle::{Handle, Request},
+        handle::Request,
         protocol::{ErrorBody, ErrorCode},
     },
     config::NodeConfig,
-    dataplane::{
-        Adoption, Attachment, Settings,
-        aya::{self, AyaDataPlane},
-    },
-    desired::Store,
+    dataplane::{Attachment, AyaDataPlane},
     health::checker::{self, Checker, HealthReport},
-    metrics,
     neighbour::{self, NextHopUpdate, Resolver},
-    spec::Limits,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 use tokio::{
-    net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, watch},
+    signal::unix::Signal,
+    sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
 /// Longest wait for first verdicts before the data plane is brought up to date without them.
-const SETTLE: Duration = Duration::from_secs(5);
+pub(super) const SETTLE: Duration = Duration::from_secs(5);
 /// How often interfaces are looked at and failed writes tried again.
 const TICK: Duration = Duration::from_secs(1);
-/// Events waiting for the loop, of each kind.
-const QUEUE: usize = 1024;
 
 /// The running daemon.
-struct Daemon {
-    core: Core<AyaDataPlane>,
-    config: NodeConfig,
-    config_path: PathBuf,
-    checker: Checker,
-    resolver: Resolver,
-    started: Instant,
+pub(super) struct Daemon {
+    pub(super) core: Core<AyaDataPlane>,
+    pub(super) config: NodeConfig,
+    pub(super) config_path: PathBuf,
+    pub(super) checker: Checker,
+    pub(super) resolver: Resolver,
+    /// Where the checker and the resolver report to, for the case that they have to be started again.
+    pub(super) senders: (mpsc::Sender<HealthReport>, mpsc::Sender<NextHopUpdate>),
+    pub(super) started: Instant,
     /// Until when first verdicts are waited for; the data plane is not written before. None: they are in, or late.
-    settling: Option<tokio::time::Instant>,
+    pub(super) settling: Option<tokio::time::Instant>,
     /// Whether the program is to be attached once there is something to attach it with.
-    fresh: bool,
+    pub(super) fresh: bool,
     /// Whether the last look at the interfaces failed, which is said once.
-    blind: bool,
+    pub(super) blind: bool,
 }
 
 /// Where events come from.
-struct Events {
-    requests: mpsc::Receiver<Request>,
-    health: mpsc::Receiver<HealthReport>,
-    next_hops: mpsc::Receiver<NextHopUpdate>,
-    terminate: Signal,
-    interrupt: Signal,
-    reload: Signal,
-}
-
-/// Runs `lbd` with the configuration in a file until SIGTERM or SIGINT.
-///
-/// # Errors
-/// What keeps it from starting. Once it runs, nothing does.
-pub async fn run(config_path: &Path) -> Result<()> {
-    let config = read_config(config_path)?;
-    aya::check_privileges()?;
-    // Whatever can refuse the start does so before the data plane is touched.
-    let store = Store::open(&config.state_directory)?;
-    let listener = api::server::bind(&config.socket, config.group.as_deref())?;
-    let metrics_listener = match config.metrics {
-        Some(address) => Some(listen(address).await?),
-        None => None,
-    };
-    let (plane, adoption) = aya::open(&settings(&config))?;
-    report(&adoption);
-    let running = is_running(&adoption);
-    if let (Some(before), true) = (store.remember_seed(config.hash_seed)?, running) {
-        let now = config.hash_seed;
-        warn!(
-            before,
-            now, "hash_seed is another: established connections move to other backends"
-        );
-    }
-    let limits = Limits {
-        services: config.max_services,
-        backends: config.max_backends,
-    };
-    let core = Core::new(plane, running, store, limits)?;
-
-    let (handle, requests) = Handle::new(QUEUE);
-    let (stop, stopped) = watch::channel(());
-    let shutdown = async move {
-        let mut stopped = stopped;
-        // An error means that the sender is gone, which is the signal.
-        let _ = stopped.changed().await;
-    };
-    let api = tokio::spawn(api::server::serve(listener, handle.clone(), shutdown));
-    if let Some(listener) = metrics_listener {
-        tokio::spawn(metrics::serve(listener, handle));
-    }
-    let (health_sender, health) = mpsc::channel(QUEUE);
-    let (hop_sender, next_hops) = mpsc::channel(QUEUE);
-    let mut daemon = Daemon {
-        core,
-        config_path: config_path.to_path_buf(),
-        checker: checker::start(health_sender),
-        resolver: neighbour::start(hop_sender)?,
-        started: Instant::now(),
-        settling: Some(tokio::time::Instant::now() + SETTLE),
-        fresh: !matches!(adoption, Adoption::Reused { .. }),
-        blind: false,
-        config,
-    };
-    let mut events = Events {
-        requests,
-        health,
-        next_hops,
-        terminate: signal(SignalKind::terminate())?,
-        interrupt: signal(SignalKind::interrupt())?,
-        reload: signal(SignalKind::hangup())?,
-    };
-    info!(
-        pid = std::process::id(),
-        version = env!("CARGO_PKG_VERSION"),
-        "lbd started"
-    );
-    daemon.serve(&mut events).await;
-    drop(stop);
-    // The API answers what it has accepted; a second is enough for that.
-    let _ = tokio::time::timeout(Duration::from_secs(1), api).await;
-    let _ = std::fs::remove_file(&daemon.config.socket);
-    info!("lbd stopped; packets keep flowing (`lbd detach` takes the data plane down)");
-    Ok(())
-}
-
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("metrics.address {address} cannot be listened on; is another lbd running?")
-    })
-}
-
-/// Whether a data plane with services in it is in force.
-fn is_running(adoption: &Adoption) -> bool {
-    match adoption {
-        Adoption::Fresh => false,
-        Adoption::Reused { services, .. } => *services > 0,
-        // What is in the old maps cannot be read; they are taken to be in use.
-        Adoption::Replaced { .. } => true,
-    }
-}
-
-/// Reads the configuration; the error names the file in every line.
-///
-/// # Errors
-/// Everything that is wrong with it.
-pub fn read_config(path: &Path) -> Result<NodeConfig> {
-    NodeConfig::read(path).map_err(|problems| {
-        let lines: Vec<String> = problems
-            .0
-            .iter()
-            .map(|problem| format!("{}: {problem}", path.display()))
-            .collect();
-        anyhow::anyhow!(lines.join("\n"))
-    })
-}
-
-/// What the data plane needs to know. The maps are twice the limits: while a whole pool is replaced, both are in them.
-pub fn settings(config: &NodeConfig) -> Settings {
-    Settings {
-        pin_directory: config.pin_directory.clone(),
-        interfaces: config.interfaces.clone(),
-        hash_seed: config.hash_seed,
-        services: 2 * config.max_services,
-        backends: 2 * config.max_backends + 1,
-    }
-}
-
-fn report(adoption: &Adoption) {
-    match adoption {
-        Adoption::Fresh => info!("nothing was running: the data plane is new"),
-        Adoption::Reused { services, backends } => {
-            info!(services, backends, "the running data plane was adopted");
-        }
-        Adoption::Replaced { differences } => {
-            for difference in differences {
-                warn!(%difference, "the running data plane has other maps; it forwards until the new one is filled");
-            }
-        }
-    }
+pub(super) struct Events {
+    pub(super) requests: mpsc::Receiver<Request>,
+    pub(super) health: mpsc::Receiver<HealthReport>,
+    pub(super) next_hops: mpsc::Receiver<NextHopUpdate>,
+    pub(super) terminate: Signal,
+    pub(super) interrupt: Signal,
+    pub(super) reload: Signal,
 }
 
 impl Daemon {
-    async fn serve(&mut self, events: &mut Events) {
+    /// Serves until SIGTERM or SIGINT.
+    pub(super) async fn serve(&mut self, events: &mut Events) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if !self.fresh {
@@ -270,6 +130,7 @@ impl Daemon {
 
     /// Looks at the interfaces and attaches where the program is missing; whether a reconcile is due.
     fn on_tick(&mut self) -> bool {
+        self.revive();
         let plane = &mut self.core.plane;
         plane.flush_drop_log();
         let attachments = if self.fresh {
@@ -278,6 +139,26 @@ impl Daemon {
             plane.activate()
         };
         self.take_attachments(attachments) | self.core.has_more_to_do()
+    }
+
+    /// Starts again what has died. Only a defect can end these tasks, and without them the node would go on with what it
+    /// knew last and say nothing.
+    fn revive(&mut self) {
+        let (reports, updates) = &self.senders;
+        if self.checker.has_died() {
+            error!("the health checker died, which is a defect; it is started again");
+            self.checker = checker::start(reports.clone());
+            self.follow();
+        } else if self.resolver.has_died() {
+            error!("the resolver of next hops died, which is a defect; it is started again");
+            match neighbour::start(updates.clone()) {
+                Ok(resolver) => self.resolver = resolver,
+                Err(problem) => {
+                    error!(problem = %format!("{problem:#}"), "it could not be started")
+                }
+            }
+            self.follow();
+        }
     }
 
     /// Takes what is attached where; whether a reconcile is due. When that could not be read, what was known stays in

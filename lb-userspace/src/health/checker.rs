@@ -70,6 +70,11 @@ pub struct Checker {
 }
 
 impl Checker {
+    /// Whether its task has ended although nobody stopped it: a defect.
+    pub fn has_died(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Replaces the set of targets. New ones are probed at once, those that stay the same are not disturbed.
     pub fn set_targets(&self, targets: BTreeMap<TargetId, Target>) {
         self.targets.send_replace(targets);

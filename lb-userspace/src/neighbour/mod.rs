@@ -121,6 +121,11 @@ pub fn start(updates: mpsc::Sender<NextHopUpdate>) -> Result<Resolver> {
 }
 
 impl Resolver {
+    /// Whether its task has ended although nobody stopped it: a defect.
+    pub fn has_died(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Replaces the set of addresses. Those that stay keep their answers; one that left and comes back gets a first
     /// update again.
     pub fn set_addresses(&self, addresses: BTreeSet<IpAddr>) {
