@@ -1,4 +1,4 @@
-//! The control loop's state and what each event does to it. No clock, no sockets, no tasks: [`super::run`] feeds it,
+//! The control loop's state and what each event does to it. No clock, no sockets, no tasks: `run` feeds it,
 //! tests feed it as well.
 //!
 //! **Invariants.** The state in force is valid and on disk. A refused change changes nothing. A failed write to the
