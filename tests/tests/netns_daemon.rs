@@ -5,7 +5,7 @@ use lb_tests::{
     http, nginx, pattern,
     scenario::{Scenario, WEB, scenario},
     topology::Layout,
-    traffic::failures,
+    traffic::{Traffic, failures},
     wait::wait_until,
     xdp::link_on,
 };
@@ -80,6 +80,39 @@ fn a_download_does_not_notice_that_lbd_is_killed_and_started_again() {
             [].into(),
             "after the restart"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn maps_of_another_shape_are_replaced_under_traffic_without_a_request_lost() {
+    scenario(Layout::Routed, "auto", |scenario| {
+        scenario.start_lbd()?;
+        scenario.add_www("ipip")?;
+        let attached = link(scenario)?;
+        let client = &scenario.topology.client;
+        let traffic = Traffic::start(client, WEB, 2, Duration::from_millis(2));
+        scenario.node.kill()?;
+        let text = std::fs::read_to_string(scenario.node.config())?;
+        let other = text.replace("backends: 1024", "backends: 2048");
+        assert_ne!(other, text);
+        std::fs::write(scenario.node.config(), other)?;
+        scenario.start_lbd()?;
+        wait_until("the maps to be replaced", LIMIT, || {
+            let maps = std::fs::read_dir(scenario.node.pins())?.flatten();
+            let generations =
+                maps.filter(|entry| entry.file_name().to_string_lossy().starts_with("maps-"));
+            let replaced = link(scenario)? == attached && generations.count() == 1;
+            Ok((replaced && scenario.node.log().contains("has other maps")).then_some(()))
+        })?;
+        assert!(
+            scenario.node.log().contains("BACKENDS"),
+            "the map that differs is named"
+        );
+        std::thread::sleep(Duration::from_secs(1));
+        let samples = traffic.stop();
+        assert!(samples.len() > 500, "{} requests", samples.len());
+        assert_eq!(failures(&samples), [].into());
         Ok(())
     });
 }
