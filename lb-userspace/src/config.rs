@@ -2,6 +2,7 @@
 //! desired state (`spec`).
 
 use crate::{
+    api::socket::DEFAULT_SOCKET,
     dataplane::{AttachMode, InterfaceSetting},
     problem::{Problem, Problems},
     spec::yaml,
@@ -16,8 +17,6 @@ use std::{
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/guideway/lbd.yaml";
-/// Where the API's socket is unless the configuration says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/guideway/lbd.sock";
 
 /// The checked settings of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]

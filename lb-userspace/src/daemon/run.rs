@@ -82,7 +82,7 @@ impl Daemon {
                 _ = events.terminate.recv() => return,
                 _ = events.interrupt.recv() => return,
                 _ = events.reload.recv() => due |= self.reload(),
-                Some(request) = events.requests.recv() => due |= self.answer(request),
+                Some(request) = events.requests.recv() => self.answer(request),
                 Some(report) = events.health.recv() => due |= self.core.on_health(report),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
@@ -205,9 +205,8 @@ impl Daemon {
         self.on_tick()
     }
 
-    /// Answers one request; whether a reconcile is due. A client that does not wait for its answer is no problem.
-    fn answer(&mut self, request: Request) -> bool {
-        let mut due = false;
+    /// Answers one request, a change when the data plane is true to it. A client that does not wait for its answer is no problem.
+    fn answer(&mut self, request: Request) {
         match request {
             Request::Status(reply) => drop(reply.send(self.core.status(self.started.elapsed()))),
             Request::Services(reply) => drop(reply.send(self.core.services())),
@@ -240,11 +239,9 @@ impl Daemon {
                 {
                     self.follow();
                     self.reconcile();
-                    due = true;
                 }
                 drop(reply.send(result));
             }
         }
-        due
     }
 }
