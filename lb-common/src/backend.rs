@@ -57,7 +57,7 @@ impl NextHop {
 
 /// One entry of the backends array, one cache line.
 ///
-/// **Invariant.** While a slot can name an index, only `next_hop`, `interface`, `mtu` and `outer_source` of its entry
+/// **Invariant.** While a slot can name an index, only `next_hop`, `interface`, `mtu`, `flags` and `outer_source` of its entry
 /// change; address and mode never do: another address is another index, or the same index with a new `generation`
 /// after no slot named it.
 #[repr(C, align(64))]
@@ -75,14 +75,20 @@ pub struct BackendEntry {
     pub mtu: u16,
     /// A [`Mode`]; 0 in an unused entry.
     pub mode: u8,
-    /// Always 0.
-    pub zero: u8,
+    /// [`BackendEntry::LOST`] or 0.
+    pub flags: u8,
     /// Counts the uses of this index; a flow-table entry of an earlier use does not match.
     pub generation: u32,
     /// Always 0.
     pub zero2: u32,
     /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
     pub id: u64,
+}
+
+impl BackendEntry {
+    /// In `flags`: the flows of this backend are given up, and flow-table entries that name it count for nothing. A
+    /// slot that still names it is followed.
+    pub const LOST: u8 = 1;
 }
 
 const _: () = assert!(size_of::<NextHop>() == 8);

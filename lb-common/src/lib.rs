@@ -11,6 +11,7 @@ pub mod address;
 pub mod backend;
 pub mod checksum;
 pub mod flow;
+pub mod flow_table;
 pub mod header;
 pub mod limits;
 pub mod maps;
@@ -21,7 +22,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, service, stats};
+    use crate::{address, backend, flow_table, service, stats};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -34,4 +35,8 @@ mod pod {
     unsafe impl aya::Pod for service::ServiceEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for stats::Counter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for flow_table::FlowKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for flow_table::FlowEntry {}
 }

@@ -22,4 +22,15 @@ pub const MAX_BACKENDS: u32 = 1 << 20;
 /// Highest weight of a backend. Weight 0 keeps a backend configured without giving it slots.
 pub const MAX_WEIGHT: u16 = 1_000;
 
+/// Flow-table entries of a node unless its configuration says otherwise. All are allocated at the start, some 130 bytes
+/// each.
+pub const DEFAULT_FLOWS: u32 = 1 << 18;
+
+/// Lower bound of `limits.flows`: the kernel hands entries of its LRU map to CPUs by the hundred, so a smaller one forgets
+/// flows that it still has room for.
+pub const MIN_FLOWS: u32 = 1 << 10;
+
+/// Upper bound of `limits.flows`.
+pub const MAX_FLOWS: u32 = 1 << 24;
+
 const _: () = assert!(MAX_BACKENDS <= MAX_BACKEND_INDEX);

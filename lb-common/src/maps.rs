@@ -14,6 +14,10 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const SERVICE_STATS: &str = "SERVICE_STATS";
 /// Per-CPU array of [`crate::stats::Counter`], indexed by backend index.
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
+/// LRU hash map [`crate::flow_table::FlowKey`] -> [`crate::flow_table::FlowEntry`]; `limits.flows` entries.
+pub const FLOWS: &str = "FLOWS";
+/// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
+pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
 /// Every map, in the order in which a loader should name them.
 pub const ALL: [&str; 6] = [
     SERVICES,

@@ -6,15 +6,20 @@
 /// |---|---|
 /// | 0-23 | backend index of the owner for new flows, 0 = none |
 /// | 24-47 | backend index of the owner for old flows, 0 = none |
-/// | 48-63 | flags, 0 |
+/// | 48 | *tracked*: flows of this slot are looked up in the flow table and recorded there |
+/// | 49 | *settled*: UDP flows without an entry go to the owner for new flows, no longer to the one for old flows |
+/// | 50-63 | 0 |
 ///
-/// In the steady state both owners are equal and the packet is forwarded with no flow table at all.
+/// In the steady state both owners are equal, no flag is set, and the packet is forwarded with no flow table at all.
+/// A slot whose owners differ is always tracked.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Slot(pub u64);
 
 const OWNER_BITS: u32 = 24;
 const OWNER_MASK: u64 = (1 << OWNER_BITS) - 1;
+const TRACKED: u64 = 1 << 48;
+const SETTLED: u64 = 1 << 49;
 
 impl Slot {
     /// A slot without an owner.
@@ -23,13 +28,37 @@ impl Slot {
     /// A slot whose owners are equal. `owner` above [`crate::limits::MAX_BACKEND_INDEX`] is cut to 24 bits.
     #[inline(always)]
     pub const fn steady(owner: u32) -> Self {
-        Self::moved(owner, owner)
+        Self::owners(owner, owner)
     }
 
-    /// A slot on its way from `old` to `new`.
+    /// A slot of one owner whose flows are recorded.
     #[inline(always)]
-    pub const fn moved(new: u32, old: u32) -> Self {
+    pub const fn tracked(owner: u32) -> Self {
+        Self(Self::owners(owner, owner).0 | TRACKED)
+    }
+
+    /// A slot on its way from `old` to `new`; `settled`: unknown UDP flows go to `new`.
+    #[inline(always)]
+    pub const fn moved(new: u32, old: u32, settled: bool) -> Self {
+        let flags = if settled { TRACKED | SETTLED } else { TRACKED };
+        Self(Self::owners(new, old).0 | flags)
+    }
+
+    #[inline(always)]
+    const fn owners(new: u32, old: u32) -> Self {
         Self((new as u64 & OWNER_MASK) | (old as u64 & OWNER_MASK) << OWNER_BITS)
+    }
+
+    /// Whether its flows are looked up and recorded.
+    #[inline(always)]
+    pub const fn is_tracked(self) -> bool {
+        self.0 & TRACKED != 0
+    }
+
+    /// Whether unknown UDP flows go to the owner for new flows.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        self.0 & SETTLED != 0
     }
 
     /// Owner for new flows: a backend index, 0 = none.
@@ -59,10 +88,17 @@ mod tests {
             (0, MAX_BACKEND_INDEX),
             (77, 77),
         ] {
-            let slot = Slot::moved(new, old);
-            assert_eq!((slot.new_owner(), slot.old_owner()), (new, old));
+            for settled in [false, true] {
+                let slot = Slot::moved(new, old, settled);
+                assert_eq!((slot.new_owner(), slot.old_owner()), (new, old));
+                assert!(slot.is_tracked());
+                assert_eq!(slot.is_settled(), settled);
+            }
         }
-        assert_eq!(Slot::steady(5), Slot::moved(5, 5));
+        let (steady, tracked) = (Slot::steady(5), Slot::tracked(5));
+        assert_eq!((steady.new_owner(), steady.old_owner()), (5, 5));
+        assert!(!steady.is_tracked() && tracked.is_tracked() && !tracked.is_settled());
+        assert_eq!(tracked, Slot::moved(5, 5, false));
         assert_eq!(Slot::steady(0), Slot::EMPTY);
     }
 }

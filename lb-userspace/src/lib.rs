@@ -11,6 +11,7 @@ pub mod health;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
+pub mod overlay;
 pub mod plan;
 pub mod problem;
 pub mod spec;

@@ -22,6 +22,7 @@ use aya::{
 };
 use lb_common::{
     backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
     maps,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -286,6 +287,22 @@ impl DataPlane for AyaDataPlane {
             .backend_stats
             .reset(backend)
             .with_context(|| format!("cannot reset the counter of backend {backend}"))
+    }
+
+    fn flow_capacity(&self) -> u32 {
+        0
+    }
+
+    fn flow_events(&mut self) -> Result<Vec<u64>> {
+        anyhow::bail!("not yet")
+    }
+
+    fn scan_flows(&mut self, _visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
+        anyhow::bail!("not yet")
+    }
+
+    fn remove_flows(&mut self, _keys: &[FlowKey]) -> Result<u64> {
+        anyhow::bail!("not yet")
     }
 }
 

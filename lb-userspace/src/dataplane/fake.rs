@@ -4,6 +4,7 @@ use super::{DataPlane, Installed};
 use anyhow::{Context, Result, ensure};
 use lb_common::{
     backend::BackendEntry,
+    flow_table::{FlowEntry, FlowEvent, FlowKey},
     limits::SLOTS,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -19,6 +20,8 @@ pub struct FakeDataPlane {
     services: BTreeMap<ServiceKey, ServiceEntry>,
     backends: BTreeMap<u32, BackendEntry>,
     tables: BTreeMap<u32, Vec<Slot>>,
+    /// The flow table.
+    pub flows: BTreeMap<FlowKey, FlowEntry>,
     service_capacity: u32,
     backend_capacity: u32,
     /// Number of writes so far.
@@ -193,5 +196,28 @@ impl DataPlane for FakeDataPlane {
 
     fn reset_backend_counter(&mut self, _backend: u32) -> Result<()> {
         self.written()
+    }
+
+    fn flow_capacity(&self) -> u32 {
+        1024
+    }
+
+    fn flow_events(&mut self) -> Result<Vec<u64>> {
+        Ok(vec![0; FlowEvent::COUNT as usize])
+    }
+
+    fn scan_flows(&mut self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
+        for (key, entry) in &self.flows {
+            visit(key, entry);
+        }
+        Ok(())
+    }
+
+    fn remove_flows(&mut self, keys: &[FlowKey]) -> Result<u64> {
+        self.written()?;
+        Ok(keys
+            .iter()
+            .filter(|key| self.flows.remove(key).is_some())
+            .count() as u64)
     }
 }

@@ -8,6 +8,7 @@ mod adopt;
 pub mod attach;
 pub mod aya;
 mod backends;
+pub mod clock;
 mod drop_log;
 pub mod fake;
 mod interfaces;
@@ -31,6 +32,7 @@ pub use self::{
 use anyhow::Result;
 use lb_common::{
     backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
@@ -96,4 +98,18 @@ pub trait DataPlane: Send {
 
     /// Sets the counter of a backend index to zero, before the index is given to another backend.
     fn reset_backend_counter(&mut self, backend: u32) -> Result<()>;
+
+    /// Entries that the flow table holds (`limits.flows`).
+    fn flow_capacity(&self) -> u32;
+
+    /// What the program did with the flow table, summed over CPUs, in order of
+    /// [`lb_common::flow_table::FlowEvent`] number.
+    fn flow_events(&mut self) -> Result<Vec<u64>>;
+
+    /// Shows every entry of the flow table to `visit`, each at least as it was at some moment of the call. Entries that
+    /// come or go meanwhile may be shown or not.
+    fn scan_flows(&mut self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()>;
+
+    /// Removes entries from the flow table; those that are gone already are no error. Returns how many it removed.
+    fn remove_flows(&mut self, keys: &[FlowKey]) -> Result<u64>;
 }

@@ -12,7 +12,7 @@ use crate::{
     dataplane::{DataPlane, fake::FakeDataPlane},
     health::{checker::TargetId, state::HealthState},
     neighbour::{ResolvedHop, Unresolved},
-    spec::{AllDown, Backend, HealthCheck, Name, Protocol, Service, State},
+    spec::{AllDown, Backend, FlowPolicy, HealthCheck, Name, Protocol, Service, State},
 };
 use lb_common::{backend::Mode, limits::SLOTS};
 use proptest::prelude::*;
@@ -39,6 +39,7 @@ fn backend(number: u8, weight: u16) -> Backend {
         name: name(&format!("b{number}")),
         address: IpAddr::from([10, 20, 0, number]),
         weight,
+        drain: false,
     }
 }
 
@@ -58,6 +59,7 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
             fall: 3,
             jitter_percent: 0,
         }),
+        flows: FlowPolicy::default(),
         backends: backends
             .iter()
             .map(|backend| (backend.name.clone(), backend.clone()))

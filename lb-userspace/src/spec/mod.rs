@@ -11,7 +11,10 @@ pub mod yaml;
 
 pub use export::mode_name;
 pub use raw::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec, StateSpec};
-pub use valid::{AllDown, Backend, HealthCheck, Limits, Name, Protocol, Service, State};
+pub use valid::{
+    AllDown, Backend, FlowPolicy, HealthCheck, Limits, Name, OnDown, Protocol, Service, State,
+    Tracking,
+};
 
 /// The name that was probably meant by `given`, if one is close enough to suggest.
 pub fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -6,7 +6,7 @@ mod health;
 use super::{
     field::{self, Fault},
     raw::{BackendSpec, ServiceSpec, StateSpec},
-    valid::{Backend, Limits, Name, Protocol, Service, State},
+    valid::{Backend, FlowPolicy, Limits, Name, Protocol, Service, State},
 };
 use crate::problem::{Problem, Problems};
 use lb_common::limits::MAX_WEIGHT;
@@ -123,6 +123,7 @@ impl Reader {
             mode: mode?,
             when_all_down: when_all_down?,
             health: health?,
+            flows: FlowPolicy::default(),
             backends: backends?,
         })
     }
@@ -233,6 +234,7 @@ impl Reader {
             name: name?,
             address: address?,
             weight: weight?,
+            drain: false,
         };
         self.one_host(path, &backend, service);
         Some(backend)

@@ -88,6 +88,53 @@ pub struct HealthCheck {
     pub jitter_percent: u32,
 }
 
+/// Which flows of a service are recorded in the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// Those of slots that a change has moved.
+    Moved,
+    /// All.
+    All,
+    /// None: a change breaks the flows of the slots that it moves.
+    None,
+}
+
+/// What becomes of the flows of a backend that fails its probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDown {
+    /// They go to another backend, which resets them, so that clients connect anew at once.
+    Reset,
+    /// They stay with it for the drain timeout, as those of a draining backend do.
+    Keep,
+}
+
+/// What becomes of established flows in a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowPolicy {
+    /// Which flows are recorded.
+    pub tracking: Tracking,
+    /// Flows of a backend that fails its probes.
+    pub on_down: OnDown,
+    /// How long flows stay with a backend that is drained, removed or has given up slots; at least a second.
+    pub drain_timeout: Duration,
+    /// How long after a slot has moved a UDP flow without an entry still counts as an old one.
+    pub udp_settle: Duration,
+    /// Time in which a backend that has come up gets its full share; none: at once.
+    pub slow_start: Option<Duration>,
+}
+
+impl Default for FlowPolicy {
+    fn default() -> Self {
+        Self {
+            tracking: Tracking::Moved,
+            on_down: OnDown::Reset,
+            drain_timeout: Duration::from_secs(300),
+            udp_settle: Duration::from_secs(60),
+            slow_start: None,
+        }
+    }
+}
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -105,6 +152,8 @@ pub struct Service {
     pub when_all_down: AllDown,
     /// Probes; none: backends count as up.
     pub health: Option<HealthCheck>,
+    /// What becomes of established flows in a change.
+    pub flows: FlowPolicy,
     /// Backends by name: the canonical order.
     pub backends: BTreeMap<Name, Backend>,
 }
@@ -118,6 +167,8 @@ pub struct Backend {
     pub address: IpAddr,
     /// 0-1000.
     pub weight: u16,
+    /// Gets no new flows; those it has stay for the service's drain timeout.
+    pub drain: bool,
 }
 
 /// The whole desired state.

@@ -128,7 +128,7 @@ pub fn fill(plane: &mut AyaDataPlane) -> Result<()> {
         5,
         &[
             (0, Slot::steady(1)),
-            (777, Slot::moved(63, 1)),
+            (777, Slot::moved(63, 1, false)),
             (65_536, Slot::steady(63)),
         ],
     )?;

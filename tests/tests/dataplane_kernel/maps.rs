@@ -46,7 +46,7 @@ fn what_is_written_is_what_the_kernel_has() -> Result<()> {
     let table = outer.get(&5, 0)?;
     let expected = |slot| match slot {
         0 => Slot::steady(1),
-        777 => Slot::moved(63, 1),
+        777 => Slot::moved(63, 1, false),
         65_536 => Slot::steady(63),
         _ => Slot::EMPTY,
     };

@@ -1,7 +1,7 @@
 //! Writing and reading a state changes nothing.
 
 use super::*;
-use crate::spec::{Limits, Name, Protocol, yaml};
+use crate::spec::{FlowPolicy, Limits, Name, Protocol, yaml};
 use proptest::{collection::btree_map, option, prelude::*};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -21,7 +21,7 @@ prop_compose! {
     ) -> Service {
         let backends = weights.into_iter().map(|(host, weight)| {
             let name = Name::parse(&format!("b{host}")).unwrap();
-            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight })
+            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight, drain: false })
         });
         Service {
             name: Name::parse(&format!("s{number}")).unwrap(),
@@ -31,6 +31,7 @@ prop_compose! {
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             health,
+            flows: FlowPolicy::default(),
             backends: backends.collect(),
         }
     }
