@@ -167,6 +167,31 @@ pub struct TableChange {
     pub slots_changed: u32,
 }
 
+/// A backend on its way out: `GET /v1/drains`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Its service; empty for one that was removed before `lbd` started.
+    pub service: String,
+    /// Its name; empty likewise.
+    pub backend: String,
+    /// Its own address.
+    pub address: String,
+    /// `drain` (drained, or weight 0), `removed`, or `down` (it fails its probes and `on_down` is `keep`).
+    pub reason: String,
+    /// Seconds since it began.
+    pub since_seconds: u64,
+    /// Seconds until its flows are given up; absent when they are.
+    pub seconds_left: Option<u64>,
+    /// Recorded flows that are alive.
+    pub flows: u64,
+    /// Packets a second that still go there.
+    pub packets_per_second: f64,
+    /// Slots that still name it for old flows.
+    pub slots: u32,
+    /// Whether nothing goes there any more, so that it can be stopped.
+    pub safe: bool,
+}
+
 /// `GET /v1/stats`. Counters run from the creation of the data plane's maps and survive restarts of `lbd`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {

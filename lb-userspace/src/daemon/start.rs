@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{self, handle::Handle},
     config::NodeConfig,
-    dataplane::{Adoption, Settings, aya},
+    dataplane::{Adoption, Settings, aya, clock::monotonic},
     desired::Store,
     health::checker,
     metrics, neighbour,
@@ -59,7 +59,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         services: config.max_services,
         backends: config.max_backends,
     };
-    let core = Core::new(plane, running, store, limits)?;
+    let core = Core::new(plane, running, store, limits, monotonic())?;
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());

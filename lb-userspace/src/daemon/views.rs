@@ -8,7 +8,6 @@ use crate::{
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
-    maglev::{self, Member},
     plan::{
         select::{Condition, Selection, select},
         target::{backend_id, service_key},
@@ -17,7 +16,7 @@ use crate::{
 };
 use anyhow::Result;
 use lb_common::verdict::{Action, Verdict};
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 /// What the last probes of a backend said.
 #[derive(Clone, Debug, Default)]
@@ -133,7 +132,6 @@ impl<P: DataPlane> Core<P> {
 
     fn service(&self, service: &Service) -> ServiceView {
         let selection = select(service, &self.facts);
-        let shares = self.shares(service, &selection);
         let backends = service.backends.values();
         ServiceView {
             name: service.name.to_string(),
@@ -145,41 +143,22 @@ impl<P: DataPlane> Core<P> {
             condition: selection.condition.as_str().into(),
             health: service.health.as_ref().map(health_view),
             backends: backends
-                .map(|backend| self.backend(service, backend, &selection, &shares))
+                .map(|backend| self.backend(service, backend, &selection))
                 .collect(),
         }
     }
 
-    /// Slots of each backend, by its id.
-    fn shares(&self, service: &Service, selection: &Selection) -> BTreeMap<u64, u32> {
-        let active: Vec<&Backend> = service
-            .backends
-            .values()
-            .filter(|b| selection.backends.get(&b.name).is_some_and(Result::is_ok))
-            .collect();
-        let members: Vec<Member<'_>> = (1..)
-            .zip(&active)
-            .map(|(owner, backend)| Member {
-                name: backend.name.as_str(),
-                weight: backend.weight,
-                owner,
-            })
-            .collect();
-        let shares = maglev::shares(&members);
-        let share = |owner: u32| shares.get(&owner).copied().unwrap_or(0);
-        (1..)
-            .zip(&active)
-            .map(|(owner, backend)| (backend_id(service, backend), share(owner)))
-            .collect()
+    /// Slots of a backend as owner for new flows.
+    fn slots(&self, service: &Service, backend: &Backend) -> u32 {
+        let table = self.mirror.table(&service_key(service));
+        let index = self.mirror.backend_index(backend_id(service, backend));
+        let slots = table
+            .zip(index)
+            .and_then(|(table, index)| table.shares().get(&index));
+        slots.copied().unwrap_or(0)
     }
 
-    fn backend(
-        &self,
-        service: &Service,
-        backend: &Backend,
-        selection: &Selection,
-        shares: &BTreeMap<u64, u32>,
-    ) -> BackendView {
+    fn backend(&self, service: &Service, backend: &Backend, selection: &Selection) -> BackendView {
         let id = target_id(service, backend);
         let memory = self.probes.get(&id).cloned().unwrap_or_default();
         let health = match (&service.health, self.facts.health.get(&id)) {
@@ -220,10 +199,7 @@ impl<P: DataPlane> Core<P> {
             probe_us: memory.latency.map(|latency| latency.as_micros() as u64),
             next_hop: next_hop.into(),
             next_hop_detail,
-            slots: shares
-                .get(&backend_id(service, backend))
-                .copied()
-                .unwrap_or(0),
+            slots: self.slots(service, backend),
             active,
             inactive_reason,
         }
