@@ -199,6 +199,32 @@ pub struct Stats {
     pub verdicts: Vec<VerdictStats>,
     /// Services in order of name.
     pub services: Vec<ServiceStats>,
+    /// The flow table.
+    #[serde(default)]
+    pub flows: FlowStats,
+}
+
+/// The flow table: only flows of slots that a change has moved are in it. Counts are packets or flows since the maps were
+/// created.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowStats {
+    /// Entries when it was last counted.
+    pub entries: u64,
+    /// Entries that it holds (`limits.flows`).
+    pub capacity: u64,
+    /// Slots of all services that were moved and wait until no flow depends on that any more.
+    pub slots_waiting: u64,
+    /// Packets that followed an entry.
+    pub hits: u64,
+    /// Flows recorded.
+    pub recorded: u64,
+    /// Entries overwritten that counted for nothing any more.
+    pub replaced: u64,
+    /// Flows that the kernel refused to record.
+    pub failed: u64,
+    /// Entries that the kernel has put out to make room, as far as counting tells, since `lbd` started. When this grows,
+    /// raise `limits.flows`.
+    pub evicted: u64,
 }
 
 /// Packets with one verdict.

@@ -58,8 +58,8 @@ pub struct Core<P> {
     pub(super) census: Option<Census>,
     /// When the flow table is counted again at the earliest.
     census_due: Duration,
-    /// Entries that counts have removed since the start.
-    pub(super) removed_flows: u64,
+    /// Flow-table entries that have vanished between two counts: put out by the kernel.
+    pub(super) evicted: u64,
     /// Traffic of departing backends.
     pub(super) rates: Rates,
     pub(super) attachments: Vec<Attachment>,
@@ -98,7 +98,7 @@ impl<P: DataPlane> Core<P> {
             mirror,
             census: None,
             census_due: Duration::ZERO,
-            removed_flows: 0,
+            evicted: 0,
             rates: Rates::default(),
             attachments: Vec::new(),
             serving: BTreeSet::new(),
@@ -466,9 +466,13 @@ impl<P: DataPlane> Core<P> {
             return;
         }
         let started = Instant::now();
-        match census::take(&mut self.plane, &self.mirror, now) {
+        let taken = census::take(&mut self.plane, &self.mirror, now);
+        match taken {
             Ok(census) => {
-                self.removed_flows += census.removed;
+                if let Some(last) = &self.census {
+                    let recorded = census.recorded.saturating_sub(last.recorded);
+                    self.evicted += (last.left() + recorded).saturating_sub(census.entries);
+                }
                 self.census = Some(census);
             }
             Err(problem) => {

@@ -3,7 +3,7 @@
 use super::{core::Core, target_id};
 use crate::{
     api::protocol::{
-        BackendStats, BackendView, ErrorBody, HealthView, InterfaceStatus, ServiceStats,
+        BackendStats, BackendView, ErrorBody, FlowStats, HealthView, InterfaceStatus, ServiceStats,
         ServiceView, Stats, Status, VerdictStats,
     },
     dataplane::{Attachment, DataPlane},
@@ -15,7 +15,10 @@ use crate::{
     spec::{Backend, HealthCheck, Service, mode_name},
 };
 use anyhow::Result;
-use lb_common::verdict::{Action, Verdict};
+use lb_common::{
+    flow_table::FlowEvent,
+    verdict::{Action, Verdict},
+};
 use std::time::Duration;
 
 /// What the last probes of a backend said.
@@ -225,11 +228,30 @@ impl<P: DataPlane> Core<P> {
         for service in self.state.services.values() {
             services.push(service_stats(service, &self.mirror, &mut self.plane)?);
         }
-        Ok(Stats { verdicts, services })
+        Ok(Stats {
+            verdicts,
+            services,
+            flows: self.flow_stats()?,
+        })
     }
 }
 
 impl<P: DataPlane> Core<P> {
+    fn flow_stats(&mut self) -> Result<FlowStats> {
+        let events = self.plane.flow_events()?;
+        let count = |event: FlowEvent| events.get(event as usize).copied().unwrap_or(0);
+        Ok(FlowStats {
+            entries: self.census.as_ref().map_or(0, |census| census.left()),
+            capacity: self.plane.flow_capacity().into(),
+            slots_waiting: self.mirror.waiting(),
+            hits: count(FlowEvent::Hit),
+            recorded: count(FlowEvent::Recorded),
+            replaced: count(FlowEvent::Replaced),
+            failed: count(FlowEvent::Failed),
+            evicted: self.evicted,
+        })
+    }
+
     /// Metrics in Prometheus text format. Counters that cannot be read keep their last value, which is said in the log.
     pub fn metrics_text(&mut self, uptime: Duration) -> String {
         match self.stats() {

@@ -5,7 +5,7 @@ use crate::dataplane::{DataPlane, clock};
 use anyhow::Result;
 use lb_common::{
     backend::BackendEntry,
-    flow_table::{FlowEntry, FlowKey},
+    flow_table::{FlowEntry, FlowEvent, FlowKey},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +28,8 @@ pub struct Census {
     pub entries: u64,
     /// Entries it removed.
     pub removed: u64,
+    /// Flows that the program had recorded before it began.
+    pub recorded: u64,
     /// Flows that are alive, by backend index.
     pub flows: BTreeMap<u32, u64>,
     /// (service index, slot, backend index) of each live flow.
@@ -35,6 +37,11 @@ pub struct Census {
 }
 
 impl Census {
+    /// Entries that it left in the table.
+    pub const fn left(&self) -> u64 {
+        self.entries.saturating_sub(self.removed)
+    }
+
     /// Whether flows of a slot live at another backend than `owner`; nothing if the census began before `since`.
     pub fn elsewhere(&self, service: u32, slot: u32, owner: u32, since: Duration) -> Option<bool> {
         if self.begun <= since {

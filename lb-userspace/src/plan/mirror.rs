@@ -53,6 +53,14 @@ impl Mirror {
         self.tables.len() > self.services.len()
     }
 
+    /// Number of slots that wait for a moment or a census.
+    pub fn waiting(&self) -> u64 {
+        self.known
+            .values()
+            .map(|table| table.waiting() as u64)
+            .sum()
+    }
+
     /// Whether slots wait for a moment or a census.
     pub fn is_waiting(&self) -> bool {
         self.known.values().any(|table| table.waiting() > 0)
