@@ -371,5 +371,10 @@ fn stats() -> Stats {
                 bytes: 98_765_432,
             }],
         }],
+        flows: FlowStats {
+            entries: 5,
+            capacity: 262_144,
+            ..FlowStats::default()
+        },
     }
 }
