@@ -59,8 +59,13 @@ impl Census {
 /// # Errors
 /// When the flow table cannot be read or written.
 pub fn take(plane: &mut dyn DataPlane, mirror: &Mirror, now: Duration) -> Result<Census> {
+    let recorded = plane
+        .flow_events()?
+        .get(FlowEvent::Recorded as usize)
+        .copied();
     let mut census = Census {
         begun: now,
+        recorded: recorded.unwrap_or(0),
         ..Census::default()
     };
     let mut dead = Vec::new();
