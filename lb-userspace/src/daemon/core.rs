@@ -489,6 +489,13 @@ impl<P: DataPlane> Core<P> {
 
     /// The steps that are due.
     fn plan(&mut self) -> Result<Plan> {
+        let plane = &mut self.plane;
+        // A counter that cannot be read is taken for one that has counted.
+        self.mirror.unused.retain(|index| {
+            plane
+                .service_counter(*index)
+                .is_ok_and(|counter| counter.packets == 0)
+        });
         let capacity = Capacity {
             services: self.plane.service_capacity(),
             backends: self.plane.backend_capacity(),

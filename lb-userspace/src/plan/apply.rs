@@ -42,6 +42,7 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
                 .context("creating slot tables")?;
             mirror.service_cursor = services.last().copied().unwrap_or(mirror.service_cursor);
             mirror.tables.extend(services);
+            mirror.unused.extend(services);
         }
         Step::StoreSlots {
             service,

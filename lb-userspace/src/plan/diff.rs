@@ -135,7 +135,7 @@ pub fn diff(
         let rules = Rules {
             now: target.now(),
             policy: &service.policy,
-            is_gone: &|index| !pool.alive.contains(&index),
+            is_gone: &|owner| mirror.unused.contains(&index) || !pool.alive.contains(&owner),
         };
         let inputs = inputs(service, &pool.index_of);
         let Some((slots, next)) = table.next(index, &inputs, &rules, census) else {

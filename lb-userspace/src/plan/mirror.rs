@@ -23,6 +23,8 @@ pub struct Mirror {
     pub tables: BTreeSet<u32>,
     /// What is in each table, as far as it is known: not before the first plan, and not after a write that failed.
     pub known: BTreeMap<u32, Table>,
+    /// Service indexes that have not forwarded a packet yet: there is no flow that a move could break.
+    pub unused: BTreeSet<u32>,
     /// Where the search for a free backend index goes on, so that an index is reused as late as possible.
     pub backend_cursor: u32,
     /// Where the search for a free service index goes on.
@@ -45,6 +47,7 @@ impl Mirror {
             index_of,
             tables: installed.tables.into_iter().collect(),
             known: BTreeMap::new(),
+            unused: BTreeSet::new(),
         }
     }
 
