@@ -31,7 +31,12 @@ fn it_describes_exactly_the_routes_that_exist() {
         }
     }
     let expected = [
+        "GET /v1/drains",
+        "PUT /v1/drains/{backend}",
+        "DELETE /v1/drains/{backend}",
+        "GET /v1/history",
         "GET /v1/openapi.json",
+        "POST /v1/rollback/{revision}",
         "GET /v1/services",
         "POST /v1/services",
         "GET /v1/services/{service}",
@@ -72,6 +77,39 @@ fn what_is_sent_may_have_no_unknown_fields() {
         );
     }
     assert_eq!(schemas["StateSpec"]["required"], json!(["services"]));
+}
+
+#[test]
+fn every_change_takes_the_same_options() {
+    let document = document();
+    let mut changes = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let parameters = operation["parameters"].as_array();
+            let queries: Vec<&Value> = parameters
+                .into_iter()
+                .flatten()
+                .filter(|parameter| parameter["in"] == "query")
+                .collect();
+            if method == "get" {
+                assert!(queries.is_empty(), "{method} {path}");
+                continue;
+            }
+            changes += 1;
+            for name in ["dry_run", "if_revision", "max_move"] {
+                let parameter = queries.iter().find(|parameter| parameter["name"] == name);
+                let parameter = parameter.unwrap_or_else(|| panic!("{method} {path}: {name}"));
+                assert_eq!(parameter["required"], false, "{method} {path}: {name}");
+                assert!(
+                    parameter["description"]
+                        .as_str()
+                        .is_some_and(|said| !said.is_empty()),
+                    "{method} {path}: {name}"
+                );
+            }
+        }
+    }
+    assert_eq!(changes, 9);
 }
 
 #[test]

@@ -3,7 +3,10 @@
 mod support;
 
 use lb_userspace::{
-    api::{handle::Change, server::Limits},
+    api::{
+        handle::{Change, ChangeOptions},
+        server::Limits,
+    },
     spec::{BackendPatch, BackendSpec, ServiceSpec},
 };
 use serde_json::{Value, json};
@@ -88,6 +91,11 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         drain: None,
     };
     let (www, web_1) = (|| "www".to_owned(), || "web-1".to_owned());
+    let drain = |drain| Change::Drain {
+        backend: web_1(),
+        service: None,
+        drain,
+    };
     let state = serde_json::to_string(&support::state()).unwrap();
     let cases = [
         (
@@ -133,26 +141,118 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
                 backend: web_1(),
             },
         ),
+        ("PUT", "/v1/drains/web-1", "", drain(true)),
+        ("DELETE", "/v1/drains/web-1", "", drain(false)),
+        (
+            "POST",
+            "/v1/rollback/5",
+            "",
+            Change::Rollback { revision: 5 },
+        ),
     ];
     for (method, path, body, change) in cases {
-        for (query, dry_run) in [
-            ("", false),
-            ("?dry_run=false", false),
-            ("?dry_run=true", true),
+        let plain = ChangeOptions::default();
+        let dry = ChangeOptions {
+            dry_run: true,
+            ..plain
+        };
+        let bound = ChangeOptions {
+            if_revision: Some(7),
+            max_move: Some("16.7".parse().unwrap()),
+            ..plain
+        };
+        for (query, options) in [
+            ("", plain),
+            ("?dry_run=false", plain),
+            ("?dry_run=true", dry),
+            ("?if_revision=7&max_move=16.7", bound),
+            ("?max_move=16.7%25&if_revision=7&dry_run=false", bound),
         ] {
             let (code, report) = lbd.http(method, &format!("{path}{query}"), body);
             assert_eq!(
                 (code, &report["dry_run"]),
-                (200, &Value::Bool(dry_run)),
+                (200, &Value::Bool(options.dry_run)),
                 "{method} {path}{query}: {report}"
             );
             assert_eq!(
                 lbd.take_changes(),
-                [(change.clone(), dry_run)],
+                [(change.clone(), options)],
                 "{method} {path}{query}"
             );
         }
     }
+}
+
+#[test]
+fn what_removes_may_do_so_now_and_nothing_else_may() {
+    let lbd = FakeLbd::start();
+    let now = ChangeOptions {
+        now: true,
+        ..ChangeOptions::default()
+    };
+    for (method, path, body) in [
+        ("PUT", "/v1/state", r#"{"services": []}"#),
+        ("DELETE", "/v1/services/www", ""),
+        ("DELETE", "/v1/services/www/backends/web-1", ""),
+        ("POST", "/v1/rollback/5", ""),
+    ] {
+        let (code, _) = lbd.http(method, &format!("{path}?now=true"), body);
+        assert_eq!(code, 200, "{method} {path}");
+        assert_eq!(lbd.take_changes()[0].1, now, "{method} {path}");
+    }
+    for (method, path, body) in [
+        ("POST", "/v1/services", "{}"),
+        ("PATCH", "/v1/services/www/backends/web-1", "{}"),
+        ("PUT", "/v1/drains/web-1", ""),
+    ] {
+        let (code, refused) = lbd.http(method, &format!("{path}?now=true"), body);
+        let said = refused["message"].as_str().unwrap();
+        assert_eq!(code, 400, "{method} {path}");
+        assert!(said.contains("unknown field `now`"), "{said}");
+    }
+    assert_eq!(lbd.take_changes(), []);
+}
+
+#[test]
+fn a_drain_may_be_of_one_service() {
+    let lbd = FakeLbd::start();
+    let (code, _) = lbd.http("PUT", "/v1/drains/a%2Fb?service=www&if_revision=7", "");
+    assert_eq!(code, 200);
+    let change = Change::Drain {
+        backend: "a/b".into(),
+        service: Some("www".into()),
+        drain: true,
+    };
+    let options = ChangeOptions {
+        if_revision: Some(7),
+        ..ChangeOptions::default()
+    };
+    assert_eq!(lbd.take_changes(), [(change, options)]);
+}
+
+#[test]
+fn drains_and_history_are_answered() {
+    let lbd = FakeLbd::start();
+    let (code, drains) = lbd.http("GET", "/v1/drains", "");
+    assert_eq!(code, 200);
+    assert_eq!(
+        drains[0],
+        json!({
+            "service": "www", "backend": "web-1", "address": "198.51.100.11", "reason": "drain",
+            "since_seconds": 75, "seconds_left": 225, "flows": 1234, "packets_per_second": 3.5, "slots": 21845,
+            "safe": false,
+        })
+    );
+    assert_eq!(drains[1].get("seconds_left"), None);
+    let (code, history) = lbd.http("GET", "/v1/history", "");
+    assert_eq!(code, 200);
+    assert_eq!(
+        history[0],
+        json!({
+            "revision": 7, "time": "2024-05-01T12:00:07Z", "change": "rollback 5",
+            "summary": "remove backend www/web-3, and 2 more", "current": true, "problem": "",
+        })
+    );
 }
 
 #[test]
@@ -318,7 +418,8 @@ fn every_refusal_has_its_status_and_says_why() {
             "",
             400,
             "malformed",
-            "the query: Failed to deserialize query string: dryrun: unknown field `dryrun`, expected `dry_run`",
+            "the query: Failed to deserialize query string: dryrun: unknown field `dryrun`, expected one of `dry_run`, \
+             `if_revision`, `max_move`, `now`",
         ),
         (
             "DELETE",
@@ -327,6 +428,63 @@ fn every_refusal_has_its_status_and_says_why() {
             400,
             "malformed",
             "the query: Failed to deserialize query string: dry_run: provided string was not `true` or `false`",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?max_move=101",
+            "",
+            400,
+            "malformed",
+            "the query: Failed to deserialize query string: max_move: `101` is not a share; use 0 to 100, in percent, \
+             such as `10` or `2.5`",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?if_revision=latest",
+            "",
+            400,
+            "malformed",
+            "the query: Failed to deserialize query string: if_revision: invalid digit found in string",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?if_revision=6",
+            "",
+            409,
+            "conflict",
+            "the change is meant for revision 6, but revision 7 is in force",
+        ),
+        (
+            "DELETE",
+            "/v1/services/www?max_move=16.6",
+            "",
+            409,
+            "conflict",
+            "the change would move 10923 of 65537 slots of service `www` (16.67 %)",
+        ),
+        (
+            "PUT",
+            "/v1/drains/missing",
+            "",
+            404,
+            "not_found",
+            "no service has a backend `missing`; there are: web-1, web-2",
+        ),
+        (
+            "POST",
+            "/v1/rollback/3",
+            "",
+            404,
+            "not_found",
+            "there is no revision 3 to go back to: 5 to 7 are kept",
+        ),
+        (
+            "POST",
+            "/v1/rollback/yesterday",
+            "",
+            400,
+            "malformed",
+            "the path: Invalid URL: Cannot parse `yesterday` to a `u64`",
         ),
         (
             "GET",

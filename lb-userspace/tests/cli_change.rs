@@ -3,7 +3,7 @@
 mod support;
 
 use lb_userspace::{
-    api::handle::Change,
+    api::handle::{Change, ChangeOptions},
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use serde_json::{Value, json};
@@ -43,6 +43,21 @@ fn dns() -> ServiceSpec {
     }
 }
 
+fn dry() -> ChangeOptions {
+    ChangeOptions {
+        dry_run: true,
+        ..ChangeOptions::default()
+    }
+}
+
+fn bound() -> ChangeOptions {
+    ChangeOptions {
+        if_revision: Some(7),
+        max_move: Some("16.7".parse().unwrap()),
+        ..ChangeOptions::default()
+    }
+}
+
 #[test]
 fn every_change_is_sent_as_it_was_typed() {
     let lbd = FakeLbd::start();
@@ -76,6 +91,11 @@ fn every_change_is_sent_as_it_was_typed() {
             weight,
             drain: None,
         },
+    };
+    let drain = |backend: &str, service: Option<&str>, drain| Change::Drain {
+        backend: backend.into(),
+        service: service.map(Into::into),
+        drain,
     };
     let add = |weight| Change::AddBackend {
         service: www(),
@@ -125,6 +145,16 @@ fn every_change_is_sent_as_it_was_typed() {
                 backend: web_2(),
             },
         ),
+        ("backend drain web-1", drain("web-1", None, true)),
+        (
+            "backend drain a/b --service www",
+            drain("a/b", Some("www"), true),
+        ),
+        (
+            "backend undrain web-1 -s www",
+            drain("web-1", Some("www"), false),
+        ),
+        ("rollback 5", Change::Rollback { revision: 5 }),
         // A name with a slash must not reach another path.
         (
             "backend remove a/b?c --service ..x",
@@ -135,7 +165,11 @@ fn every_change_is_sent_as_it_was_typed() {
         ),
     ];
     for (args, change) in cases {
-        for (flag, dry_run, expected) in [("", false, DONE), (" --dry-run", true, DRY)] {
+        for (flag, options, expected) in [
+            ("", ChangeOptions::default(), DONE),
+            (" --dry-run", dry(), DRY),
+            (" --if-revision 7 --max-move 16.7%", bound(), DONE),
+        ] {
             let run = lbctl(&lbd, &format!("{args}{flag}"));
             assert_eq!(
                 (run.code, run.stdout.as_str(), run.stderr.as_str()),
@@ -144,11 +178,65 @@ fn every_change_is_sent_as_it_was_typed() {
             );
             assert_eq!(
                 lbd.take_changes(),
-                [(change.clone(), dry_run)],
+                [(change.clone(), options)],
                 "{args}{flag}"
             );
         }
     }
+}
+
+#[test]
+fn removals_may_be_done_at_once() {
+    let lbd = FakeLbd::start();
+    for args in [
+        "backend remove web-2 --now",
+        "service remove www --now",
+        "rollback 5 --now",
+        "apply -f - --now",
+    ] {
+        let run = run(command(&lbd, args), YAML);
+        assert_eq!((run.code, run.stdout.as_str()), (0, DONE), "{args}");
+        assert!(lbd.take_changes()[0].1.now, "{args}");
+    }
+}
+
+#[test]
+fn what_a_change_is_held_against_refuses_it() {
+    let lbd = FakeLbd::start();
+    for (args, expected) in [
+        (
+            "backend drain web-1 --if-revision 6",
+            "error: the change is meant for revision 6, but revision 7 is in force\n",
+        ),
+        (
+            "backend set web-2 --weight 1 --max-move 16.6%",
+            "error: the change would move 10923 of 65537 slots of service `www` (16.67 %)\n",
+        ),
+        (
+            "backend drain missing --wait",
+            "error: no service has a backend `missing`; there are: web-1, web-2\n",
+        ),
+        (
+            "rollback 3 --dry-run",
+            "error: there is no revision 3 to go back to: 5 to 7 are kept\n",
+        ),
+    ] {
+        let run = lbctl(&lbd, args);
+        assert_eq!(
+            (run.code, run.stdout.as_str(), run.stderr.as_str()),
+            (1, "", expected),
+            "{args}"
+        );
+    }
+}
+
+#[test]
+fn a_warning_of_a_drain_reaches_the_one_who_began_it() {
+    let lbd = FakeLbd::start();
+    let run = lbctl(&lbd, "backend drain last");
+    assert_eq!(run.code, 0);
+    let warning = "warning: service www: no backend takes new flows any more\n";
+    assert!(run.stdout.contains(warning), "{}", run.stdout);
 }
 
 #[test]
@@ -203,11 +291,18 @@ fn a_file_is_applied_whole() {
         services: vec![dns()],
     };
     let json = serde_json::to_string(&state).unwrap();
-    for (args, input, dry_run, expected) in [
-        ("apply -f services.yaml", "", false, DONE),
-        ("apply -f services.yaml --dry-run", "", true, DRY),
-        ("apply -f -", YAML, false, DONE),
-        ("apply --file - --dry-run", &json, true, DRY),
+    let plain = ChangeOptions::default();
+    for (args, input, options, expected) in [
+        ("apply -f services.yaml", "", plain, DONE),
+        ("apply -f services.yaml --dry-run", "", dry(), DRY),
+        ("apply -f -", YAML, plain, DONE),
+        ("apply --file - --dry-run", &json, dry(), DRY),
+        (
+            "apply -f - --max-move 16.7 --if-revision 7",
+            &json,
+            bound(),
+            DONE,
+        ),
     ] {
         let run = run(command(&lbd, args), input);
         assert_eq!(
@@ -217,7 +312,7 @@ fn a_file_is_applied_whole() {
         );
         assert_eq!(
             lbd.take_changes(),
-            [(Change::Apply(state.clone()), dry_run)],
+            [(Change::Apply(state.clone()), options)],
             "{args}"
         );
     }

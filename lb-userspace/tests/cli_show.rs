@@ -96,6 +96,30 @@ dns      web-1  2001:db8::1     100  unprobed  65,537  yes
 }
 
 #[test]
+fn drains() {
+    let lbd = FakeLbd::start();
+    let expected = "\
+SERVICE  BACKEND  ADDRESS        REASON    SINCE    LEFT  FLOWS  PACKETS/S  SAFE
+www      web-1    198.51.100.11  drain    1m 15s  3m 45s  1,234        3.5  not yet
+www      web-9    198.51.100.19  removed  1m 15s       -      0        0.0  yes
+";
+    assert_eq!(text(&lbd, "drains"), expected);
+    lbd.script_drains([vec![]]);
+    assert_eq!(text(&lbd, "drains"), "no backend is being drained\n");
+}
+
+#[test]
+fn history() {
+    let expected = "\
+REVISION  TIME                  CHANGE      SUMMARY
+     * 7  2024-05-01T12:00:07Z  rollback 5  remove backend www/web-3, and 2 more
+       6  -                     -           cannot be restored: history/0000000006.json is damaged
+       5  2024-05-01T12:00:05Z  -           -
+";
+    assert_eq!(text(&FakeLbd::start(), "history"), expected);
+}
+
+#[test]
 fn an_export_is_what_apply_takes() {
     let lbd = FakeLbd::start();
     let expected = "\
@@ -144,6 +168,8 @@ fn json_is_the_api_s_answer() {
         ("backend list", Value::Array(backends)),
         ("service list", services),
         ("export", api("/v1/state")["state"].clone()),
+        ("drains", api("/v1/drains")),
+        ("history", api("/v1/history")),
         ("openapi", api("/v1/openapi.json")),
     ];
     for (args, expected) in cases {
@@ -170,7 +196,11 @@ fn no_line_is_wider_than_100_columns() {
         "service list",
         "service show www",
         "backend list",
+        "drains",
+        "history",
         "--help",
+        "backend drain --help",
+        "rollback --help",
         "service add --help",
     ] {
         for line in text(&lbd, args).lines() {

@@ -2,8 +2,11 @@
 //! what to do, whether `lbd` refused or could not be asked ([`ErrorCode::Unavailable`]).
 
 use super::{
-    handle::Change,
-    protocol::{ChangeReport, ErrorBody, ErrorCode, ServiceView, StateView, Stats, Status},
+    handle::{Change, ChangeOptions},
+    protocol::{
+        ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
+        Status,
+    },
 };
 use nix::unistd::{Gid, Group};
 use reqwest::{Method, RequestBuilder, Url};
@@ -69,8 +72,22 @@ impl Client {
         self.get(&["services", name]).await
     }
 
+    /// Backends that get no new flows and may still have old ones.
+    pub async fn drains(&self) -> Result<Vec<DrainView>, ErrorBody> {
+        self.get(&["drains"]).await
+    }
+
+    /// Revisions that are kept, newest first.
+    pub async fn history(&self) -> Result<Vec<RevisionView>, ErrorBody> {
+        self.get(&["history"]).await
+    }
+
     /// Makes a change, or asks what it would do.
-    pub async fn change(&self, change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+    pub async fn change(
+        &self,
+        change: &Change,
+        options: &ChangeOptions,
+    ) -> Result<ChangeReport, ErrorBody> {
         let request = match change {
             Change::Apply(state) => self.with_body(Method::PUT, &["state"], state),
             Change::AddService(service) => self.with_body(Method::POST, &["services"], service),
@@ -92,8 +109,20 @@ impl Client {
             Change::RemoveBackend { service, backend } => {
                 self.request(Method::DELETE, &["services", service, "backends", backend])
             }
+            Change::Drain {
+                backend,
+                service,
+                drain,
+            } => {
+                let method = if *drain { Method::PUT } else { Method::DELETE };
+                let request = self.request(method, &["drains", backend]);
+                request.map(|request| request.query(&[("service", service)]))
+            }
+            Change::Rollback { revision } => {
+                self.request(Method::POST, &["rollback", &revision.to_string()])
+            }
         }?;
-        self.send(request.query(&[("dry_run", dry_run)])).await
+        self.send(request.query(options)).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ErrorBody> {

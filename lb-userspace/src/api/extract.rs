@@ -1,6 +1,9 @@
 //! What a request carries, taken apart so that every refusal is an [`ErrorBody`] that names the field.
 
-use super::protocol::{ErrorBody, ErrorCode};
+use super::{
+    options::{ChangeOptions, Percent},
+    protocol::{ErrorBody, ErrorCode},
+};
 use crate::problem::Problem;
 use axum::{
     Json,
@@ -13,6 +16,7 @@ use serde::{
     Deserialize,
     de::{self, DeserializeOwned, Unexpected},
 };
+use utoipa::IntoParams;
 
 /// A refusal on its way to the client.
 pub(super) struct Refusal(pub(super) ErrorBody);
@@ -53,12 +57,94 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Names<T
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
 
-/// The query of a change.
-#[derive(Deserialize)]
+/// The query of a change that removes nothing.
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ChangeParameters {
+    /// Only say what would change.
     #[serde(default)]
-    pub(super) dry_run: bool,
+    #[param(required = false)]
+    dry_run: bool,
+    /// Refuse the change unless this revision is in force.
+    if_revision: Option<u64>,
+    /// Refuse the change if it would move more than this share of the slots of a service that is there already, in
+    /// percent.
+    #[param(value_type = Option<f64>, minimum = 0, maximum = 100)]
+    max_move: Option<Percent>,
+}
+
+/// The query of a change that may remove something.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RemovalParameters {
+    /// Only say what would change.
+    #[serde(default)]
+    #[param(required = false)]
+    dry_run: bool,
+    /// Refuse the change unless this revision is in force.
+    if_revision: Option<u64>,
+    /// Refuse the change if it would move more than this share of the slots of a service that is there already, in
+    /// percent.
+    #[param(value_type = Option<f64>, minimum = 0, maximum = 100)]
+    max_move: Option<Percent>,
+    /// Backends that are removed give up their flows at once.
+    #[serde(default)]
+    #[param(required = false)]
+    now: bool,
+}
+
+/// The query of a drain's begin or end.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DrainParameters {
+    /// Only in this service. Default: in every service that has a backend of this name.
+    pub(super) service: Option<String>,
+    /// Only say what would change.
+    #[serde(default)]
+    #[param(required = false)]
+    dry_run: bool,
+    /// Refuse the change unless this revision is in force.
+    if_revision: Option<u64>,
+    /// Refuse the change if it would move more than this share of the slots of a service that is there already, in
+    /// percent.
+    #[param(value_type = Option<f64>, minimum = 0, maximum = 100)]
+    max_move: Option<Percent>,
+}
+
+impl From<ChangeParameters> for ChangeOptions {
+    fn from(parameters: ChangeParameters) -> Self {
+        Self {
+            dry_run: parameters.dry_run,
+            if_revision: parameters.if_revision,
+            max_move: parameters.max_move,
+            now: false,
+        }
+    }
+}
+
+impl From<RemovalParameters> for ChangeOptions {
+    fn from(parameters: RemovalParameters) -> Self {
+        Self {
+            dry_run: parameters.dry_run,
+            if_revision: parameters.if_revision,
+            max_move: parameters.max_move,
+            now: parameters.now,
+        }
+    }
+}
+
+impl DrainParameters {
+    pub(super) fn options(&self) -> ChangeOptions {
+        ChangeOptions {
+            dry_run: self.dry_run,
+            if_revision: self.if_revision,
+            max_move: self.max_move,
+            now: false,
+        }
+    }
 }
 
 /// A query; parameters that `T` does not know are refused.

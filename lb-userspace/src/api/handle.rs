@@ -1,6 +1,11 @@
 //! How the API reaches the control loop: a bounded channel of requests, each with a place for its answer.
 
-use super::protocol::{ChangeReport, ErrorBody, ErrorCode, ServiceView, StateView, Stats, Status};
+pub use super::options::{ChangeOptions, NoPercent, Percent};
+
+use super::protocol::{
+    ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
+    Status,
+};
 use crate::spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec};
 use tokio::sync::{mpsc, oneshot};
 
@@ -43,6 +48,37 @@ pub enum Change {
         /// The backend.
         backend: String,
     },
+    /// Begin or end the drain of a host: one name is one host.
+    Drain {
+        /// The backend.
+        backend: String,
+        /// Only in this service; none: in every service that has a backend of this name.
+        service: Option<String>,
+        /// Begin it; false: end it.
+        drain: bool,
+    },
+    /// Make the state of an earlier revision the state again, as a new revision.
+    Rollback {
+        /// The earlier revision.
+        revision: u64,
+    },
+}
+
+impl Change {
+    /// The command of `lbctl` that makes such a change: `backend add`, `rollback 7`.
+    pub fn command(&self) -> String {
+        match self {
+            Self::Apply(_) => "apply".into(),
+            Self::AddService(_) => "service add".into(),
+            Self::RemoveService { .. } => "service remove".into(),
+            Self::AddBackend { .. } => "backend add".into(),
+            Self::SetBackend { .. } => "backend set".into(),
+            Self::RemoveBackend { .. } => "backend remove".into(),
+            Self::Drain { drain: true, .. } => "backend drain".into(),
+            Self::Drain { drain: false, .. } => "backend undrain".into(),
+            Self::Rollback { revision } => format!("rollback {revision}"),
+        }
+    }
 }
 
 /// Where the answer to a request goes.
@@ -67,11 +103,15 @@ pub enum Request {
     Change {
         /// The change.
         change: Change,
-        /// Only say what it would do.
-        dry_run: bool,
+        /// How it is made.
+        options: ChangeOptions,
         /// The answer.
         reply: Reply<Result<ChangeReport, ErrorBody>>,
     },
+    /// Backends that are being left by their flows, in order of service and name.
+    Drains(Reply<Result<Vec<DrainView>, ErrorBody>>),
+    /// Revisions of the desired state that are kept, newest first.
+    History(Reply<Result<Vec<RevisionView>, ErrorBody>>),
     /// Metrics in Prometheus text format.
     Metrics(Reply<String>),
 }

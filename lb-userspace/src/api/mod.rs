@@ -9,4 +9,5 @@ pub mod server;
 pub mod socket;
 
 mod extract;
+mod options;
 mod routes;

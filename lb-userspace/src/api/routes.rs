@@ -2,10 +2,15 @@
 //! part of the OpenAPI document. One list, [`router`], makes both the server's routes and the document.
 
 use super::{
-    extract::{Body, ChangeParameters, Names, NoParameters, Parameters, Refusal},
-    handle::{Change, Handle, Request},
+    extract::{
+        Body, ChangeParameters, DrainParameters, Names, NoParameters, Parameters, Refusal,
+        RemovalParameters,
+    },
+    handle::{Change, ChangeOptions, Handle, Request},
     openapi,
-    protocol::{ChangeReport, ErrorCode, ServiceView, StateView, Stats, Status},
+    protocol::{
+        ChangeReport, DrainView, ErrorCode, RevisionView, ServiceView, StateView, Stats, Status,
+    },
 };
 use crate::spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec};
 use axum::{Json, extract::State};
@@ -23,6 +28,10 @@ pub(super) fn router(base: utoipa::openapi::OpenApi) -> OpenApiRouter<Handle> {
         .routes(routes!(get_service, delete_service))
         .routes(routes!(post_backend))
         .routes(routes!(patch_backend, delete_backend))
+        .routes(routes!(get_drains))
+        .routes(routes!(put_drain, delete_drain))
+        .routes(routes!(get_history))
+        .routes(routes!(post_rollback))
         .routes(routes!(get_openapi))
 }
 
@@ -57,11 +66,11 @@ async fn get_state(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> An
 
 /// Replace the whole desired state.
 #[utoipa::path(put, path = "/v1/state", tag = "state", request_body = StateSpec,
-    params(("dry_run" = Option<bool>, Query, description = "Only say what would change.")),
+    params(RemovalParameters),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn put_state(
     State(lbd): State<Handle>,
-    Parameters(parameters): Parameters<ChangeParameters>,
+    Parameters(parameters): Parameters<RemovalParameters>,
     Body(state): Body<StateSpec>,
 ) -> Answer<ChangeReport> {
     change(&lbd, Change::Apply(state), parameters).await
@@ -83,7 +92,7 @@ async fn get_services(
 
 /// Add a service, with its backends if it names some.
 #[utoipa::path(post, path = "/v1/services", tag = "services", request_body = ServiceSpec,
-    params(("dry_run" = Option<bool>, Query, description = "Only say what would change.")),
+    params(ChangeParameters),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn post_service(
     State(lbd): State<Handle>,
@@ -121,13 +130,13 @@ async fn get_service(
 #[utoipa::path(delete, path = "/v1/services/{service}", tag = "services",
     params(
         ("service" = String, Path, description = "Name of the service."),
-        ("dry_run" = Option<bool>, Query, description = "Only say what would change."),
+        RemovalParameters,
     ),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn delete_service(
     State(lbd): State<Handle>,
     Names(service): Names<String>,
-    Parameters(parameters): Parameters<ChangeParameters>,
+    Parameters(parameters): Parameters<RemovalParameters>,
 ) -> Answer<ChangeReport> {
     change(&lbd, Change::RemoveService { service }, parameters).await
 }
@@ -136,7 +145,7 @@ async fn delete_service(
 #[utoipa::path(post, path = "/v1/services/{service}/backends", tag = "backends", request_body = BackendSpec,
     params(
         ("service" = String, Path, description = "Name of the service."),
-        ("dry_run" = Option<bool>, Query, description = "Only say what would change."),
+        ChangeParameters,
     ),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn post_backend(
@@ -154,7 +163,7 @@ async fn post_backend(
     params(
         ("service" = String, Path, description = "Name of the service."),
         ("backend" = String, Path, description = "Name of the backend."),
-        ("dry_run" = Option<bool>, Query, description = "Only say what would change."),
+        ChangeParameters,
     ),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn patch_backend(
@@ -180,15 +189,79 @@ async fn patch_backend(
     params(
         ("service" = String, Path, description = "Name of the service."),
         ("backend" = String, Path, description = "Name of the backend."),
-        ("dry_run" = Option<bool>, Query, description = "Only say what would change."),
+        RemovalParameters,
     ),
     responses((status = 200, description = "What changed.", body = ChangeReport)))]
 async fn delete_backend(
     State(lbd): State<Handle>,
     Names((service, backend)): Names<(String, String)>,
-    Parameters(parameters): Parameters<ChangeParameters>,
+    Parameters(parameters): Parameters<RemovalParameters>,
 ) -> Answer<ChangeReport> {
     change(&lbd, Change::RemoveBackend { service, backend }, parameters).await
+}
+
+/// Backends that get no new flows and may still have old ones.
+#[utoipa::path(get, path = "/v1/drains", tag = "backends",
+    responses((status = 200, description = "All of them, in order of service and name.", body = Vec<DrainView>)))]
+async fn get_drains(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+) -> Answer<Vec<DrainView>> {
+    lbd.ask(Request::Drains)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
+}
+
+/// Begin the drain of a backend; one that is being drained already is left as it is.
+#[utoipa::path(put, path = "/v1/drains/{backend}", tag = "backends",
+    params(("backend" = String, Path, description = "Name of the backend."), DrainParameters),
+    responses((status = 200, description = "What changed.", body = ChangeReport)))]
+async fn put_drain(
+    State(lbd): State<Handle>,
+    Names(backend): Names<String>,
+    Parameters(parameters): Parameters<DrainParameters>,
+) -> Answer<ChangeReport> {
+    drain(&lbd, backend, parameters, true).await
+}
+
+/// End the drain of a backend: it gets new flows again.
+#[utoipa::path(delete, path = "/v1/drains/{backend}", tag = "backends",
+    params(("backend" = String, Path, description = "Name of the backend."), DrainParameters),
+    responses((status = 200, description = "What changed.", body = ChangeReport)))]
+async fn delete_drain(
+    State(lbd): State<Handle>,
+    Names(backend): Names<String>,
+    Parameters(parameters): Parameters<DrainParameters>,
+) -> Answer<ChangeReport> {
+    drain(&lbd, backend, parameters, false).await
+}
+
+/// Revisions of the desired state that are kept, newest first.
+#[utoipa::path(get, path = "/v1/history", tag = "state",
+    responses((status = 200, description = "The newest 100 revisions.", body = Vec<RevisionView>)))]
+async fn get_history(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+) -> Answer<Vec<RevisionView>> {
+    lbd.ask(Request::History)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
+}
+
+/// Make the state of an earlier revision the state again, as a new revision.
+#[utoipa::path(post, path = "/v1/rollback/{revision}", tag = "state",
+    params(("revision" = u64, Path, description = "The earlier revision."), RemovalParameters),
+    responses((status = 200, description = "What changed.", body = ChangeReport)))]
+async fn post_rollback(
+    State(lbd): State<Handle>,
+    Names(revision): Names<u64>,
+    Parameters(parameters): Parameters<RemovalParameters>,
+) -> Answer<ChangeReport> {
+    change(&lbd, Change::Rollback { revision }, parameters).await
 }
 
 /// This document.
@@ -198,18 +271,37 @@ async fn get_openapi(_: Parameters<NoParameters>) -> Json<utoipa::openapi::OpenA
     Json(openapi::document())
 }
 
+async fn drain(
+    lbd: &Handle,
+    backend: String,
+    parameters: DrainParameters,
+    drain: bool,
+) -> Answer<ChangeReport> {
+    let (options, service) = (parameters.options(), parameters.service);
+    change(
+        lbd,
+        Change::Drain {
+            backend,
+            service,
+            drain,
+        },
+        options,
+    )
+    .await
+}
+
 async fn change(
     lbd: &Handle,
     change: Change,
-    parameters: ChangeParameters,
+    options: impl Into<ChangeOptions>,
 ) -> Answer<ChangeReport> {
-    let ChangeParameters { dry_run } = parameters;
+    let options = options.into();
     let report = lbd
         .ask(|reply| Request::Change {
             change,
-            dry_run,
+            options,
             reply,
         })
         .await;
-    report.and_then(|report| report).map(Json).map_err(Refusal)
+    report.flatten().map(Json).map_err(Refusal)
 }

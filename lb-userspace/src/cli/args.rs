@@ -2,11 +2,14 @@
 //! are the same everywhere.
 
 use crate::{
-    api::socket::DEFAULT_SOCKET,
+    api::{
+        handle::{ChangeOptions, Percent},
+        socket::DEFAULT_SOCKET,
+    },
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 /// Where help shows what every command takes: after its own options.
 const HEADING: &str = "Options of every command";
@@ -26,6 +29,7 @@ Examples:
   lbctl service add www --address 192.0.2.1 --port 80
   lbctl backend add web-1 --service www --address 198.51.100.11
   lbctl backend list
+  lbctl backend drain web-1 --wait
   lbctl export > services.yaml; lbctl apply -f services.yaml --dry-run
 
 Exit status: 0 done, 1 refused or failed, 2 wrong usage.")]
@@ -82,7 +86,7 @@ pub enum Command {
     #[command(after_help = "\
 Examples:
   lbctl apply -f services.yaml --dry-run
-  lbctl apply -f services.yaml
+  lbctl apply -f services.yaml --if-revision 7 --max-move 10%
   generate-services | lbctl apply -f -
 
 What the file does not name is removed. `lbctl export` writes such a file.")]
@@ -90,15 +94,36 @@ What the file does not name is removed. `lbctl export` writes such a file.")]
         /// YAML or JSON file; - is standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
-        /// Change nothing, only say what would change
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        removal: Removal,
     },
     /// Write the services and backends as a file for `apply`
     #[command(
         after_help = "Examples:\n  lbctl export > services.yaml\n  lbctl export --output json"
     )]
     Export,
+    /// List backends that get no new flows and may still have old ones
+    #[command(
+        after_help = "Examples:\n  lbctl drains\n  lbctl drains --output json | jq '.[].safe'"
+    )]
+    Drains,
+    /// List the newest revisions of the services and backends
+    #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
+    History,
+    /// Go back to the services and backends of an earlier revision
+    #[command(after_help = "\
+Examples:
+  lbctl rollback 6 --dry-run
+  lbctl rollback 6
+
+What it brings back is a new revision, so that a rollback can be rolled back.")]
+    Rollback {
+        /// The revision, from `lbctl history`
+        #[arg(value_name = "REVISION")]
+        revision: u64,
+        #[command(flatten)]
+        removal: Removal,
+    },
     /// Write a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -127,14 +152,13 @@ Examples:
     Add(Box<ServiceAdd>),
     /// Remove a service and its backends
     #[command(
-        after_help = "Examples:\n  lbctl service remove www --dry-run\n  lbctl service remove www"
+        after_help = "Examples:\n  lbctl service remove www --dry-run\n  lbctl service remove www --if-revision 7"
     )]
     Remove {
         /// Name of the service
         name: String,
-        /// Change nothing, only say what would change
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        removal: Removal,
     },
     /// List the services
     #[command(after_help = "Examples:\n  lbctl service list\n  lbctl service list --output json")]
@@ -203,9 +227,52 @@ pub struct ServiceAdd {
     /// Time in which a backend that has come up gets its full share, up to 1h [default: at once]
     #[arg(long, value_name = "DURATION")]
     pub slow_start: Option<String>,
+    #[command(flatten)]
+    pub making: Making,
+}
+
+/// How a change is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Making {
     /// Change nothing, only say what would change
     #[arg(long)]
     pub dry_run: bool,
+    /// Refuse if another revision than this is in force
+    #[arg(long, value_name = "REVISION")]
+    pub if_revision: Option<u64>,
+    /// Refuse if more than this share of the slots of a service would move, such as 10%
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+    pub max_move: Option<Percent>,
+}
+
+/// How a change is made that may remove something.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Removal {
+    #[command(flatten)]
+    making: Making,
+    /// End the established flows of what is removed at once
+    #[arg(long)]
+    now: bool,
+}
+
+impl From<Making> for ChangeOptions {
+    fn from(making: Making) -> Self {
+        Self {
+            dry_run: making.dry_run,
+            if_revision: making.if_revision,
+            max_move: making.max_move,
+            now: false,
+        }
+    }
+}
+
+impl From<Removal> for ChangeOptions {
+    fn from(removal: Removal) -> Self {
+        Self {
+            now: removal.now,
+            ..removal.making.into()
+        }
+    }
 }
 
 /// Commands on backends.
@@ -233,21 +300,22 @@ Examples:
             allow_negative_numbers = true
         )]
         weight: i64,
-        /// Change nothing, only say what would change
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        making: Making,
     },
     /// Remove a backend from a service
     #[command(after_help = "\
 Examples:
   lbctl backend remove web-1 --service www --dry-run
-  lbctl backend remove web-1")]
+  lbctl backend remove web-1
+  lbctl backend remove web-1 --now
+
+Its established flows stay with it for the service's drain timeout, unless --now is given.")]
     Remove {
         #[command(flatten)]
         backend: BackendName,
-        /// Change nothing, only say what would change
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        removal: Removal,
     },
     /// Change a backend's weight or address
     #[command(after_help = "\
@@ -259,9 +327,47 @@ Examples:
         backend: BackendName,
         #[command(flatten)]
         change: BackendChange,
-        /// Change nothing, only say what would change
-        #[arg(long)]
-        dry_run: bool,
+        #[command(flatten)]
+        making: Making,
+    },
+    /// Let a backend finish: no new flows, those it has stay for the service's drain timeout
+    #[command(after_help = "\
+Examples:
+  lbctl backend drain web-1 --dry-run
+  lbctl backend drain web-1 --wait --timeout 10m
+  lbctl backend drain web-1 --service www
+
+One name is one host: without --service it is drained in every service that has it. With --wait the
+exit status is 0 once the host can be stopped without harm to a flow, and 1 if it is not known to be;
+the drain then goes on.")]
+    Drain {
+        /// Name of the backend
+        name: String,
+        /// Only in this service
+        #[arg(long, short, value_name = "SERVICE")]
+        service: Option<String>,
+        /// Wait until it can be stopped
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
+        /// Wait at most this long, such as 10m
+        #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
+        #[command(flatten)]
+        making: Making,
+    },
+    /// End the drain of a backend: it gets new flows again
+    #[command(after_help = "\
+Examples:
+  lbctl backend undrain web-1
+  lbctl backend undrain web-1 --service www")]
+    Undrain {
+        /// Name of the backend
+        name: String,
+        /// Only in this service
+        #[arg(long, short, value_name = "SERVICE")]
+        service: Option<String>,
+        #[command(flatten)]
+        making: Making,
     },
     /// List backends, with the reason if one gets no traffic
     #[command(after_help = "Examples:\n  lbctl backend list\n  lbctl backend list --service www")]

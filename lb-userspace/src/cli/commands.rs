@@ -2,14 +2,14 @@
 
 use super::{
     args::{BackendCommand, BackendName, Cli, Command, Output, ServiceCommand},
-    file,
+    drain, file, print,
     report::{self, Failure},
     tables,
 };
 use crate::{
     api::{
         client::Client,
-        handle::Change,
+        handle::{Change, ChangeOptions},
         openapi,
         protocol::{BackendView, ErrorBody, ErrorCode},
     },
@@ -32,7 +32,17 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
         })),
         Command::Service(command) => service(command, &client, output).await,
         Command::Backend(command) => backend(command, &client, output).await,
-        Command::Apply { file, dry_run } => apply(&file, dry_run, &client, output).await,
+        Command::Apply { file, removal } => apply(&file, removal.into(), &client, output).await,
+        Command::Drains => Ok(say(output, &client.drains().await?, |drains| {
+            tables::drains(drains)
+        })),
+        Command::History => Ok(say(output, &client.history().await?, |revisions| {
+            tables::history(revisions)
+        })),
+        Command::Rollback { revision, removal } => {
+            let rollback = Change::Rollback { revision };
+            change(&client, &rollback, removal, output).await
+        }
         Command::Export => {
             let state = client.state().await?.state;
             match output {
@@ -54,14 +64,14 @@ fn completions(shell: Shell) -> String {
 async fn service(command: ServiceCommand, client: &Client, output: Output) -> Answer {
     match command {
         ServiceCommand::Add(add) => {
-            let dry_run = add.dry_run;
-            change(client, &Change::AddService((*add).into()), dry_run, output).await
+            let making = add.making;
+            change(client, &Change::AddService((*add).into()), making, output).await
         }
-        ServiceCommand::Remove { name, dry_run } => {
+        ServiceCommand::Remove { name, removal } => {
             change(
                 client,
                 &Change::RemoveService { service: name },
-                dry_run,
+                removal,
                 output,
             )
             .await
@@ -82,7 +92,7 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
             service,
             address,
             weight,
-            dry_run,
+            making,
         } => {
             let backend = BackendSpec {
                 name,
@@ -93,17 +103,17 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
             change(
                 client,
                 &Change::AddBackend { service, backend },
-                dry_run,
+                making,
                 output,
             )
             .await
         }
-        BackendCommand::Remove { backend, dry_run } => {
+        BackendCommand::Remove { backend, removal } => {
             let (service, backend) = find(client, backend).await?;
             change(
                 client,
                 &Change::RemoveBackend { service, backend },
-                dry_run,
+                removal,
                 output,
             )
             .await
@@ -111,7 +121,7 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
         BackendCommand::Set {
             backend,
             change: patch,
-            dry_run,
+            making,
         } => {
             let (service, backend) = find(client, backend).await?;
             let patch = patch.into();
@@ -122,10 +132,45 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
                     backend,
                     patch,
                 },
-                dry_run,
+                making,
                 output,
             )
             .await
+        }
+        BackendCommand::Drain {
+            name,
+            service,
+            wait,
+            timeout,
+            making,
+        } => {
+            let drain = Change::Drain {
+                backend: name.clone(),
+                service: service.clone(),
+                drain: true,
+            };
+            if !wait {
+                return change(client, &drain, making, output).await;
+            }
+            let report = client.change(&drain, &making.into()).await?;
+            if output == Output::Table {
+                // What was begun is said before it is waited for.
+                print(&report::changes(&report))?;
+            }
+            let drained = drain::wait(client, name, service, timeout).await?;
+            Ok(say(output, &drained, |drained| drain::done(drained)))
+        }
+        BackendCommand::Undrain {
+            name,
+            service,
+            making,
+        } => {
+            let undrain = Change::Drain {
+                backend: name,
+                service,
+                drain: false,
+            };
+            change(client, &undrain, making, output).await
         }
         BackendCommand::List { service } => {
             let backends: Vec<BackendView> = match service {
@@ -178,20 +223,25 @@ async fn find(
     }
 }
 
-async fn apply(path: &Path, dry_run: bool, client: &Client, output: Output) -> Answer {
+async fn apply(path: &Path, options: ChangeOptions, client: &Client, output: Output) -> Answer {
     let document = file::read(path)?;
     let state = document.state()?;
     let report = client
-        .change(&Change::Apply(state), dry_run)
+        .change(&Change::Apply(state), &options)
         .await
         .map_err(|refusal| document.locate(refusal))?;
     Ok(say(output, &report, report::changes))
 }
 
-async fn change(client: &Client, change: &Change, dry_run: bool, output: Output) -> Answer {
+async fn change(
+    client: &Client,
+    change: &Change,
+    options: impl Into<ChangeOptions>,
+    output: Output,
+) -> Answer {
     Ok(say(
         output,
-        &client.change(change, dry_run).await?,
+        &client.change(change, &options.into()).await?,
         report::changes,
     ))
 }

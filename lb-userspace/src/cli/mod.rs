@@ -1,10 +1,11 @@
 //! The command line `lbctl`: a client of the API and nothing more. `args` is what a person may type, `commands`
-//! asks `lbd`, `tables` and `report` say the answer in text; with `--output json` it is the API's answer as it is.
+//! asks `lbd`, `drain` waits, `tables` and `report` say the answer in text; with `--output json` it is the API's answer as it is.
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod args;
 mod commands;
+mod drain;
 mod file;
 mod report;
 mod tables;

@@ -1,7 +1,9 @@
 //! Answers as text for people: plain columns, no lines, no colour, readable at 100 columns and with `awk`.
 
 use super::report::grouped;
-use crate::api::protocol::{BackendView, HealthView, ServiceView, Stats, Status};
+use crate::api::protocol::{
+    BackendView, DrainView, HealthView, RevisionView, ServiceView, Stats, Status,
+};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use std::{fmt::Write, time::Duration};
 
@@ -169,6 +171,61 @@ pub(super) fn backends(backends: &[BackendView]) -> String {
         &[3, 5],
         "no backends; `lbctl backend add --help` says how to add one",
     )
+}
+
+/// `lbctl drains`.
+pub(super) fn drains(drains: &[DrainView]) -> String {
+    let mut table = Table::new();
+    table.set_header([
+        "SERVICE",
+        "BACKEND",
+        "ADDRESS",
+        "REASON",
+        "SINCE",
+        "LEFT",
+        "FLOWS",
+        "PACKETS/S",
+        "SAFE",
+    ]);
+    let time = |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    for drain in drains {
+        table.add_row([
+            drain.service.clone(),
+            drain.backend.clone(),
+            drain.address.clone(),
+            drain.reason.clone(),
+            time(drain.since_seconds),
+            drain.seconds_left.map_or("-".into(), time),
+            grouped(drain.flows),
+            format!("{:.1}", drain.packets_per_second),
+            if drain.safe { "yes" } else { "not yet" }.into(),
+        ]);
+    }
+    listing(table, &[4, 5, 6, 7], "no backend is being drained")
+}
+
+/// `lbctl history`.
+pub(super) fn history(revisions: &[RevisionView]) -> String {
+    let mut table = Table::new();
+    table.set_header(["REVISION", "TIME", "CHANGE", "SUMMARY"]);
+    for revision in revisions {
+        let number = match revision.current {
+            true => format!("* {}", revision.revision),
+            false => revision.revision.to_string(),
+        };
+        let dash = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
+        table.add_row([
+            number,
+            dash(&revision.time),
+            dash(&revision.change),
+            if revision.problem.is_empty() {
+                dash(&revision.summary)
+            } else {
+                format!("cannot be restored: {}", revision.problem)
+            },
+        ]);
+    }
+    listing(table, &[0], "no revision yet: nothing was ever changed")
 }
 
 fn probe(health: &HealthView) -> String {

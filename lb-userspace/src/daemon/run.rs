@@ -4,7 +4,7 @@
 //! keep flowing. Until every backend has a first verdict (or 5 s have passed) the data plane is left as the last
 //! daemon left it, so that a restart moves no slot.
 
-use super::{core::Core, start::read_config};
+use super::{change::revisions, core::Core, start::read_config};
 use crate::{
     api::{
         handle::Request,
@@ -229,16 +229,22 @@ impl Daemon {
                 };
                 drop(reply.send(self.core.stats().map_err(failed)));
             }
+            Request::Drains(reply) => drop(reply.send(self.core.drains())),
+            Request::History(reply) => {
+                let history = self.core.history();
+                // A hundred states take longer to read than the loop may stand still.
+                tokio::task::spawn_blocking(move || drop(reply.send(revisions(&history))));
+            }
             Request::Metrics(reply) => {
                 drop(reply.send(self.core.metrics_text(self.started.elapsed())))
             }
             Request::Change {
                 change,
-                dry_run,
+                options,
                 reply,
             } => {
                 let frozen = self.core.is_frozen();
-                let result = self.core.change(&change, dry_run);
+                let result = self.core.change(&change, &options);
                 if frozen && !self.core.is_frozen() {
                     // As after a start: what the data plane holds is not touched before the backends are known.
                     self.settling = Some(tokio::time::Instant::now() + SETTLE);

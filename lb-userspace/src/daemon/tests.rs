@@ -3,7 +3,7 @@
 use super::core::Core;
 use crate::{
     api::{
-        handle::Change,
+        handle::{Change, ChangeOptions},
         protocol::{ErrorCode, ServiceView},
     },
     dataplane::{Attachment, DataPlane, fake::FakeDataPlane},
@@ -25,6 +25,18 @@ const LIMITS: Limits = Limits {
 
 /// CLOCK_MONOTONIC at the start of a test.
 const NOW: Duration = Duration::from_secs(10_000);
+
+const MAKE: ChangeOptions = ChangeOptions {
+    dry_run: false,
+    if_revision: None,
+    max_move: None,
+    now: false,
+};
+
+const DRY: ChangeOptions = ChangeOptions {
+    dry_run: true,
+    ..MAKE
+};
 
 const WWW: &str = "
 services:
@@ -133,7 +145,7 @@ fn www(core: &Core<FakeDataPlane>) -> ServiceView {
 fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    let change = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    let change = core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert_eq!((change.revision, change.changed), (1, true));
     assert_eq!(change.tables[0].slots_changed, SLOTS);
     assert!(!core.knows_all());
@@ -166,7 +178,7 @@ fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
 fn a_restart_keeps_the_state_and_moves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     all_well(&mut core);
     core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
     core.reconcile(NOW);
@@ -192,7 +204,7 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
 fn a_refused_change_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     let before = core.state_view().unwrap();
     let on_disk = std::fs::read(directory.path().join("state.json")).unwrap();
     let refusals = [
@@ -219,7 +231,7 @@ fn a_refused_change_changes_nothing() {
         ),
     ];
     for (change, code) in refusals {
-        let refused = core.change(&change, false).unwrap_err();
+        let refused = core.change(&change, &MAKE).unwrap_err();
         assert_eq!(refused.code, code, "{refused:?}");
         assert_eq!(core.state_view().unwrap(), before);
     }
@@ -233,14 +245,14 @@ fn a_refused_change_changes_nothing() {
 fn a_dry_run_says_what_would_change_and_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     all_well(&mut core);
     let (before, writes) = (core.state_view().unwrap(), core.plane.writes);
     let change = Change::RemoveBackend {
         service: "www".into(),
         backend: "b1".into(),
     };
-    let planned = core.change(&change, true).unwrap();
+    let planned = core.change(&change, &DRY).unwrap();
     assert_eq!(
         (planned.revision, planned.dry_run, planned.changed),
         (1, true, true)
@@ -260,8 +272,8 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
 fn the_same_state_again_is_no_change() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
-    let again = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    let again = core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert_eq!((again.revision, again.changed), (1, false));
 }
 
@@ -269,7 +281,7 @@ fn the_same_state_again_is_no_change() {
 fn a_failing_data_plane_is_said_and_tried_again() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     core.plane.fail_after = Some(core.plane.writes + 2);
     all_well(&mut core);
     assert!(core.must_retry());
@@ -295,7 +307,7 @@ fn a_failing_data_plane_is_said_and_tried_again() {
 fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     all_well(&mut core);
     let plane = core.plane.clone();
     drop(core);
@@ -316,7 +328,7 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
             &Change::RemoveService {
                 service: "www".into(),
             },
-            false,
+            &MAKE,
         )
         .unwrap_err();
     assert_eq!(refused.code, ErrorCode::Failed);
@@ -325,7 +337,7 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
             && refused.message.contains("lbctl apply")
     );
 
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert!(!core.is_frozen());
     assert!(directory.path().join("state.json.damaged-1").exists());
     assert_eq!(
@@ -339,7 +351,7 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
 fn an_empty_state_directory_does_not_wipe_a_running_data_plane() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     all_well(&mut core);
     let plane = core.plane.clone();
 
@@ -355,14 +367,14 @@ fn an_empty_state_directory_does_not_wipe_a_running_data_plane() {
     assert!(said.contains("holds no state"), "{said}");
     assert!(core.state_view().is_err() && core.services().is_err());
     let planned = core
-        .change(&Change::Apply(StateSpec::default()), true)
+        .change(&Change::Apply(StateSpec::default()), &DRY)
         .unwrap();
     assert!(
         planned.warnings[0].contains("1 services that are running"),
         "{:?}",
         planned.warnings
     );
-    let change = core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    let change = core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert_eq!(
         change.revision, 2,
         "told apart from the revision of the lost state"
@@ -373,11 +385,11 @@ fn an_empty_state_directory_does_not_wipe_a_running_data_plane() {
 fn a_backend_with_another_address_is_another_backend() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     all_well(&mut core);
     core.change(
         &Change::Apply(spec(&WWW.replace("10.20.0.1 ", "10.20.0.7 "))),
-        false,
+        &MAKE,
     )
     .unwrap();
     core.reconcile(NOW);
@@ -399,7 +411,7 @@ fn a_backend_with_another_address_is_another_backend() {
 fn reports_on_backends_that_are_gone_are_ignored() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
-    core.change(&Change::Apply(spec(WWW)), false).unwrap();
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert!(!core.on_health(report(target("www", "b9"), HealthState::Up), NOW));
     assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up), NOW));
 }

@@ -17,6 +17,7 @@ use crate::{
     api::handle::Change,
     problem::{Problem, Problems},
 };
+use std::collections::BTreeSet;
 
 /// Names of what exists that an error lists before it says "and so on".
 const LISTED: usize = 10;
@@ -36,14 +37,20 @@ pub enum ChangeError {
     Conflict(String, Vec<Problem>),
     /// Its values are not valid. Fields are named relative to what the change brings.
     Invalid(Problems),
+    /// What it needs cannot be read: a sentence for people.
+    Lost(String),
 }
 
 /// The state after a change: valid, except that it may be more than a node can hold, and in canonical order.
-/// `spec` must be valid itself.
+/// `spec` must be valid itself. `past` looks up the state of an earlier revision.
 ///
 /// # Errors
 /// Why the change cannot be made.
-pub fn apply(spec: &StateSpec, change: &Change) -> Result<StateSpec, ChangeError> {
+pub fn apply(
+    spec: &StateSpec,
+    change: &Change,
+    past: impl FnOnce(u64) -> Result<StateSpec, ChangeError>,
+) -> Result<StateSpec, ChangeError> {
     let mut spec = spec.clone();
     match change {
         Change::Apply(whole) => spec = whole.clone(),
@@ -84,6 +91,23 @@ pub fn apply(spec: &StateSpec, change: &Change) -> Result<StateSpec, ChangeError
             take_backend(&spec, &mut service, backend)?;
             spec.services.push(service);
         }
+        Change::Drain {
+            backend,
+            service,
+            drain,
+        } => match service {
+            Some(service) => {
+                let mut service = take_service(&mut spec, service)?;
+                let backend = take_backend(&spec, &mut service, backend)?;
+                service.backends.push(BackendSpec {
+                    drain: *drain,
+                    ..backend
+                });
+                spec.services.push(service);
+            }
+            None => drain_host(&mut spec, backend, *drain)?,
+        },
+        Change::Rollback { revision } => spec = past(*revision)?,
     }
     canonical(&spec).map_err(ChangeError::Invalid)
 }
@@ -198,6 +222,26 @@ fn take_backend(
         "service `{}` has no backend `{name}`; {hint}",
         service.name
     )))
+}
+
+/// Begins or ends the drain of all backends of a name.
+fn drain_host(spec: &mut StateSpec, name: &str, drain: bool) -> Result<(), ChangeError> {
+    let all = || spec.services.iter().flat_map(|service| &service.backends);
+    if !all().any(|backend| backend.name == name) {
+        let known: BTreeSet<&str> = all().map(|backend| backend.name.as_str()).collect();
+        let hint = known_names(name, known.into_iter().collect(), "backends");
+        return Err(ChangeError::NotFound(format!(
+            "no service has a backend `{name}`; {hint}"
+        )));
+    }
+    let backends = spec
+        .services
+        .iter_mut()
+        .flat_map(|service| &mut service.backends);
+    for backend in backends.filter(|backend| backend.name == name) {
+        backend.drain = drain;
+    }
+    Ok(())
 }
 
 fn known_names(given: &str, known: Vec<&str>, what: &str) -> String {

@@ -8,7 +8,7 @@ pub mod lbctl;
 
 use lb_userspace::{
     api::{
-        handle::{Change, Handle, Request},
+        handle::{Change, ChangeOptions, Handle, Request},
         protocol::*,
         server::{self, Limits},
     },
@@ -17,6 +17,7 @@ use lb_userspace::{
 };
 use serde_json::Value;
 use std::{
+    collections::VecDeque,
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -30,8 +31,13 @@ use tokio::runtime::Runtime;
 pub struct FakeLbd {
     directory: TempDir,
     runtime: Runtime,
-    changes: Arc<Mutex<Vec<(Change, bool)>>>,
+    changes: Changes,
+    drains: Drains,
 }
+
+type Changes = Arc<Mutex<Vec<(Change, ChangeOptions)>>>;
+/// Answers to come; the last one stays.
+type Drains = Arc<Mutex<VecDeque<Vec<DrainView>>>>;
 
 impl FakeLbd {
     pub fn start() -> Self {
@@ -45,13 +51,14 @@ impl FakeLbd {
             .enable_all()
             .build()
             .unwrap();
-        let changes = Arc::new(Mutex::new(Vec::new()));
+        let changes = Changes::default();
+        let drains: Drains = Arc::new(Mutex::new(VecDeque::from([self::drains()])));
         let (handle, mut requests) = Handle::new(4);
-        let seen = changes.clone();
+        let (seen, scripted) = (changes.clone(), drains.clone());
         runtime.spawn(async move {
             let mut unanswered = Vec::new();
             while let Some(request) = requests.recv().await {
-                unanswered.extend(answer(request, &seen));
+                unanswered.extend(answer(request, &seen, &scripted));
             }
         });
         let socket = directory.path().join("lbd.sock");
@@ -68,6 +75,7 @@ impl FakeLbd {
             directory,
             runtime,
             changes,
+            drains,
         }
     }
 
@@ -83,8 +91,13 @@ impl FakeLbd {
         self.runtime.block_on(future)
     }
 
-    /// The changes asked for since the last call, each with `dry_run`.
-    pub fn take_changes(&self) -> Vec<(Change, bool)> {
+    /// What is said of drains from now on, an answer for each question; the last one stays.
+    pub fn script_drains(&self, answers: impl IntoIterator<Item = Vec<DrainView>>) {
+        *self.drains.lock().unwrap() = answers.into_iter().collect();
+    }
+
+    /// The changes asked for since the last call, each with its options.
+    pub fn take_changes(&self) -> Vec<(Change, ChangeOptions)> {
         std::mem::take(&mut self.changes.lock().unwrap())
     }
 
@@ -134,7 +147,7 @@ pub fn receive(mut stream: UnixStream) -> (u16, Value) {
 /// A reply that is kept so that its asker waits for ever.
 type Unanswered = tokio::sync::oneshot::Sender<Result<ChangeReport, ErrorBody>>;
 
-fn answer(request: Request, changes: &Mutex<Vec<(Change, bool)>>) -> Option<Unanswered> {
+fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unanswered> {
     // A client that has gone away is no fault of the control loop.
     match request {
         Request::Status(reply) => drop(reply.send(status())),
@@ -145,23 +158,32 @@ fn answer(request: Request, changes: &Mutex<Vec<(Change, bool)>>) -> Option<Unan
         }))),
         Request::Stats(reply) => drop(reply.send(Ok(stats()))),
         Request::Metrics(reply) => drop(reply.send(String::new())),
+        Request::Drains(reply) => {
+            let mut answers = drains.lock().unwrap();
+            let answer = match answers.len() {
+                0 | 1 => answers.front().cloned().unwrap_or_default(),
+                _ => answers.pop_front().unwrap(),
+            };
+            drop(reply.send(Ok(answer)));
+        }
+        Request::History(reply) => drop(reply.send(Ok(history()))),
         Request::Change {
             change,
-            dry_run,
+            options,
             reply,
         } => {
-            changes.lock().unwrap().push((change.clone(), dry_run));
+            changes.lock().unwrap().push((change.clone(), options));
             if matches!(&change, Change::RemoveService { service } if service == "slow") {
                 return Some(reply);
             }
-            drop(reply.send(decide(&change, dry_run)));
+            drop(reply.send(decide(&change, &options)));
         }
     }
     None
 }
 
 /// Accepts a change unless a name or value in it asks for a refusal.
-fn decide(change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
+fn decide(change: &Change, options: &ChangeOptions) -> Result<ChangeReport, ErrorBody> {
     let refuse = |code, message: &str, problems| {
         Err(ErrorBody {
             code,
@@ -169,7 +191,34 @@ fn decide(change: &Change, dry_run: bool) -> Result<ChangeReport, ErrorBody> {
             problems,
         })
     };
+    let dry_run = options.dry_run;
+    if let Some(meant) = options.if_revision.filter(|meant| *meant != 7) {
+        let message =
+            format!("the change is meant for revision {meant}, but revision 7 is in force");
+        return refuse(ErrorCode::Conflict, &message, vec![]);
+    }
+    if options
+        .max_move
+        .is_some_and(|most| most.is_exceeded_by(10_923, 65_537))
+    {
+        let message = "the change would move 10923 of 65537 slots of service `www` (16.67 %)";
+        return refuse(ErrorCode::Conflict, message, vec![]);
+    }
     match change {
+        Change::Drain { backend, .. } if backend == "missing" => refuse(
+            ErrorCode::NotFound,
+            "no service has a backend `missing`; there are: web-1, web-2",
+            vec![],
+        ),
+        Change::Drain { backend, .. } if backend == "last" => Ok(ChangeReport {
+            warnings: vec!["service www: no backend takes new flows any more".into()],
+            ..report(dry_run)
+        }),
+        Change::Rollback { revision: 3 } => refuse(
+            ErrorCode::NotFound,
+            "there is no revision 3 to go back to: 5 to 7 are kept",
+            vec![],
+        ),
         Change::AddService(service) if service.name == "www" => refuse(
             ErrorCode::Conflict,
             "there is a service \"www\" already",
@@ -317,6 +366,56 @@ fn services() -> Vec<ServiceView> {
             }),
             backends: vec![backend("www", "web-1", "198.51.100.11"), down],
         },
+    ]
+}
+
+/// A drain under way.
+pub fn drain(service: &str, backend: &str, flows: u64, safe: bool) -> DrainView {
+    DrainView {
+        service: service.into(),
+        backend: backend.into(),
+        address: "198.51.100.11".into(),
+        reason: "drain".into(),
+        since_seconds: 75,
+        seconds_left: Some(225),
+        flows,
+        packets_per_second: 3.5,
+        slots: 21_845,
+        safe,
+    }
+}
+
+fn drains() -> Vec<DrainView> {
+    let removed = DrainView {
+        reason: "removed".into(),
+        address: "198.51.100.19".into(),
+        seconds_left: None,
+        packets_per_second: 0.0,
+        ..drain("www", "web-9", 0, true)
+    };
+    vec![drain("www", "web-1", 1_234, false), removed]
+}
+
+fn history() -> Vec<RevisionView> {
+    let revision = |revision, change: &str, summary: &str| RevisionView {
+        revision,
+        time: format!("2024-05-01T12:00:0{revision}Z"),
+        change: change.into(),
+        summary: summary.into(),
+        current: false,
+        problem: String::new(),
+    };
+    vec![
+        RevisionView {
+            current: true,
+            ..revision(7, "rollback 5", "remove backend www/web-3, and 2 more")
+        },
+        RevisionView {
+            time: String::new(),
+            problem: "history/0000000006.json is damaged".into(),
+            ..revision(6, "", "")
+        },
+        revision(5, "", ""),
     ]
 }
 

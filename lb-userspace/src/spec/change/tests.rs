@@ -76,6 +76,21 @@ fn remove_service(service: &str) -> Change {
     }
 }
 
+/// A change of a state without a past.
+fn apply(spec: &StateSpec, change: &Change) -> Result<StateSpec, ChangeError> {
+    super::apply(spec, change, |revision| {
+        panic!("revision {revision} was looked up")
+    })
+}
+
+fn drain_host(backend: &str, service: Option<&str>, drain: bool) -> Change {
+    Change::Drain {
+        backend: backend.into(),
+        service: service.map(Into::into),
+        drain,
+    }
+}
+
 /// What a change does to the base, in the words of `diff`.
 fn lines(change: &Change) -> Vec<String> {
     let parse = |spec: &StateSpec| State::parse(spec, &Limits::default()).unwrap();
@@ -181,6 +196,66 @@ fn the_end_of_a_drain_is_said() {
     assert_eq!(details(&draining, &weighed), ["weight 100 -> 7"]);
 }
 
+/// The base, with the host `a` behind both services.
+fn shared() -> StateSpec {
+    apply(&base(), &add("dns", "a", "10.0.0.1")).unwrap()
+}
+
+fn draining(spec: &StateSpec) -> Vec<String> {
+    let of = |service: &ServiceSpec| {
+        let drained: Vec<_> = service
+            .backends
+            .iter()
+            .filter(|backend| backend.drain)
+            .map(|backend| format!("{}/{}", service.name, backend.name))
+            .collect();
+        drained
+    };
+    spec.services.iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_host_is_drained_everywhere_or_in_one_service_and_again_is_nothing() {
+    let all = apply(&shared(), &drain_host("a", None, true)).unwrap();
+    assert_eq!(draining(&all), ["dns/a", "www/a"]);
+    assert_eq!(apply(&all, &drain_host("a", None, true)).unwrap(), all);
+    let one = apply(&shared(), &drain_host("a", Some("www"), true)).unwrap();
+    assert_eq!(draining(&one), ["www/a"]);
+    assert_eq!(
+        apply(&one, &drain_host("a", Some("www"), true)).unwrap(),
+        one
+    );
+    let rest = apply(&all, &drain_host("a", Some("www"), false)).unwrap();
+    assert_eq!(draining(&rest), ["dns/a"]);
+    assert_eq!(apply(&rest, &drain_host("a", None, false)), Ok(shared()));
+}
+
+#[test]
+fn a_rollback_takes_the_state_that_was_and_checks_it() {
+    let rollback = Change::Rollback { revision: 7 };
+    let past = |revision| {
+        assert_eq!(revision, 7);
+        let mut past = shared();
+        past.services.reverse();
+        Ok(past)
+    };
+    assert_eq!(super::apply(&base(), &rollback, past), Ok(shared()));
+    let lost = || ChangeError::Lost("gone".into());
+    assert_eq!(
+        super::apply(&base(), &rollback, |_| Err(lost())),
+        Err(lost())
+    );
+    let bad = |_| {
+        Ok(spec(
+            "services: [{ name: s, address: x, protocol: tcp, port: 1 }]",
+        ))
+    };
+    assert!(matches!(
+        super::apply(&base(), &rollback, bad),
+        Err(ChangeError::Invalid(_))
+    ));
+}
+
 #[test]
 fn what_does_not_exist_is_not_found_with_a_pointer_to_what_does() {
     let table = [
@@ -207,6 +282,26 @@ fn what_does_not_exist_is_not_found_with_a_pointer_to_what_does() {
         (
             remove("www", "zzz"),
             "service `www` has no backend `zzz`; there are: a, b",
+        ),
+        (
+            drain_host("ab", Some("www"), true),
+            "service `www` has no backend `ab`; did you mean `a`?",
+        ),
+        (
+            drain_host("ns", Some("www"), true),
+            "service `www` has no backend `ns`; it is a backend of `dns`",
+        ),
+        (
+            drain_host("a", Some("wwx"), false),
+            "there is no service `wwx`; did you mean `www`?",
+        ),
+        (
+            drain_host("zzz", None, true),
+            "no service has a backend `zzz`; there are: a, b, ns",
+        ),
+        (
+            drain_host("nss", None, false),
+            "no service has a backend `nss`; did you mean `ns`?",
         ),
     ];
     for (change, expected) in table {

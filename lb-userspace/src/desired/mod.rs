@@ -1,11 +1,14 @@
 //! The desired state on disk: one revisioned document, written whole and atomically, with a copy of the same revision
-//! beside it, so that a damaged file costs nothing.
+//! beside it, so that a damaged file costs nothing. The revisions before it are in [`history`].
 //!
 //! **Invariants.** A document is on disk (file and directory synced) before it is in force. A damaged file is never
 //! overwritten: it is moved aside and said. Only one daemon uses a directory, held by a lock.
 
+pub mod history;
+
 use crate::spec::StateSpec;
 use anyhow::{Context, Result, bail};
+use history::{History, Origin};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -13,6 +16,7 @@ use std::{
     io::{ErrorKind, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 use tracing::warn;
 
@@ -140,14 +144,17 @@ impl Store {
     pub fn load(&self) -> Loaded {
         let (main, copy) = (self.directory.join(MAIN), self.directory.join(COPY));
         let damage = match read(&main) {
-            Ok(Some(document)) => return Loaded::Good(document),
+            Ok(Some(document)) => {
+                self.remember(&document);
+                return Loaded::Good(document);
+            }
             Ok(None) if !copy.exists() => return Loaded::Nothing,
             Ok(None) => format!("{} is missing", main.display()),
             Err(damage) => damage,
         };
         match read(&copy) {
             Ok(Some(document)) => {
-                let mended = match self.save_over_damaged(&document) {
+                let mended = match self.replace(&document, true) {
                     Ok(kept) => kept
                         .iter()
                         .map(|path| format!(" (kept as {})", path.display()))
@@ -159,6 +166,7 @@ impl Store {
                     document.revision,
                     copy.display()
                 );
+                self.remember(&document);
                 Loaded::Recovered(document, said)
             }
             Ok(None) => Loaded::Unreadable(format!("{damage}, and there is no copy")),
@@ -166,23 +174,52 @@ impl Store {
         }
     }
 
+    /// The revisions that are kept, seen from the one in force; none is while the state cannot be read.
+    pub fn history(&self, current: Option<u64>) -> History {
+        History::new(&self.directory, current)
+    }
+
+    /// Makes a document the one in force, with a place in the history. `damaged`: the files that are there cannot be read,
+    /// and are kept under other names.
+    ///
+    /// # Errors
+    /// When the disk refuses; the document in force is then the old one.
+    pub fn commit(&self, document: &Document, origin: &Origin, damaged: bool) -> Result<()> {
+        let history = self.history(Some(document.revision));
+        history.write(
+            document.revision,
+            &document.state,
+            SystemTime::now(),
+            origin,
+        )?;
+        if let Err(refusal) = self.replace(document, damaged) {
+            history.forget(document.revision);
+            return Err(refusal);
+        }
+        history.prune(document.revision);
+        Ok(())
+    }
+
+    /// Gives the document in force its place in the history if it has none: it comes from an `lbd` that kept no history.
+    fn remember(&self, document: &Document) {
+        let history = self.history(Some(document.revision));
+        if document.revision == 0 || history.has(document.revision, &document.state) {
+            return;
+        }
+        let written = fs::metadata(self.directory.join(MAIN)).and_then(|file| file.modified());
+        let time = written.unwrap_or_else(|_| SystemTime::now());
+        let origin = Origin {
+            change: String::new(),
+            summary: String::new(),
+        };
+        if let Err(problem) = history.write(document.revision, &document.state, time, &origin) {
+            warn!(problem = %format!("{problem:#}"), "the revision in force has no place in the history");
+        }
+    }
+
     /// Writes the document and its copy. Both are on disk under other names before either takes its place, so a full disk
-    /// refuses the change as a whole.
-    ///
-    /// # Errors
-    /// When the disk refuses; the files then have their old content.
-    pub fn save(&self, document: &Document) -> Result<()> {
-        self.replace(document, false).map(drop)
-    }
-
-    /// Writes the document in place of files that cannot be read, which are kept under other names: those returned.
-    ///
-    /// # Errors
-    /// As [`Store::save`].
-    pub fn save_over_damaged(&self, document: &Document) -> Result<Vec<PathBuf>> {
-        self.replace(document, true)
-    }
-
+    /// refuses the change as a whole; the files then have their old content. When they cannot be read (`damaged`), they
+    /// are kept under the names that are returned.
     fn replace(&self, document: &Document, damaged: bool) -> Result<Vec<PathBuf>> {
         let text = serde_json::to_vec_pretty(document).context("writing the state as JSON")?;
         let paths = [MAIN, COPY].map(|name| self.directory.join(name));
@@ -278,13 +315,20 @@ mod tests {
         )
     }
 
+    fn origin() -> Origin {
+        Origin {
+            change: "apply".into(),
+            summary: "add service www".into(),
+        }
+    }
+
     #[test]
     fn what_was_saved_is_loaded() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         assert!(matches!(store.load(), Loaded::Nothing));
         for revision in 1..4 {
-            store.save(&document(revision)).unwrap();
+            store.commit(&document(revision), &origin(), false).unwrap();
             assert!(matches!(store.load(), Loaded::Good(found) if found == document(revision)));
         }
     }
@@ -293,7 +337,7 @@ mod tests {
     fn a_file_cut_anywhere_is_recovered_from_the_copy_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        store.save(&document(7)).unwrap();
+        store.commit(&document(7), &origin(), false).unwrap();
         let main = directory.path().join(MAIN);
         let whole = fs::read(&main).unwrap();
         for cut in 0..whole.len() {
@@ -333,7 +377,7 @@ mod tests {
             fs::read(directory.path().join(MAIN)).unwrap(),
             b"{\"format\": 1, \"rev"
         );
-        store.save_over_damaged(&document(3)).unwrap();
+        store.commit(&document(3), &origin(), true).unwrap();
         assert!(matches!(store.load(), Loaded::Good(found) if found == document(3)));
         assert!(directory.path().join("state.json.damaged-1").exists());
     }
@@ -342,11 +386,11 @@ mod tests {
     fn a_refused_write_leaves_both_files_as_they_were() {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
-        store.save(&document(7)).unwrap();
+        store.commit(&document(7), &origin(), false).unwrap();
         // A directory in the place where the copy is written first: it cannot be opened for writing.
         let obstacle = new(&directory.path().join(COPY));
         fs::create_dir(&obstacle).unwrap();
-        assert!(store.save(&document(8)).is_err());
+        assert!(store.commit(&document(8), &origin(), false).is_err());
         assert!(
             !new(&directory.path().join(MAIN)).exists(),
             "nothing is left behind"
@@ -356,7 +400,7 @@ mod tests {
             assert_eq!(found, Some(document(7)), "{name}");
         }
         fs::remove_dir(&obstacle).unwrap();
-        store.save(&document(8)).unwrap();
+        store.commit(&document(8), &origin(), false).unwrap();
     }
 
     #[test]
