@@ -275,3 +275,6 @@ fn refusal(error: ChangeError) -> ErrorBody {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
