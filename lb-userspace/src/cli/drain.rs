@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two lines about the same, where lines cannot be rewritten.
 const LINE: Duration = Duration::from_secs(5);
+/// Looks without a word of the drain before it counts as ended: an `lbd` that has just started first waits for verdicts.
+const PATIENCE: u32 = 15;
 /// What counts as no time limit: a clock can hold it.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -85,6 +87,8 @@ struct Watch {
     backend: String,
     service: Option<String>,
     seen: BTreeMap<Place, DrainView>,
+    /// Looks that showed none yet.
+    in_vain: u32,
     /// Whether the last look showed something new but for falling numbers.
     news: bool,
 }
@@ -95,6 +99,7 @@ impl Watch {
             backend,
             service,
             seen: BTreeMap::new(),
+            in_vain: 0,
             news: false,
         }
     }
@@ -124,7 +129,12 @@ impl Watch {
             return Outcome::Ended(self.ended(&format!("in service `{service}` ")));
         }
         if self.seen.is_empty() && ours.is_empty() {
-            return Outcome::Ended(self.ended(""));
+            self.in_vain += 1;
+            self.news = false;
+            return match self.in_vain < PATIENCE {
+                true => Outcome::Going,
+                false => Outcome::Ended(self.ended("")),
+            };
         }
         let safe = |drains: &BTreeMap<Place, DrainView>| {
             drains.values().filter(|drain| drain.safe).count()
@@ -144,6 +154,9 @@ impl Watch {
 
     /// How it goes, in a line.
     fn line(&self) -> String {
+        if self.seen.is_empty() {
+            return format!("{}: waiting for lbd to begin", self.backend);
+        }
         let drains = || self.seen.values();
         let flows = drains().map(|drain| drain.flows).sum();
         let packets: f64 = drains().map(|drain| drain.packets_per_second).sum();
@@ -284,7 +297,12 @@ mod tests {
     #[test]
     fn a_drain_that_disappears_was_ended() {
         let mut watch = Watch::new("a".into(), None);
-        assert!(ended(watch.look(&[drain("www", "b", 1, false)])).contains("somebody else"));
+        let other = || [drain("www", "b", 1, false)];
+        for _ in 1..PATIENCE {
+            assert_eq!(watch.look(&other()), Outcome::Going);
+            assert_eq!(watch.line(), "a: waiting for lbd to begin");
+        }
+        assert!(ended(watch.look(&other())).contains("somebody else"));
         let (www, dns) = (drain("www", "a", 1, false), drain("dns", "a", 0, true));
         assert_eq!(watch.look(&[www.clone(), dns.clone()]), Outcome::Going);
         let said = ended(watch.look(std::slice::from_ref(&dns)));

@@ -184,10 +184,10 @@ impl<P: DataPlane> Core<P> {
         let document = Document::new(revision, StateSpec::from(&state));
         self.store.commit(&document, origin, lost).map_err(keep)?;
         let before = self.targets();
-        let before_state = std::mem::replace(&mut self.state, state);
+        let old = std::mem::replace(&mut self.state, state);
         self.revision = revision;
+        self.begin_leaving(&old, options.now);
         self.forget_removed(&before);
-        self.begin_leaving(&before_state, options.now);
         if self.unreadable.take().is_some()
             && let Err(problem) = self.seed_health()
         {
@@ -195,9 +195,6 @@ impl<P: DataPlane> Core<P> {
         }
         Ok(())
     }
-
-    /// Lets the flows of what `before` had and the state in force has not leave; `now`: at once.
-    fn begin_leaving(&mut self, _before: &State, _now: bool) {}
 
     /// Drops what is known of backends that are gone, and of those whose address changed: they are others now.
     fn forget_removed(&mut self, before: &BTreeMap<TargetId, Target>) {
@@ -208,6 +205,12 @@ impl<P: DataPlane> Core<P> {
             address(&now).is_some() && address(&now) == address(before)
         };
         self.facts.health.retain(|id, _| same(id));
+        let services = &self.state.services;
+        self.facts.risen.retain(|id, _| {
+            services
+                .get(&id.service)
+                .is_some_and(|service| service.backends.contains_key(&id.backend))
+        });
         self.probes.retain(|id, _| same(id));
         let addresses = self.addresses();
         self.facts

@@ -11,12 +11,15 @@ use crate::{
     neighbour::{NextHopUpdate, ResolvedHop},
     spec::Limits,
 };
-use std::{fs, net::IpAddr, path::Path};
+use std::{fs, net::IpAddr, path::Path, time::Duration};
 
 const LIMITS: Limits = Limits {
     services: 4,
     backends: 8,
 };
+
+/// CLOCK_MONOTONIC.
+const NOW: Duration = Duration::from_secs(10_000);
 
 const MAKE: ChangeOptions = ChangeOptions {
     dry_run: false,
@@ -27,7 +30,7 @@ const MAKE: ChangeOptions = ChangeOptions {
 
 fn open(directory: &Path, limits: Limits) -> Core<FakeDataPlane> {
     let plane = FakeDataPlane::new(8, 33);
-    Core::new(plane, false, Store::open(directory).unwrap(), limits).unwrap()
+    Core::new(plane, false, Store::open(directory).unwrap(), limits, NOW).unwrap()
 }
 
 /// Two services; the host `b1` is behind both. Revision 1.
@@ -80,16 +83,19 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
         });
     }
     for target in core.targets().into_keys() {
-        core.on_health(HealthReport {
-            target,
-            state: HealthState::Up,
-            changed: true,
-            outcome: Outcome::Success,
-            detail: String::new(),
-            latency: None,
-        });
+        core.on_health(
+            HealthReport {
+                target,
+                state: HealthState::Up,
+                changed: true,
+                outcome: Outcome::Success,
+                detail: String::new(),
+                latency: None,
+            },
+            NOW,
+        );
     }
-    core.reconcile();
+    core.reconcile(NOW);
 }
 
 fn weight(weight: i64) -> Change {
@@ -229,6 +235,7 @@ fn a_drain_is_of_a_host_and_again_is_no_change() {
     let again = core.change(&drain("b1", None, true), &MAKE).unwrap();
     assert_eq!((again.revision, again.changed), (2, false));
     let drains = |core: &mut Core<FakeDataPlane>| -> Vec<String> {
+        core.reconcile(NOW);
         let drains = core.drains().unwrap();
         drains
             .into_iter()
