@@ -236,14 +236,14 @@ fn drains_and_history_are_answered() {
     let (code, drains) = lbd.http("GET", "/v1/drains", "");
     assert_eq!(code, 200);
     assert_eq!(
-        drains[0],
+        drains[1],
         json!({
             "service": "www", "backend": "web-1", "address": "198.51.100.11", "reason": "drain",
             "since_seconds": 75, "seconds_left": 225, "flows": 1234, "packets_per_second": 3.5, "slots": 21845,
             "safe": false,
         })
     );
-    assert_eq!(drains[1].get("seconds_left"), None);
+    assert_eq!(drains[2].get("seconds_left"), None);
     let (code, history) = lbd.http("GET", "/v1/history", "");
     assert_eq!(code, 200);
     assert_eq!(

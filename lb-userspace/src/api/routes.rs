@@ -200,7 +200,7 @@ async fn delete_backend(
     change(&lbd, Change::RemoveBackend { service, backend }, parameters).await
 }
 
-/// Backends that get no new flows and may still have old ones.
+/// Backends on their way out: they get no new flows and may still have old ones.
 #[utoipa::path(get, path = "/v1/drains", tag = "backends",
     responses((status = 200, description = "All of them, in order of service and name.", body = Vec<DrainView>)))]
 async fn get_drains(

@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two lines about the same, where lines cannot be rewritten.
 const LINE: Duration = Duration::from_secs(5);
+/// Looks without a word of the drain before it counts as ended: an `lbd` that has just started first waits for verdicts.
+const PATIENCE: u32 = 15;
 /// What counts as no time limit: a clock can hold it.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -63,7 +65,8 @@ pub(super) async fn wait(
 
 /// What is said once all drains are safe.
 pub(super) fn done(drains: &[DrainView]) -> String {
-    let services: Vec<&str> = drains.iter().map(|drain| drain.service.as_str()).collect();
+    let mut services: Vec<&str> = drains.iter().map(|drain| drain.service.as_str()).collect();
+    services.dedup();
     let name = drains.first().map_or("", |drain| drain.backend.as_str());
     format!("safe to stop: {name} ({})\n", services.join(", "))
 }
@@ -76,11 +79,16 @@ enum Outcome {
     Ended(ErrorBody),
 }
 
+/// Service and address: a backend whose address was changed is in a service twice, once as removed.
+type Place = (String, String);
+
 /// The drains of one backend, as they were last seen.
 struct Watch {
     backend: String,
     service: Option<String>,
-    seen: BTreeMap<String, DrainView>,
+    seen: BTreeMap<Place, DrainView>,
+    /// Looks that showed none yet.
+    in_vain: u32,
     /// Whether the last look showed something new but for falling numbers.
     news: bool,
 }
@@ -91,12 +99,13 @@ impl Watch {
             backend,
             service,
             seen: BTreeMap::new(),
+            in_vain: 0,
             news: false,
         }
     }
 
     fn look(&mut self, drains: &[DrainView]) -> Outcome {
-        let ours: BTreeMap<String, DrainView> = drains
+        let ours: BTreeMap<Place, DrainView> = drains
             .iter()
             .filter(|drain| drain.backend == self.backend)
             .filter(|drain| {
@@ -104,18 +113,30 @@ impl Watch {
                     .as_ref()
                     .is_none_or(|name| *name == drain.service)
             })
-            .map(|drain| (drain.service.clone(), drain.clone()))
+            .map(|drain| {
+                (
+                    (drain.service.clone(), drain.address.clone()),
+                    drain.clone(),
+                )
+            })
             .collect();
-        // What was safe may be taken away; what was not yet has got new flows, or lost those it had.
-        let gone =
-            |(service, drain): &(&String, &DrainView)| !drain.safe && !ours.contains_key(*service);
-        if let Some((service, _)) = self.seen.iter().find(gone) {
+        // One that was removed goes for good once it is safe. Any other may have new flows by now.
+        let ended = |(place, drain): &(&Place, &DrainView)| {
+            let over = drain.safe && drain.reason == "removed";
+            !over && !ours.contains_key(*place)
+        };
+        if let Some(((service, _), _)) = self.seen.iter().find(ended) {
             return Outcome::Ended(self.ended(&format!("in service `{service}` ")));
         }
         if self.seen.is_empty() && ours.is_empty() {
-            return Outcome::Ended(self.ended(""));
+            self.in_vain += 1;
+            self.news = false;
+            return match self.in_vain < PATIENCE {
+                true => Outcome::Going,
+                false => Outcome::Ended(self.ended("")),
+            };
         }
-        let safe = |drains: &BTreeMap<String, DrainView>| {
+        let safe = |drains: &BTreeMap<Place, DrainView>| {
             drains.values().filter(|drain| drain.safe).count()
         };
         self.news = self.seen.len() != ours.len() || safe(&self.seen) != safe(&ours);
@@ -133,6 +154,9 @@ impl Watch {
 
     /// How it goes, in a line.
     fn line(&self) -> String {
+        if self.seen.is_empty() {
+            return format!("{}: waiting for lbd to begin", self.backend);
+        }
         let drains = || self.seen.values();
         let flows = drains().map(|drain| drain.flows).sum();
         let packets: f64 = drains().map(|drain| drain.packets_per_second).sum();
@@ -271,17 +295,38 @@ mod tests {
     }
 
     #[test]
-    fn what_disappears_before_it_is_safe_was_ended() {
+    fn a_drain_that_disappears_was_ended() {
         let mut watch = Watch::new("a".into(), None);
-        assert!(ended(watch.look(&[drain("www", "b", 1, false)])).contains("somebody else"));
+        let other = || [drain("www", "b", 1, false)];
+        for _ in 1..PATIENCE {
+            assert_eq!(watch.look(&other()), Outcome::Going);
+            assert_eq!(watch.line(), "a: waiting for lbd to begin");
+        }
+        assert!(ended(watch.look(&other())).contains("somebody else"));
         let (www, dns) = (drain("www", "a", 1, false), drain("dns", "a", 0, true));
         assert_eq!(watch.look(&[www.clone(), dns.clone()]), Outcome::Going);
-        assert_eq!(
-            watch.look(&[www]),
-            Outcome::Going,
-            "what was safe may be removed"
-        );
-        assert!(ended(watch.look(&[dns])).contains("in service `www` was ended"));
+        let said = ended(watch.look(std::slice::from_ref(&dns)));
+        assert!(said.contains("in service `www` was ended"), "{said}");
+        let said = ended(watch.look(&[www]));
+        assert!(said.contains("in service `dns` was ended"), "{said}");
+    }
+
+    #[test]
+    fn what_was_removed_may_disappear_once_it_is_safe() {
+        let mut watch = Watch::new("a".into(), None);
+        let www = |flows, safe| drain("www", "a", flows, safe);
+        let removed = |safe| DrainView {
+            reason: "removed".into(),
+            address: "198.51.100.99".into(),
+            ..drain("www", "a", 1, safe)
+        };
+        assert_eq!(watch.look(&[www(5, false), removed(true)]), Outcome::Going);
+        assert_eq!(watch.look(&[www(3, false)]), Outcome::Going);
+        assert_eq!(watch.look(&[www(0, true)]), Outcome::Safe);
+        assert_eq!(done(&watch.into_drains()), "safe to stop: a (www)\n");
+        let mut watch = Watch::new("a".into(), None);
+        assert_eq!(watch.look(&[www(5, false), removed(false)]), Outcome::Going);
+        ended(watch.look(&[www(5, false)]));
     }
 
     #[test]

@@ -190,8 +190,8 @@ pub(super) fn drains(drains: &[DrainView]) -> String {
     let time = |seconds| humantime::format_duration(Duration::from_secs(seconds)).to_string();
     for drain in drains {
         table.add_row([
-            drain.service.clone(),
-            drain.backend.clone(),
+            known(&drain.service),
+            known(&drain.backend),
             drain.address.clone(),
             drain.reason.clone(),
             time(drain.since_seconds),
@@ -201,7 +201,7 @@ pub(super) fn drains(drains: &[DrainView]) -> String {
             if drain.safe { "yes" } else { "not yet" }.into(),
         ]);
     }
-    listing(table, &[4, 5, 6, 7], "no backend is being drained")
+    listing(table, &[4, 5, 6, 7], "no backend is on its way out")
 }
 
 /// `lbctl history`.
@@ -213,13 +213,12 @@ pub(super) fn history(revisions: &[RevisionView]) -> String {
             true => format!("* {}", revision.revision),
             false => revision.revision.to_string(),
         };
-        let dash = |text: &str| if text.is_empty() { "-" } else { text }.to_owned();
         table.add_row([
             number,
-            dash(&revision.time),
-            dash(&revision.change),
+            known(&revision.time),
+            known(&revision.change),
             if revision.problem.is_empty() {
-                dash(&revision.summary)
+                known(&revision.summary)
             } else {
                 format!("cannot be restored: {}", revision.problem)
             },
@@ -256,6 +255,11 @@ fn or_dash(known: bool, number: u32) -> String {
     } else {
         "-".into()
     }
+}
+
+/// The text, or a dash for what is not known.
+fn known(text: &str) -> String {
+    if text.is_empty() { "-" } else { text }.to_owned()
 }
 
 /// A table with a header, or what to say when it has no rows.

@@ -204,7 +204,8 @@ impl History {
             summary: origin.summary.clone(),
             state: state.clone(),
         };
-        let text = serde_json::to_vec_pretty(&record).context("writing the state as JSON")?;
+        // Without blanks: a hundred large states are on disk.
+        let text = serde_json::to_vec(&record).context("writing the state as JSON")?;
         let written = self.make_directory().and_then(|()| {
             write_synced(&new(&path), &text)?;
             fs::rename(new(&path), &path)?;

@@ -393,7 +393,12 @@ fn drains() -> Vec<DrainView> {
         packets_per_second: 0.0,
         ..drain("www", "web-9", 0, true)
     };
-    vec![drain("www", "web-1", 1_234, false), removed]
+    let nameless = DrainView {
+        service: String::new(),
+        backend: String::new(),
+        ..removed.clone()
+    };
+    vec![nameless, drain("www", "web-1", 1_234, false), removed]
 }
 
 fn history() -> Vec<RevisionView> {
