@@ -19,6 +19,7 @@ pub mod packet;
 pub mod pattern;
 pub mod process;
 pub mod prog_run;
+pub mod recipe;
 pub mod require;
 pub mod scenario;
 pub mod session;

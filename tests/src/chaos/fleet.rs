@@ -114,7 +114,13 @@ impl Fleet {
 
     fn apply(&self, form: Form) -> Result<()> {
         let file = self.session.directory().join("services.yaml");
-        fs::write(&file, services::yaml(&self.topology.backends, form))?;
+        let backends: Vec<_> = self
+            .topology
+            .backends
+            .iter()
+            .map(|backend| (backend.name.as_str(), backend.v4))
+            .collect();
+        fs::write(&file, services::yaml(&backends, form))?;
         self.on_all(&format!("apply --file {}", file.display()))
     }
 

@@ -311,7 +311,7 @@ mod tests {
     fn a_request_may_fail_only_while_a_dead_server_gets_new_flows() {
         let ledger = Ledger::new();
         let counts = || {
-            let sum = |causes| locked(causes).values().sum::<u64>();
+            let sum = |causes: &Mutex<Causes>| locked(causes).values().sum::<u64>();
             (
                 sum(&ledger.request_failures),
                 sum(&ledger.request_failures_expected),

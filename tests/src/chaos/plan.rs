@@ -175,8 +175,14 @@ pub(super) fn draw(
     // Every kind comes once a round if it can, so that a short run has seen most of them.
     let mut round = Vec::new();
     loop {
-        if round.is_empty() {
+        let fresh = round.is_empty();
+        if fresh {
             round = kinds.to_vec();
+            if !events.is_empty() {
+                // More goes out of service than comes back, down to the fewest that may be left.
+                let out = [Kind::Drain, Kind::Remove];
+                round.extend(kinds.iter().filter(|kind| out.contains(kind)));
+            }
             dice.random.shuffle(&mut round);
         }
         let possible = round
@@ -184,7 +190,7 @@ pub(super) fn draw(
             .enumerate()
             .find_map(|(place, kind)| dice.action(*kind).map(|action| (place, action)));
         let Some((place, action)) = possible else {
-            if round.len() == kinds.len() {
+            if fresh {
                 return events;
             }
             round.clear();

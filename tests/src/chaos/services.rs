@@ -2,7 +2,7 @@
 
 use super::server::{TCP_PORT, UDP_PORT};
 use crate::topology::{Backend, VIP_V4};
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
 /// The service over TCP, and the one over UDP.
 pub(super) const NAMES: [&str; 2] = ["www", "quic"];
@@ -19,8 +19,8 @@ pub(super) enum Form {
     Draining(Duration),
 }
 
-/// Both services, with every backend.
-pub(super) fn yaml(backends: &[Backend], form: Form) -> String {
+/// Both services, with every backend: name and address.
+pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], form: Form) -> String {
     let flows = |udp: bool| match form {
         Form::Plain => String::new(),
         Form::Draining(time) => {
@@ -40,12 +40,7 @@ pub(super) fn yaml(backends: &[Backend], form: Form) -> String {
     );
     let backends: String = backends
         .iter()
-        .map(|backend| {
-            format!(
-                "      - {{ name: {}, address: {} }}\n",
-                backend.name, backend.v4
-            )
-        })
+        .map(|(name, v4)| format!("      - {{ name: {name}, address: {v4} }}\n"))
         .collect();
     let service = |name, protocol, port, udp| {
         format!(
@@ -100,16 +95,20 @@ pub(super) fn weight(backend: &Backend, service: &str, weight: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lb_userspace::spec::{Limits, State, yaml as spec_yaml};
 
     #[test]
     fn the_file_is_valid_in_both_forms() {
-        for form in [Form::Plain, Form::Draining(DRAIN)] {
-            let text = yaml(&[], form);
-            assert_eq!(
-                text.contains("drain_timeout"),
-                matches!(form, Form::Draining(_)),
-                "{text}"
-            );
+        let limits = Limits::default();
+        for form in [
+            Form::Plain,
+            Form::Draining(Duration::from_secs(1)),
+            Form::Draining(DRAIN),
+        ] {
+            let text = yaml(&[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], form);
+            let spec = spec_yaml::state_from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let state = State::parse(&spec, &limits).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert_eq!(state.services.len(), NAMES.len());
         }
     }
 }
