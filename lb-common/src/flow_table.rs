@@ -1,6 +1,6 @@
 //! The flow table: which backend a flow of a tracked slot goes to. Steady slots have no entries in it.
 
-use crate::{address::Address, header::Ports};
+use crate::{address::Address, header::Ports, slot::Slot};
 
 /// Key of the flow table: the 5-tuple.
 #[repr(C)]
@@ -72,9 +72,68 @@ impl FlowEntry {
 /// silent for this many seconds: then it is a new connection with the same ports.
 pub const SYN_REUSE_SECONDS: u32 = 60;
 
+/// Bytes 12 and 13 of a TCP header (RFC 9293, section 3.1): data offset, reserved bits and flags, in network byte order.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpFlags(pub u16);
+
+impl TcpFlags {
+    /// Where they are in a TCP header, in bytes.
+    pub const OFFSET: usize = 12;
+
+    const FIN: u16 = 0x01_u16.to_be();
+    const SYN: u16 = 0x02_u16.to_be();
+    const RST: u16 = 0x04_u16.to_be();
+    const ACK: u16 = 0x10_u16.to_be();
+
+    /// What a packet with these flags is for its flow. FIN and RST come first: with SYN they open nothing, and nothing
+    /// should be remembered for them.
+    #[inline(always)]
+    pub const fn kind(self) -> PacketKind {
+        if self.0 & (Self::FIN | Self::RST) != 0 {
+            PacketKind::TcpEnd
+        } else if self.0 & (Self::SYN | Self::ACK) == Self::SYN {
+            PacketKind::TcpSyn
+        } else {
+            PacketKind::Tcp
+        }
+    }
+}
+
+/// What a packet is for its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PacketKind {
+    /// TCP that opens a connection: SYN without ACK.
+    TcpSyn,
+    /// TCP of a connection that is open.
+    Tcp,
+    /// TCP that ends a connection: FIN or RST.
+    TcpEnd,
+    /// UDP.
+    Udp,
+}
+
+impl PacketKind {
+    /// Which owner of a tracked slot gets a packet of a flow that has no entry: an index, 0 = none.
+    #[inline(always)]
+    pub const fn owner(self, slot: Slot) -> u32 {
+        match self {
+            Self::TcpSyn => slot.new_owner(),
+            Self::Udp if slot.is_settled() => slot.new_owner(),
+            Self::Udp | Self::Tcp | Self::TcpEnd => slot.old_owner(),
+        }
+    }
+
+    /// Whether a flow without an entry gets one by such a packet; one that ends needs none.
+    #[inline(always)]
+    pub const fn is_recorded(self) -> bool {
+        !matches!(self, Self::TcpEnd)
+    }
+}
+
 /// What the program does with the flow table, counted.
 #[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FlowEvent {
     /// A packet followed an entry.
     Hit = 0,
@@ -87,9 +146,68 @@ pub enum FlowEvent {
 }
 
 impl FlowEvent {
+    /// All events, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Hit, Self::Recorded, Self::Replaced, Self::Failed];
+
     /// Number of events: entries of their counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = Self::ALL.len() as u32;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<FlowEntry>() == 24);
+const _: () = assert!(size_of::<TcpFlags>() == 2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kind of a packet with these flags and a header of five words.
+    fn kind(flags: u8) -> PacketKind {
+        TcpFlags(u16::from_ne_bytes([0x50, flags])).kind()
+    }
+
+    #[test]
+    fn flags_tell_the_kind() {
+        const ECN: u8 = 0xc0;
+        for (flags, expected) in [
+            (0x02, PacketKind::TcpSyn),
+            (0x02 | ECN, PacketKind::TcpSyn),
+            (0x12, PacketKind::Tcp),
+            (0x10, PacketKind::Tcp),
+            (0x18, PacketKind::Tcp),
+            (0x00, PacketKind::Tcp),
+            (0x11, PacketKind::TcpEnd),
+            (0x04, PacketKind::TcpEnd),
+            (0x14, PacketKind::TcpEnd),
+            (0x03, PacketKind::TcpEnd),
+            (0x06, PacketKind::TcpEnd),
+        ] {
+            assert_eq!(kind(flags), expected, "{flags:#04x}");
+        }
+        // The data offset is in the other byte and says nothing, whatever it is.
+        assert_eq!(
+            TcpFlags(u16::from_ne_bytes([0xff, 0x02])).kind(),
+            PacketKind::TcpSyn
+        );
+    }
+
+    #[test]
+    fn new_flows_go_to_the_new_owner_and_old_ones_to_the_old() {
+        let (moved, settled) = (Slot::moved(1, 2, false), Slot::moved(1, 2, true));
+        for (kind, owners) in [
+            (PacketKind::TcpSyn, (1, 1)),
+            (PacketKind::Tcp, (2, 2)),
+            (PacketKind::TcpEnd, (2, 2)),
+            (PacketKind::Udp, (2, 1)),
+        ] {
+            assert_eq!((kind.owner(moved), kind.owner(settled)), owners, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn event_numbers_are_dense() {
+        for (number, event) in FlowEvent::ALL.iter().enumerate() {
+            assert_eq!(*event as usize, number);
+        }
+    }
+}

@@ -19,13 +19,15 @@ pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 6] = [
+pub const ALL: [&str; 8] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
     VERDICTS,
     SERVICE_STATS,
     BACKEND_STATS,
+    FLOWS,
+    FLOW_EVENTS,
 ];
 
 /// Load-time constant `u64`: seed of the flow hash.
@@ -38,4 +40,6 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 /// Changes whenever the meaning of a map's bytes changes without its shape changing. Kept in the program's rodata
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
-pub const LAYOUT_VERSION: u32 = 1;
+///
+/// Version 1 had steady slots only and no flow table; what it had means the same.
+pub const LAYOUT_VERSION: u32 = 2;

@@ -60,3 +60,25 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
         outer_source,
     })
 }
+
+/// Whether flows that were recorded for this use of an index still go there: it is in use, by the same backend, and its
+/// flows have not been given up.
+#[inline(always)]
+pub fn keeps_flows(index: u32, generation: u32) -> bool {
+    let Some(entry) = BACKENDS.get_ptr(index) else {
+        return false;
+    };
+    // SAFETY: as in `get`; each field is read on its own, and an entry that is cleared meanwhile is one that `get` refuses.
+    let (mode, flags, current) = unsafe { ((*entry).mode, (*entry).flags, (*entry).generation) };
+    Mode::from_u8(mode).is_some() && flags & BackendEntry::LOST == 0 && current == generation
+}
+
+/// The generation of an entry in use, to be recorded with its flows.
+#[inline(always)]
+pub fn generation(index: u32) -> Result<u32, Verdict> {
+    let entry = BACKENDS.get_ptr(index).ok_or(Verdict::DropBadState)?;
+    // SAFETY: as in `get`.
+    let (mode, generation) = unsafe { ((*entry).mode, (*entry).generation) };
+    let _ = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
+    Ok(generation)
+}

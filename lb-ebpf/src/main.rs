@@ -3,11 +3,12 @@
 //! This file only turns a verdict into a count and an XDP action. Modules in the order of the packet's path.
 //!
 //! **Invariants.** Every packet gets exactly one verdict and is counted under it once. A packet that is passed or
-//! dropped has not been altered. No clock, no routing look-up and no flow table on the path.
+//! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod backend;
+mod flow_table;
 mod forward;
 mod parse;
 mod pipeline;

@@ -4,7 +4,10 @@
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
-use lb_common::header::{EthernetHeader, Ipv4Header, Ipv6Header, Ports};
+use lb_common::{
+    flow_table::TcpFlags,
+    header::{EthernetHeader, Ipv4Header, Ipv6Header, Ports},
+};
 
 /// A header that can be read from any bytes and written to any place.
 ///
@@ -23,6 +26,8 @@ unsafe impl Header for Ipv4Header {}
 unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
+// SAFETY: as above.
+unsafe impl Header for TcpFlags {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, IPv4 options in words) is of even length. Without knowing even

@@ -3,13 +3,15 @@
 //! **Invariant.** Until [`forward::send`] succeeds the frame is as it came; after it nothing can fail.
 
 use crate::{
-    backend, forward,
+    backend,
+    flow_table::{self, Place},
+    forward,
     parse::{self, Fragment, Ip, l4},
     service, slot, stats,
 };
 use aya_ebpf::Global;
 use lb_common::{
-    flow::{FlowV4, FlowV6},
+    flow::{FlowV4, FlowV6, slot_of},
     header::Ports,
     service::ServiceEntry,
     verdict::Verdict,
@@ -35,11 +37,35 @@ pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
     }
     let service = found.ok_or(Verdict::PassNoService)?;
     let hash = flow_hash(&ip, ports);
-    let owner = slot::owner(service.index, hash)?;
+    let owner = owner(packet, &ip, ports, service.index, slot_of(hash))?;
     let backend = backend::get(owner)?;
     forward::send(packet, &ip, hash, &backend)?;
     stats::count_forwarded(service.index, owner, received);
     Ok(())
+}
+
+/// Index of the backend that the packet goes to. A steady slot says it by itself.
+#[inline(always)]
+fn owner(
+    packet: &Packet,
+    ip: &Ip,
+    ports: Ports,
+    service: u32,
+    number: u32,
+) -> Result<u32, Verdict> {
+    let slot = slot::get(service, number)?;
+    if slot.is_tracked() {
+        let place = Place {
+            service,
+            number,
+            slot,
+        };
+        return flow_table::owner(ip, ports, l4::kind(packet, ip), &place);
+    }
+    match slot.new_owner() {
+        0 => Err(Verdict::DropNoBackend),
+        index => Ok(index),
+    }
 }
 
 /// Fragments are not balanced: those of a service are dropped, all others are none of our business.

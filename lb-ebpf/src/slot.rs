@@ -1,4 +1,4 @@
-//! The slot tables: which backend owns a flow's slot.
+//! The slot tables: who owns a flow's slot.
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -6,7 +6,6 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    flow::slot_of,
     limits::{DEFAULT_SERVICES, SLOTS},
     slot::Slot,
     verdict::Verdict,
@@ -18,16 +17,12 @@ type Table = Array<u64, { SLOTS as usize }, { BPF_F_MMAPABLE as usize }>;
 #[btf_map]
 static SLOT_TABLES: ArrayOfMaps<Table, { DEFAULT_SERVICES as usize }> = ArrayOfMaps::new();
 
-/// Index of the backend that owns the slot of `hash` in the table of a service.
+/// The word of a slot in the table of a service.
 #[inline(always)]
-pub fn owner(service: u32, hash: u64) -> Result<u32, Verdict> {
+pub fn get(service: u32, number: u32) -> Result<Slot, Verdict> {
     let table = SLOT_TABLES.get(service).ok_or(Verdict::DropBadState)?;
-    let word = table.get_ptr(slot_of(hash)).ok_or(Verdict::DropBadState)?;
+    let word = table.get_ptr(number).ok_or(Verdict::DropBadState)?;
     // SAFETY: an element of an array map stays where it is while the program runs. The daemon may store to it at any
     // moment; a volatile read of an aligned word sees the old word or the new one, and reads it once.
-    let slot = Slot(unsafe { word.read_volatile() });
-    match slot.new_owner() {
-        0 => Err(Verdict::DropNoBackend),
-        index => Ok(index),
-    }
+    Ok(Slot(unsafe { word.read_volatile() }))
 }

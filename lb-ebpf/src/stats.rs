@@ -2,6 +2,7 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{
+    flow_table::FlowEvent,
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
     stats::Counter,
     verdict::Verdict,
@@ -16,13 +17,19 @@ static SERVICE_STATS: PerCpuArray<Counter, { DEFAULT_SERVICES as usize }> = PerC
 #[btf_map]
 static BACKEND_STATS: PerCpuArray<Counter, { DEFAULT_BACKENDS as usize }> = PerCpuArray::new();
 
+#[btf_map]
+static FLOW_EVENTS: PerCpuArray<u64, { FlowEvent::COUNT as usize }> = PerCpuArray::new();
+
 /// Counts a packet under its verdict.
 #[inline(always)]
 pub fn count_verdict(verdict: Verdict) {
-    if let Some(count) = VERDICTS.get_ptr_mut(verdict as u32) {
-        // SAFETY: the element is this CPU's and XDP programs are not preempted by one another on a CPU.
-        unsafe { *count += 1 }
-    }
+    increment(VERDICTS.get_ptr_mut(verdict as u32));
+}
+
+/// Counts what became of a packet in the flow table.
+#[inline(always)]
+pub fn count_flow(event: FlowEvent) {
+    increment(FLOW_EVENTS.get_ptr_mut(event as u32));
 }
 
 /// Counts a forwarded packet, of `bytes` as received, for its service and its backend.
@@ -33,9 +40,17 @@ pub fn count_forwarded(service: u32, backend: u32, bytes: u64) {
 }
 
 #[inline(always)]
+fn increment(count: Option<*mut u64>) {
+    if let Some(count) = count {
+        // SAFETY: the element is this CPU's and XDP programs are not preempted by one another on a CPU.
+        unsafe { *count += 1 }
+    }
+}
+
+#[inline(always)]
 fn add(counter: Option<*mut Counter>, bytes: u64) {
     if let Some(counter) = counter {
-        // SAFETY: as in `count_verdict`.
+        // SAFETY: as in `increment`.
         unsafe {
             (*counter).packets += 1;
             (*counter).bytes += bytes;

@@ -39,6 +39,8 @@ pub struct NodeConfig {
     pub max_services: u32,
     /// Most backends over all services.
     pub max_backends: u32,
+    /// Entries of the flow table.
+    pub max_flows: u32,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +86,7 @@ struct RawMetrics {
 struct RawLimits {
     services: Option<i64>,
     backends: Option<i64>,
+    flows: Option<i64>,
 }
 
 /// A group of fields that was written. `metrics:` with nothing behind it is a slip more often than a wish to have none.
@@ -184,16 +187,16 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         };
         metrics.address.parse().map_err(problem).ok()
     });
-    let mut limit = |field: &str, value: Option<i64>, default: u32, max: u32| {
+    let mut limit = |field: &str, value: Option<i64>, default: u32, min: u32, max: u32| {
         let value = value.unwrap_or_else(|| i64::from(default));
         match u32::try_from(value) {
-            Ok(good) if (1..=max).contains(&good) => good,
+            Ok(good) if (min..=max).contains(&good) => good,
             _ => {
                 found.push(Problem::new(
                     field,
                     value,
                     "is out of range",
-                    format!("choose 1 to {max}"),
+                    format!("choose {min} to {max}"),
                 ));
                 default
             }
@@ -203,13 +206,22 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         "limits.services",
         limit_fields.services,
         limits::DEFAULT_SERVICES,
+        1,
         limits::MAX_SERVICES / 2,
     );
     let max_backends = limit(
         "limits.backends",
         limit_fields.backends,
         limits::DEFAULT_BACKENDS,
+        1,
         limits::MAX_BACKENDS / 2 - 1,
+    );
+    let max_flows = limit(
+        "limits.flows",
+        limit_fields.flows,
+        limits::DEFAULT_FLOWS,
+        limits::MIN_FLOWS,
+        limits::MAX_FLOWS,
     );
     let config = NodeConfig {
         interfaces,
@@ -221,6 +233,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         hash_seed: raw.hash_seed,
         max_services,
         max_backends,
+        max_flows,
     };
     Problems::or(found, config)
 }
@@ -303,6 +316,7 @@ mod tests {
         assert_eq!(config.socket, Path::new(DEFAULT_SOCKET));
         assert_eq!(config.metrics, None);
         assert_eq!((config.max_services, config.max_backends), (1024, 16384));
+        assert_eq!(config.max_flows, 262_144);
     }
 
     #[test]
@@ -324,6 +338,7 @@ metrics:
 limits:
   services: 0
   backends: 99999999
+  flows: 0
 ";
         let problems = NodeConfig::parse(text).unwrap_err().0;
         let seen: Vec<(String, String, Option<u64>)> = problems
@@ -338,10 +353,29 @@ limits:
             ("metrics.address", "localhost", 8),
             ("limits.services", "0", 10),
             ("limits.backends", "99999999", 11),
+            ("limits.flows", "0", 12),
         ];
         let expected =
             expected.map(|(field, value, line)| (field.to_owned(), value.to_owned(), Some(line)));
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn the_flow_table_has_bounds() {
+        let parse = |flows: i64| {
+            NodeConfig::parse(&format!(
+                "interfaces: [{{ name: lo }}]\nlimits: {{ flows: {flows} }}\n"
+            ))
+        };
+        for good in [1_024, 1_025, 16_777_216] {
+            assert_eq!(i64::from(parse(good).unwrap().max_flows), good);
+        }
+        for bad in [-1, 0, 1, 1_023, 16_777_217, i64::MAX] {
+            let said = parse(bad).unwrap_err().to_string();
+            let hint =
+                format!("limits.flows: is out of range (given: {bad}); choose 1024 to 16777216");
+            assert!(said.contains(&hint), "{said}");
+        }
     }
 
     #[test]

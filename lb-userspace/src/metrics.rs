@@ -8,6 +8,7 @@
 //! **Invariant.** After [`Metrics::set_views`] no series names a service or a backend that is not in the views.
 
 mod events;
+mod flows;
 mod node;
 mod server;
 mod traffic;
@@ -19,6 +20,7 @@ use crate::{
     health::state::Outcome,
 };
 use events::EventMetrics;
+use flows::FlowMetrics;
 use node::{NodeMetrics, register_process};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -39,6 +41,7 @@ pub struct Metrics {
     registry: Registry,
     node: NodeMetrics,
     traffic: TrafficMetrics,
+    flows: FlowMetrics,
     backends: BackendMetrics,
     events: EventMetrics,
     /// Services that a series of `events` may name.
@@ -53,6 +56,7 @@ impl Metrics {
         Self {
             node: NodeMetrics::register(&mut registry),
             traffic: TrafficMetrics::register(&mut registry),
+            flows: FlowMetrics::register(&mut registry),
             backends: BackendMetrics::register(&mut registry),
             events: EventMetrics::register(&mut registry),
             seen: BTreeSet::new(),
@@ -65,6 +69,7 @@ impl Metrics {
     pub fn set_views(&mut self, services: &[ServiceView], stats: &Stats, status: &Status) {
         self.node.set(status);
         self.traffic.set(stats);
+        self.flows.set(&stats.flows);
         self.backends
             .set(services.iter().flat_map(|service| &service.backends));
         let present: BTreeSet<_> = services

@@ -69,16 +69,23 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         mode: "ipip".into(),
         when_all_down: "open".into(),
         health: None,
+        tracking: None,
+        on_down: None,
+        drain_timeout: None,
+        udp_settle: None,
+        slow_start: None,
         backends: vec![],
     };
     let backend = BackendSpec {
         name: "web-3".into(),
         address: "198.51.100.13".into(),
         weight: 100,
+        drain: false,
     };
     let patch = BackendPatch {
         address: None,
         weight: Some(50),
+        drain: None,
     };
     let (www, web_1) = (|| "www".to_owned(), || "web-1".to_owned());
     let state = serde_json::to_string(&support::state()).unwrap();
@@ -182,8 +189,7 @@ fn a_body_of_the_wrong_shape_is_refused_with_the_field() {
         "/v1/state",
         r#"{"services": [{"name": "a", "address": "b", "protocol": "tcp", "port": 1, "backends": [{"name": "c", "address": "d", "wieght": 3}]}]}"#,
     );
-    let message =
-        "unknown field `wieght`, expected one of `name`, `address`, `weight` at line 1 column 125";
+    let message = "unknown field `wieght`, expected one of `name`, `address`, `weight`, `drain` at line 1 column 125";
     assert_eq!(
         (code, body),
         (400, shape("services[0].backends[0].wieght", message))

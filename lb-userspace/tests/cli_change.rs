@@ -34,6 +34,11 @@ fn dns() -> ServiceSpec {
         mode: "ipip".into(),
         when_all_down: "open".into(),
         health: None,
+        tracking: None,
+        on_down: None,
+        drain_timeout: None,
+        udp_settle: None,
+        slow_start: None,
         backends: vec![],
     }
 }
@@ -55,6 +60,11 @@ fn every_change_is_sent_as_it_was_typed() {
         mode: "l2".into(),
         when_all_down: "closed".into(),
         health: Some(health),
+        tracking: Some("all".into()),
+        on_down: Some("keep".into()),
+        drain_timeout: Some("10m".into()),
+        udp_settle: Some("5s".into()),
+        slow_start: Some("2h".into()),
         ..dns()
     };
     let (www, web_2) = (|| "www".to_owned(), || "web-2".to_owned());
@@ -64,6 +74,7 @@ fn every_change_is_sent_as_it_was_typed() {
         patch: BackendPatch {
             address: address.map(Into::into),
             weight,
+            drain: None,
         },
     };
     let add = |weight| Change::AddBackend {
@@ -72,6 +83,7 @@ fn every_change_is_sent_as_it_was_typed() {
             name: "web-3".into(),
             address: "198.51.100.13".into(),
             weight,
+            drain: false,
         },
     };
     let cases = [
@@ -82,7 +94,8 @@ fn every_change_is_sent_as_it_was_typed() {
         (
             "service add dns --address 192.0.2.53 --port 53 --protocol udp --mode l2 --when-all-down closed \
              --health tcp --health-port 8080 --health-interval 500ms --health-timeout 100ms --health-rise 1 \
-             --health-fall 2 --health-jitter 20",
+             --health-fall 2 --health-jitter 20 --tracking all --on-down keep --drain-timeout 10m --udp-settle 5s \
+             --slow-start 2h",
             Change::AddService(full),
         ),
         (

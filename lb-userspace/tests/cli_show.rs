@@ -42,6 +42,8 @@ www      web-1    1,234,567  98,765,432
 
 VERDICT      PACKETS  MEANING
 forwarded  1,234,567  Sent to a backend.
+
+Flow table: 5 of 262,144 entries, 0 slots waiting; 0 hits, 0 recorded, 0 evicted
 ";
     assert_eq!(text(&lbd, "stats"), expected);
     assert!(

@@ -5,7 +5,7 @@ use aya::{
     Ebpf, Pod,
     maps::{MapData, PerCpuArray},
 };
-use lb_common::{maps, stats::Counter, verdict::Verdict};
+use lb_common::{flow_table::FlowEvent, maps, stats::Counter, verdict::Verdict};
 use std::collections::BTreeMap;
 
 /// Counters, summed over CPUs; those at zero are left out, so that equality compares every one of them.
@@ -17,19 +17,20 @@ pub struct Counters {
     pub services: BTreeMap<u32, (u64, u64)>,
     /// (packets, bytes) by backend index.
     pub backends: BTreeMap<u32, (u64, u64)>,
+    /// What the flow table was used for.
+    pub flows: BTreeMap<FlowEvent, u64>,
 }
 
 impl Counters {
     /// Reads every counter.
     pub fn read(ebpf: &Ebpf) -> Result<Self> {
-        let verdicts = array::<u64>(ebpf, maps::VERDICTS)?;
-        let verdicts = Verdict::ALL.iter().map(|verdict| {
-            let counts = verdicts.get(&(*verdict as u32), 0)?;
-            Ok((*verdict, counts.iter().sum()))
-        });
-        let verdicts = verdicts.collect::<Result<BTreeMap<_, u64>>>()?;
+        let verdicts = Verdict::ALL
+            .iter()
+            .map(|verdict| (*verdict, *verdict as u32));
+        let flows = FlowEvent::ALL.iter().map(|event| (*event, *event as u32));
         Ok(Self {
-            verdicts: verdicts.into_iter().filter(|(_, n)| *n != 0).collect(),
+            verdicts: counts(ebpf, maps::VERDICTS, verdicts)?,
+            flows: counts(ebpf, maps::FLOW_EVENTS, flows)?,
             services: counters(ebpf, maps::SERVICE_STATS)?,
             backends: counters(ebpf, maps::BACKEND_STATS)?,
         })
@@ -49,7 +50,14 @@ impl Counters {
             verdicts: BTreeMap::from([(Verdict::Forwarded, 1)]),
             services: BTreeMap::from([(service, (1, bytes as u64))]),
             backends: BTreeMap::from([(backend, (1, bytes as u64))]),
+            flows: BTreeMap::new(),
         }
+    }
+
+    /// These, and one use of the flow table.
+    pub fn with_flow(mut self, event: FlowEvent) -> Self {
+        *self.flows.entry(event).or_default() += 1;
+        self
     }
 
     /// What has been counted since `before`.
@@ -69,6 +77,11 @@ impl Counters {
                 &self.backends,
                 |key| before.backends.get(key).copied(),
                 pairwise,
+            ),
+            flows: moved(
+                &self.flows,
+                |key| before.flows.get(key).copied(),
+                |now, old| now - old,
             ),
         }
     }
@@ -94,6 +107,23 @@ fn array<'a, T: Pod>(ebpf: &'a Ebpf, name: &str) -> Result<PerCpuArray<&'a MapDa
         .map(name)
         .with_context(|| format!("the object has no map {name}"))?;
     PerCpuArray::try_from(map).with_context(|| format!("map {name}"))
+}
+
+/// The counts of a map that are not zero, by what is counted at which index.
+fn counts<K: Ord>(
+    ebpf: &Ebpf,
+    name: &str,
+    indexes: impl Iterator<Item = (K, u32)>,
+) -> Result<BTreeMap<K, u64>> {
+    let map = array::<u64>(ebpf, name)?;
+    let mut all = BTreeMap::new();
+    for (key, index) in indexes {
+        let sum = map.get(&index, 0)?.iter().sum();
+        if sum != 0 {
+            all.insert(key, sum);
+        }
+    }
+    Ok(all)
 }
 
 fn counters(ebpf: &Ebpf, name: &str) -> Result<BTreeMap<u32, (u64, u64)>> {

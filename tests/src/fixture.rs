@@ -8,7 +8,8 @@ use anyhow::Result;
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
-    flow::{FlowV4, FlowV6},
+    flow::{FlowV4, FlowV6, slot_of},
+    flow_table::FlowKey,
     header::Ports,
     service::ServiceKey,
 };
@@ -85,14 +86,32 @@ pub fn flow_hash(packet: &Packet) -> u64 {
         Address::from(packet.from.ip()),
         Address::from(packet.to.ip()),
     );
-    let ports = Ports {
-        source: packet.from.port().to_be(),
-        destination: packet.to.port().to_be(),
-    };
-    let protocol = packet.protocol.number().0;
+    let (ports, protocol) = (ports(packet), packet.protocol.number().0);
     if packet.from.is_ipv4() {
         FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol).hash(SEED)
     } else {
         FlowV6::new(from, to, ports, protocol).hash(SEED)
+    }
+}
+
+/// The number of a packet's slot.
+pub fn slot_number(packet: &Packet) -> u32 {
+    slot_of(flow_hash(packet))
+}
+
+/// The key under which a packet's flow is in the flow table.
+pub fn flow_key(packet: &Packet) -> FlowKey {
+    FlowKey::new(
+        Address::from(packet.from.ip()),
+        Address::from(packet.to.ip()),
+        ports(packet),
+        packet.protocol.number().0,
+    )
+}
+
+fn ports(packet: &Packet) -> Ports {
+    Ports {
+        source: packet.from.port().to_be(),
+        destination: packet.to.port().to_be(),
     }
 }

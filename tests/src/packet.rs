@@ -16,6 +16,20 @@ pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x02];
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
 
+/// Flags of a TCP header (RFC 9293, section 3.1).
+pub mod flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Aborts a connection.
+    pub const RST: u8 = 0x04;
+    /// Data should not wait.
+    pub const PSH: u8 = 0x08;
+    /// Acknowledges.
+    pub const ACK: u8 = 0x10;
+}
+
 /// The L4 protocol of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -59,6 +73,8 @@ pub struct Packet {
     pub id: u16,
     /// IPv4 only: options, a multiple of 4 bytes, at most 40.
     pub options: Vec<u8>,
+    /// TCP only: flags, as in [`flag`].
+    pub flags: u8,
     /// What follows the TCP or UDP header.
     pub payload: Vec<u8>,
     /// Bytes after the end of the IP packet, as Ethernet pads short frames.
@@ -83,6 +99,7 @@ impl Packet {
             fragment_offset: 0,
             id: 0x1d1d,
             options: Vec::new(),
+            flags: flag::ACK,
             payload: (0..payload).map(|i| i as u8).collect(),
             padding: 0,
         }
@@ -144,9 +161,18 @@ impl Packet {
     fn l4(&self) -> Vec<u8> {
         let (source, destination) = (self.from.port(), self.to.port());
         let mut bytes = match self.protocol {
-            Protocol::Tcp => TcpHeader::new(source, destination, 0x0102_0304, 0xffff)
-                .to_bytes()
-                .to_vec(),
+            Protocol::Tcp => {
+                let is = |flag| self.flags & flag != 0;
+                let header = TcpHeader {
+                    fin: is(flag::FIN),
+                    syn: is(flag::SYN),
+                    rst: is(flag::RST),
+                    psh: is(flag::PSH),
+                    ack: is(flag::ACK),
+                    ..TcpHeader::new(source, destination, 0x0102_0304, 0xffff)
+                };
+                header.to_bytes().to_vec()
+            }
             Protocol::Udp => {
                 let length = (8 + self.payload.len()) as u16;
                 let header = UdpHeader {

@@ -6,11 +6,12 @@ use crate::counters::Counters;
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError},
     programs::Xdp,
 };
 use lb_common::{
     backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
     limits::SLOTS,
     maps,
     service::{ServiceEntry, ServiceKey},
@@ -19,6 +20,7 @@ use lb_common::{
 use lb_userspace::dataplane::object;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
+    collections::BTreeMap,
     num::NonZeroUsize,
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
@@ -31,6 +33,7 @@ pub const SEED: u64 = 0x5eed_0f7e_57f1_0e55;
 
 const SERVICES: u32 = 32;
 const BACKENDS: u32 = 256;
+const FLOWS: u32 = 1 << 14;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -62,6 +65,11 @@ pub struct Balancer {
 impl Balancer {
     /// Loads the program with empty maps and logging off.
     pub fn load() -> Result<Self> {
+        Self::with_flows(FLOWS)
+    }
+
+    /// Loads the program with a flow table of this many entries.
+    pub fn with_flows(flows: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
@@ -70,6 +78,7 @@ impl Balancer {
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
             .map_max_entries(maps::BACKENDS, BACKENDS)
             .map_max_entries(maps::BACKEND_STATS, BACKENDS)
+            .map_max_entries(maps::FLOWS, flows)
             .load(object::BALANCER)
             .context("loading the balancer")?;
         program_mut(&mut ebpf, maps::PROGRAM)?
@@ -92,12 +101,22 @@ impl Balancer {
         index: u32,
         owner: impl Fn(u32) -> u32,
     ) -> Result<()> {
+        self.add_service_of_slots(key, index, |slot| Slot::steady(owner(slot)))
+    }
+
+    /// Adds a service under `index` with a table of these slots, or gives the one that it has other slots.
+    pub fn add_service_of_slots(
+        &mut self,
+        key: ServiceKey,
+        index: u32,
+        slot: impl Fn(u32) -> Slot,
+    ) -> Result<()> {
         let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
         let mut tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(&mut *outer)?;
         tables.set(index, &Array::create(SLOTS, MMAPABLE)?, 0)?;
         // aya gives no descriptor of a map that it created, but one of a map that it finds.
         let tables: ArrayOfMaps<_, MapData> = ArrayOfMaps::try_from(&*outer)?;
-        let words: Vec<u64> = (0..SLOTS).map(|slot| Slot::steady(owner(slot)).0).collect();
+        let words: Vec<u64> = (0..SLOTS).map(|number| slot(number).0).collect();
         fill(tables.get(&index, 0)?.fd().as_fd(), &words).context("filling a slot table")?;
         self.add_service_without_table(key, index)
     }
@@ -107,6 +126,54 @@ impl Balancer {
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
         Ok(services.insert(key, ServiceEntry { index, flags: 0 }, 0)?)
+    }
+
+    /// Changes one slot of a service that has a table.
+    pub fn set_slot(&mut self, index: u32, number: u32, slot: Slot) -> Result<()> {
+        let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
+        let tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(outer)?;
+        Ok(tables.get(&index, 0)?.set(number, slot.0, 0)?)
+    }
+
+    /// What the flow table knows of a flow.
+    pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>> {
+        match self.flow_table()?.get(key, 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Everything that the flow table knows.
+    pub fn flows(&self) -> Result<BTreeMap<FlowKey, FlowEntry>> {
+        Ok(self.flow_table()?.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Puts an entry into the flow table.
+    pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FLOWS)?;
+        let mut flows: HashMap<_, FlowKey, FlowEntry> = HashMap::try_from(map)?;
+        Ok(flows.insert(key, entry, 0)?)
+    }
+
+    /// Removes an entry that is in the flow table.
+    pub fn remove_flow(&mut self, key: &FlowKey) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FLOWS)?;
+        let mut flows: HashMap<_, FlowKey, FlowEntry> = HashMap::try_from(map)?;
+        Ok(flows.remove(key)?)
+    }
+
+    fn flow_table(&self) -> Result<HashMap<&MapData, FlowKey, FlowEntry>> {
+        let map = self
+            .ebpf
+            .map(maps::FLOWS)
+            .context("the object has no flow table")?;
+        Ok(HashMap::try_from(map)?)
+    }
+
+    /// All counters.
+    pub fn counters(&self) -> Result<Counters> {
+        Counters::read(&self.ebpf)
     }
 
     /// Sends a frame through the program as if it came in on [`INTERFACE`].

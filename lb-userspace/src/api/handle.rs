@@ -6,6 +6,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// A change of the desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "few exist at a time, so that a box saves nothing"
+)]
 pub enum Change {
     /// Replace the whole state.
     Apply(StateSpec),

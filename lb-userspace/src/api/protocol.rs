@@ -167,6 +167,31 @@ pub struct TableChange {
     pub slots_changed: u32,
 }
 
+/// A backend on its way out: `GET /v1/drains`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Its service; empty for one that was removed before `lbd` started.
+    pub service: String,
+    /// Its name; empty likewise.
+    pub backend: String,
+    /// Its own address.
+    pub address: String,
+    /// `drain` (drained, or weight 0), `removed`, or `down` (it fails its probes and `on_down` is `keep`).
+    pub reason: String,
+    /// Seconds since it began.
+    pub since_seconds: u64,
+    /// Seconds until its flows are given up; absent when they are.
+    pub seconds_left: Option<u64>,
+    /// Recorded flows that are alive.
+    pub flows: u64,
+    /// Packets a second that still go there.
+    pub packets_per_second: f64,
+    /// Slots that still name it for old flows.
+    pub slots: u32,
+    /// Whether nothing goes there any more, so that it can be stopped.
+    pub safe: bool,
+}
+
 /// `GET /v1/stats`. Counters run from the creation of the data plane's maps and survive restarts of `lbd`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
@@ -174,6 +199,32 @@ pub struct Stats {
     pub verdicts: Vec<VerdictStats>,
     /// Services in order of name.
     pub services: Vec<ServiceStats>,
+    /// The flow table.
+    #[serde(default)]
+    pub flows: FlowStats,
+}
+
+/// The flow table: only flows of slots that a change has moved are in it. Counts are packets or flows since the maps were
+/// created.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowStats {
+    /// Entries when it was last counted.
+    pub entries: u64,
+    /// Entries that it holds (`limits.flows`).
+    pub capacity: u64,
+    /// Slots of all services that were moved and wait until no flow depends on that any more.
+    pub slots_waiting: u64,
+    /// Packets that followed an entry.
+    pub hits: u64,
+    /// Flows recorded.
+    pub recorded: u64,
+    /// Entries overwritten that counted for nothing any more.
+    pub replaced: u64,
+    /// Flows that the kernel refused to record.
+    pub failed: u64,
+    /// Entries that the kernel has put out to make room, as far as counting tells, since `lbd` started. When this grows,
+    /// raise `limits.flows`.
+    pub evicted: u64,
 }
 
 /// Packets with one verdict.

@@ -122,7 +122,8 @@ Examples:
   lbctl service add www --address 192.0.2.1 --port 80
   lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
   lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
-  lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2")]
+  lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2
+  lbctl service add www --address 192.0.2.1 --port 80 --drain-timeout 10m --slow-start 60s")]
     Add(Box<ServiceAdd>),
     /// Remove a service and its backends
     #[command(
@@ -187,6 +188,21 @@ pub struct ServiceAdd {
     /// Random share of the interval, in percent [default: 10]
     #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     pub health_jitter: Option<i64>,
+    /// Established flows that a change does not move: those of the slots it moves, all, or none [default: moved]
+    #[arg(long, value_name = "WHICH", value_parser = ["moved", "all", "none"])]
+    pub tracking: Option<String>,
+    /// Flows of a backend that goes down: reset them, or keep them with it [default: reset]
+    #[arg(long, value_name = "POLICY", value_parser = ["reset", "keep"])]
+    pub on_down: Option<String>,
+    /// How long flows stay with a backend that is drained or removed, 1s to 24h [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub drain_timeout: Option<String>,
+    /// How long unknown UDP flows still go to a slot's old owner, 0s to 1h [default: 60s]
+    #[arg(long, value_name = "DURATION")]
+    pub udp_settle: Option<String>,
+    /// Time in which a backend that has come up gets its full share, up to 1h [default: at once]
+    #[arg(long, value_name = "DURATION")]
+    pub slow_start: Option<String>,
     /// Change nothing, only say what would change
     #[arg(long)]
     pub dry_run: bool,
@@ -297,6 +313,11 @@ impl From<ServiceAdd> for ServiceSpec {
             mode: add.mode,
             when_all_down: add.when_all_down,
             health: Some(health).filter(|health| *health != HealthSpec::default()),
+            tracking: add.tracking,
+            on_down: add.on_down,
+            drain_timeout: add.drain_timeout,
+            udp_settle: add.udp_settle,
+            slow_start: add.slow_start,
             backends: Vec::<BackendSpec>::new(),
         }
     }
@@ -307,6 +328,7 @@ impl From<BackendChange> for BackendPatch {
         Self {
             address: change.address,
             weight: change.weight,
+            drain: None,
         }
     }
 }

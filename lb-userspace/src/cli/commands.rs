@@ -88,6 +88,7 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
                 name,
                 address,
                 weight,
+                drain: false,
             };
             change(
                 client,

@@ -77,7 +77,17 @@ pub(super) fn stats(stats: &Stats, all: bool) -> String {
         ]);
     }
     let verdicts = listing(verdicts, &[1], "no packets yet");
-    listing(traffic, &[2, 3], "no services") + "\n" + &verdicts
+    let flows = &stats.flows;
+    let flow_table = format!(
+        "Flow table: {} of {} entries, {} slots waiting; {} hits, {} recorded, {} evicted\n",
+        grouped(flows.entries),
+        grouped(flows.capacity),
+        grouped(flows.slots_waiting),
+        grouped(flows.hits),
+        grouped(flows.recorded),
+        grouped(flows.evicted),
+    );
+    listing(traffic, &[2, 3], "no services") + "\n" + &verdicts + "\n" + &flow_table
 }
 
 /// `lbctl service list`.

@@ -91,7 +91,9 @@ impl<P: DataPlane> Core<P> {
             self.store.save(&document).map_err(keep)?;
         }
         let before = self.targets();
-        (self.state, self.revision) = (state, revision);
+        let old = std::mem::replace(&mut self.state, state);
+        self.revision = revision;
+        self.begin_leaving(&old, false);
         self.forget_removed(&before);
         if self.unreadable.take().is_some()
             && let Err(problem) = self.seed_health()
@@ -110,6 +112,12 @@ impl<P: DataPlane> Core<P> {
             address(&now).is_some() && address(&now) == address(before)
         };
         self.facts.health.retain(|id, _| same(id));
+        let services = &self.state.services;
+        self.facts.risen.retain(|id, _| {
+            services
+                .get(&id.service)
+                .is_some_and(|service| service.backends.contains_key(&id.backend))
+        });
         self.probes.retain(|id, _| same(id));
         let addresses = self.addresses();
         self.facts

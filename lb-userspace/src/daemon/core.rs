@@ -4,7 +4,7 @@
 //! **Invariants.** The state in force is valid and on disk. A refused change changes nothing. A failed write to the
 //! data plane is said, kept as a warning and tried again; what was forwarded before is forwarded still.
 
-use super::{target_id, views::ProbeMemory};
+use super::{drains::Rates, target_id, views::ProbeMemory};
 use crate::{
     api::protocol::{ErrorBody, ErrorCode, StateView},
     dataplane::{Attachment, DataPlane},
@@ -18,22 +18,30 @@ use crate::{
     plan::{
         Facts,
         apply::apply,
-        diff::{Capacity, Step, diff},
+        census::{self, Census},
+        departure,
+        diff::{Capacity, Plan, Step, diff},
         mirror::Mirror,
+        select::select,
         target::{backend_id, service_key, target},
     },
     spec::{Limits, State, StateSpec},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 use tracing::{error, info, warn};
 
 /// The commit this was built from, or `unknown`.
 const COMMIT: &str = env!("GUIDEWAY_COMMIT");
+
+/// Least time between two counts of the flow table.
+const CENSUS_INTERVAL: Duration = Duration::from_secs(2);
+/// A count may take this share of the time, as a divisor: a large flow table is counted less often.
+const CENSUS_SHARE: u32 = 20;
 
 /// The daemon's state.
 pub struct Core<P> {
@@ -46,6 +54,14 @@ pub struct Core<P> {
     pub(super) facts: Facts,
     pub(super) probes: BTreeMap<TargetId, ProbeMemory>,
     pub(super) mirror: Mirror,
+    /// The last count of the flow table.
+    pub(super) census: Option<Census>,
+    /// When the flow table is counted again at the earliest.
+    census_due: Duration,
+    /// Flow-table entries that have vanished between two counts: put out by the kernel.
+    pub(super) evicted: u64,
+    /// Traffic of departing backends.
+    pub(super) rates: Rates,
     pub(super) attachments: Vec<Attachment>,
     /// Addresses of backends that had slots when the daemon started.
     serving: BTreeSet<IpAddr>,
@@ -60,11 +76,17 @@ pub struct Core<P> {
 }
 
 impl<P: DataPlane> Core<P> {
-    /// A core that continues from the state on disk and from what the data plane holds.
+    /// A core that continues from the state on disk and from what the data plane holds. `now`: CLOCK_MONOTONIC.
     ///
     /// # Errors
     /// When the disk or the maps cannot be read.
-    pub fn new(mut plane: P, running: bool, store: Store, limits: Limits) -> Result<Self> {
+    pub fn new(
+        mut plane: P,
+        running: bool,
+        store: Store,
+        limits: Limits,
+        now: Duration,
+    ) -> Result<Self> {
         let mirror = Mirror::new(plane.installed().context("reading the data plane")?);
         let mut core = Self {
             plane,
@@ -74,6 +96,10 @@ impl<P: DataPlane> Core<P> {
             facts: Facts::default(),
             probes: BTreeMap::new(),
             mirror,
+            census: None,
+            census_due: Duration::ZERO,
+            evicted: 0,
+            rates: Rates::default(),
             attachments: Vec::new(),
             serving: BTreeSet::new(),
             unreadable: None,
@@ -100,6 +126,8 @@ impl<P: DataPlane> Core<P> {
             Loaded::Unreadable(said) => core.refuse_state(said),
         }
         core.seed_health()?;
+        core.advance(now);
+        departure::follow(&core.state, &mut core.facts, &core.mirror);
         Ok(core)
     }
 
@@ -141,7 +169,7 @@ impl<P: DataPlane> Core<P> {
                 .plane
                 .read_slots(index)?
                 .iter()
-                .map(|slot| slot.new_owner())
+                .flat_map(|slot| [slot.new_owner(), slot.old_owner()])
                 .collect();
             for backend in service.backends.values() {
                 let owner = self.mirror.backend_index(backend_id(service, backend));
@@ -156,6 +184,18 @@ impl<P: DataPlane> Core<P> {
             }
         }
         Ok(())
+    }
+
+    /// Takes the time, CLOCK_MONOTONIC.
+    pub const fn advance(&mut self, now: Duration) {
+        self.facts.now = now;
+    }
+
+    /// Ids of the removed backends whose flows stay with them.
+    pub fn leaving(&self) -> BTreeSet<u64> {
+        let departures = self.facts.departures.iter();
+        let removed = departures.filter(|(_, d)| d.reason == departure::Reason::Removed);
+        removed.map(|(id, _)| *id).collect()
     }
 
     /// What is to be probed.
@@ -183,6 +223,15 @@ impl<P: DataPlane> Core<P> {
                 );
             }
         }
+        // A removed backend is probed for as long as its flows stay with it.
+        let leaving = self
+            .facts
+            .departures
+            .values()
+            .filter_map(|departure| departure.probe.as_ref());
+        for (id, target) in leaving {
+            targets.entry(id.clone()).or_insert_with(|| target.clone());
+        }
         targets
     }
 
@@ -193,7 +242,15 @@ impl<P: DataPlane> Core<P> {
             .services
             .values()
             .flat_map(|service| service.backends.values());
-        backends.map(|backend| backend.address).collect()
+        let leaving = self
+            .facts
+            .departures
+            .values()
+            .map(|departure| departure.address);
+        backends
+            .map(|backend| backend.address)
+            .chain(leaving)
+            .collect()
     }
 
     /// Whether every backend has a first verdict and a first next-hop look-up behind it.
@@ -226,8 +283,8 @@ impl<P: DataPlane> Core<P> {
         lost && !self.serving.contains(address)
     }
 
-    /// Takes a probe's report; whether a reconcile is due.
-    pub fn on_health(&mut self, report: HealthReport) -> bool {
+    /// Takes a probe's report at a moment of CLOCK_MONOTONIC; whether a reconcile is due.
+    pub fn on_health(&mut self, report: HealthReport, now: Duration) -> bool {
         if !self.is_probed(&report.target) {
             return false;
         }
@@ -248,15 +305,31 @@ impl<P: DataPlane> Core<P> {
             }
             HealthState::Unknown => info!(%service, %backend, "backend is not known any more"),
         }
+        if report.state == HealthState::Up {
+            self.facts.risen.insert(report.target.clone(), now);
+        } else {
+            self.facts.risen.remove(&report.target);
+        }
         self.facts.health.insert(report.target, report.state);
         true
     }
 
     fn is_probed(&self, id: &TargetId) -> bool {
         let service = self.state.services.get(&id.service);
-        service.is_some_and(|service| {
+        let configured = service.is_some_and(|service| {
             service.health.is_some() && service.backends.contains_key(&id.backend)
-        })
+        });
+        configured || self.is_leaving(id)
+    }
+
+    /// Whether this is a removed backend that is probed for its flows' sake.
+    pub(super) fn is_leaving(&self, id: &TargetId) -> bool {
+        let mut probes = self
+            .facts
+            .departures
+            .values()
+            .filter_map(|departure| departure.probe.as_ref());
+        probes.any(|(probed, _)| probed == id)
     }
 
     /// Takes a next hop's change; whether a reconcile is due.
@@ -308,18 +381,20 @@ impl<P: DataPlane> Core<P> {
         changed
     }
 
-    /// Makes the data plane true. Does nothing while there is no usable desired state.
-    pub fn reconcile(&mut self) {
+    /// Makes the data plane true at a moment of CLOCK_MONOTONIC. Does nothing while there is no usable desired state.
+    pub fn reconcile(&mut self, now: Duration) {
         if self.unreadable.is_some() {
             return;
         }
         let started = Instant::now();
-        let result = self.plan().and_then(|steps| {
-            apply(&steps, &mut self.plane, &mut self.mirror)?;
-            Ok(steps)
+        self.advance(now);
+        departure::follow(&self.state, &mut self.facts, &self.mirror);
+        let result = self.plan().and_then(|plan| {
+            apply(&plan.steps, &mut self.plane, &mut self.mirror)?;
+            Ok(plan)
         });
         self.metrics.observe_reconcile(started.elapsed());
-        match result {
+        match result.and_then(|plan| self.make_room(plan)) {
             Ok(steps) => self.reconciled(&steps, started),
             Err(problem) => {
                 let said = format!("the data plane could not be brought up to date: {problem:#}");
@@ -331,6 +406,32 @@ impl<P: DataPlane> Core<P> {
         }
     }
 
+    /// When indexes have run out because removed backends still have theirs, gives those up: configured backends go first.
+    fn make_room(&mut self, plan: Plan) -> Result<Vec<Step>> {
+        if plan.left_out.is_empty() {
+            return Ok(plan.steps);
+        }
+        let now = self.facts.now;
+        let leaving = self.facts.departures.values_mut().filter(|departure| {
+            departure.reason == departure::Reason::Removed && departure.until > now
+        });
+        let mut given_up = 0;
+        for departure in leaving {
+            departure.until = now;
+            given_up += 1;
+        }
+        if given_up > 0 {
+            warn!(
+                given_up,
+                "the backends map is full: flows of removed backends are given up before their drain timeout"
+            );
+        }
+        bail!(
+            "the backends map is full, so that {} gets no traffic: raise `limits.backends` in the node config",
+            plan.left_out.join(", ")
+        );
+    }
+
     /// Whether the last reconcile failed and is to be tried again.
     pub fn must_retry(&self) -> bool {
         self.failure.is_some()
@@ -338,7 +439,47 @@ impl<P: DataPlane> Core<P> {
 
     /// Whether a reconcile is due although nothing has happened: the last one failed, or left something for later.
     pub fn has_more_to_do(&self) -> bool {
-        self.must_retry() || self.mirror.has_unused_tables()
+        self.must_retry()
+            || self.mirror.has_unused_tables()
+            || self.mirror.is_waiting()
+            || !self.facts.departures.is_empty()
+            || self.is_rising()
+    }
+
+    /// Whether a backend is in its slow start.
+    fn is_rising(&self) -> bool {
+        let slow = self
+            .state
+            .services
+            .values()
+            .filter(|service| service.flows.slow_start.is_some());
+        slow.into_iter()
+            .any(|service| select(service, &self.facts).is_rising())
+    }
+
+    /// Counts the flow table, and what departing backends still get, if it is time to.
+    pub fn count_flows(&mut self, now: Duration) {
+        self.measure_rates(now);
+        let any = self.mirror.is_waiting()
+            || self.census.as_ref().is_none_or(|census| census.entries > 0);
+        if now < self.census_due || !any || self.unreadable.is_some() {
+            return;
+        }
+        let started = Instant::now();
+        let taken = census::take(&mut self.plane, &self.mirror, now);
+        match taken {
+            Ok(census) => {
+                if let Some(last) = &self.census {
+                    let recorded = census.recorded.saturating_sub(last.recorded);
+                    self.evicted += (last.left() + recorded).saturating_sub(census.entries);
+                }
+                self.census = Some(census);
+            }
+            Err(problem) => {
+                warn!(problem = %format!("{problem:#}"), "the flow table could not be counted")
+            }
+        }
+        self.census_due = now + CENSUS_INTERVAL.max(started.elapsed() * CENSUS_SHARE);
     }
 
     /// Whether there is no usable desired state.
@@ -347,7 +488,14 @@ impl<P: DataPlane> Core<P> {
     }
 
     /// The steps that are due.
-    fn plan(&mut self) -> Result<Vec<Step>> {
+    fn plan(&mut self) -> Result<Plan> {
+        let plane = &mut self.plane;
+        // A counter that cannot be read is taken for one that has counted.
+        self.mirror.unused.retain(|index| {
+            plane
+                .service_counter(*index)
+                .is_ok_and(|counter| counter.packets == 0)
+        });
         let capacity = Capacity {
             services: self.plane.service_capacity(),
             backends: self.plane.backend_capacity(),
@@ -360,6 +508,7 @@ impl<P: DataPlane> Core<P> {
             &self.mirror,
             capacity,
             generation,
+            self.census.as_ref(),
             &mut |service| plane.read_slots(service),
         )
     }
@@ -370,10 +519,7 @@ impl<P: DataPlane> Core<P> {
         }
         for step in steps {
             if let Step::StoreSlots {
-                name,
-                slots,
-                members,
-                ..
+                name, slots, table, ..
             } = step
             {
                 if slots.is_empty() {
@@ -381,7 +527,7 @@ impl<P: DataPlane> Core<P> {
                 }
                 self.metrics.table_changed(name, slots.len() as u64);
                 let micros = started.elapsed().as_micros() as u64;
-                info!(service = %name, slots = slots.len(), backends = members.len(), micros, "table changed");
+                info!(service = %name, slots = slots.len(), waiting = table.waiting(), micros, "table changed");
             }
             if let Step::RemoveService { key } = step {
                 let (address, port) = (IpAddr::from(key.address), u16::from_be(key.port));

@@ -11,7 +11,7 @@ use crate::{
         protocol::{ErrorBody, ErrorCode},
     },
     config::NodeConfig,
-    dataplane::{Attachment, AyaDataPlane},
+    dataplane::{Attachment, AyaDataPlane, clock::monotonic},
     health::checker::{self, Checker, HealthReport},
     neighbour::{self, NextHopUpdate, Resolver},
 };
@@ -82,8 +82,11 @@ impl Daemon {
                 _ = events.terminate.recv() => return,
                 _ = events.interrupt.recv() => return,
                 _ = events.reload.recv() => due |= self.reload(),
-                Some(request) = events.requests.recv() => self.answer(request),
-                Some(report) = events.health.recv() => due |= self.core.on_health(report),
+                Some(request) = events.requests.recv() => {
+                    self.core.advance(monotonic());
+                    self.answer(request);
+                }
+                Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
@@ -92,7 +95,7 @@ impl Daemon {
             }
             // What came together is reconciled together.
             while let Ok(report) = events.health.try_recv() {
-                due |= self.core.on_health(report);
+                due |= self.core.on_health(report, monotonic());
             }
             while let Ok(update) = events.next_hops.try_recv() {
                 due |= self.core.on_next_hop(update);
@@ -114,7 +117,11 @@ impl Daemon {
         if self.settling.is_some() {
             return;
         }
-        self.core.reconcile();
+        let leaving = self.core.leaving();
+        self.core.reconcile(monotonic());
+        if self.core.leaving() != leaving {
+            self.follow();
+        }
         if self.fresh && !self.core.must_retry() && !self.core.is_frozen() {
             let attachments = self.core.plane.activate();
             self.fresh = false;
@@ -138,6 +145,9 @@ impl Daemon {
         } else {
             plane.activate()
         };
+        if self.settling.is_none() {
+            self.core.count_flows(monotonic());
+        }
         self.take_attachments(attachments) | self.core.has_more_to_do()
     }
 

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     api::{self, handle::Handle},
     config::NodeConfig,
-    dataplane::{Adoption, Settings, aya},
+    dataplane::{Adoption, Carried, Settings, aya, clock::monotonic},
     desired::Store,
     health::checker,
     metrics, neighbour,
@@ -59,7 +59,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         services: config.max_services,
         backends: config.max_backends,
     };
-    let core = Core::new(plane, running, store, limits)?;
+    let core = Core::new(plane, running, store, limits, monotonic())?;
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());
@@ -82,7 +82,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         senders: (health_sender, hop_sender),
         started: Instant::now(),
         settling: Some(tokio::time::Instant::now() + SETTLE),
-        fresh: !matches!(adoption, Adoption::Reused { .. }),
+        fresh: !is_filled(&adoption),
         blind: false,
         config,
     };
@@ -119,8 +119,23 @@ fn is_running(adoption: &Adoption) -> bool {
     match adoption {
         Adoption::Fresh => false,
         Adoption::Reused { services, .. } => *services > 0,
+        Adoption::Replaced {
+            carried: Ok(carried),
+            ..
+        } => carried.services > 0,
         // What is in the old maps cannot be read; they are taken to be in use.
-        Adoption::Replaced { .. } => true,
+        Adoption::Replaced {
+            carried: Err(_), ..
+        } => true,
+    }
+}
+
+/// Whether the maps hold what the last daemon put there.
+fn is_filled(adoption: &Adoption) -> bool {
+    match adoption {
+        Adoption::Fresh => false,
+        Adoption::Reused { .. } => true,
+        Adoption::Replaced { carried, .. } => carried.is_ok(),
     }
 }
 
@@ -147,6 +162,7 @@ pub fn settings(config: &NodeConfig) -> Settings {
         hash_seed: config.hash_seed,
         services: 2 * config.max_services,
         backends: 2 * config.max_backends + 1,
+        flows: config.max_flows,
     }
 }
 
@@ -156,9 +172,29 @@ fn report(adoption: &Adoption) {
         Adoption::Reused { services, backends } => {
             info!(services, backends, "the running data plane was adopted");
         }
-        Adoption::Replaced { differences } => {
+        Adoption::Replaced {
+            differences,
+            carried,
+        } => {
             for difference in differences {
-                warn!(%difference, "the running data plane has other maps; it forwards until the new one is filled");
+                info!(%difference, "the running data plane has other maps");
+            }
+            match carried {
+                Ok(Carried {
+                    services,
+                    backends,
+                    flows,
+                }) => info!(
+                    services,
+                    backends,
+                    flows,
+                    "the running data plane was carried over into new maps; its counters start anew"
+                ),
+                Err(why) => warn!(
+                    %why,
+                    "the running data plane cannot be carried over; it forwards until the new one is filled, \
+                     its flows are forgotten and its counters start anew"
+                ),
             }
         }
     }

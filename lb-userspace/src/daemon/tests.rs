@@ -23,6 +23,9 @@ const LIMITS: Limits = Limits {
     backends: 16,
 };
 
+/// CLOCK_MONOTONIC at the start of a test.
+const NOW: Duration = Duration::from_secs(10_000);
+
 const WWW: &str = "
 services:
   - name: www
@@ -41,7 +44,7 @@ fn spec(yaml: &str) -> StateSpec {
 fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
     let mut plane = plane;
     let running = !plane.installed().unwrap().services.is_empty();
-    let mut core = Core::new(plane, running, Store::open(directory).unwrap(), LIMITS).unwrap();
+    let mut core = Core::new(plane, running, Store::open(directory).unwrap(), LIMITS, NOW).unwrap();
     core.on_attachments(
         vec![Attachment {
             name: "eth0".into(),
@@ -80,9 +83,9 @@ fn all_reachable(core: &mut Core<FakeDataPlane>) {
 fn all_well(core: &mut Core<FakeDataPlane>) {
     all_reachable(core);
     for target in core.targets().into_keys() {
-        core.on_health(report(target, HealthState::Up));
+        core.on_health(report(target, HealthState::Up), NOW);
     }
-    core.reconcile();
+    core.reconcile(NOW);
 }
 
 fn report(target: TargetId, state: HealthState) -> HealthReport {
@@ -138,8 +141,8 @@ fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     assert!(core.knows_all());
     assert!(slots_of(&core, [10, 20, 0, 1]).abs_diff(SLOTS as usize / 2) <= 1);
 
-    assert!(core.on_health(report(target("www", "b1"), HealthState::Down)));
-    core.reconcile();
+    assert!(core.on_health(report(target("www", "b1"), HealthState::Down), NOW));
+    core.reconcile(NOW);
     assert_eq!(slots_of(&core, [10, 20, 0, 1]), 0);
     assert_eq!(slots_of(&core, [10, 20, 0, 2]), SLOTS as usize);
     let view = www(&core);
@@ -165,8 +168,8 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
     let mut core = new(directory.path());
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
     all_well(&mut core);
-    core.on_health(report(target("www", "b2"), HealthState::Down));
-    core.reconcile();
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
+    core.reconcile(NOW);
     let plane = core.plane.clone();
     drop(core);
 
@@ -178,10 +181,10 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
         (HealthState::Up, HealthState::Unknown)
     );
     let writes = core.plane.writes;
-    core.on_health(report(target("www", "b2"), HealthState::Down));
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
     all_reachable(&mut core);
     assert!(core.knows_all());
-    core.reconcile();
+    core.reconcile(NOW);
     assert_eq!(core.plane.writes, writes, "the restart wrote nothing");
 }
 
@@ -246,7 +249,7 @@ fn a_dry_run_says_what_would_change_and_changes_nothing() {
         planned.tables[0].slots_changed as usize,
         slots_of(&core, [10, 20, 0, 1])
     );
-    core.reconcile();
+    core.reconcile(NOW);
     assert_eq!(
         (core.state_view().unwrap(), core.plane.writes),
         (before, writes)
@@ -279,7 +282,7 @@ fn a_failing_data_plane_is_said_and_tried_again() {
     );
 
     core.plane.fail_after = None;
-    core.reconcile();
+    core.reconcile(NOW);
     assert!(!core.must_retry());
     assert_eq!(core.status(Duration::ZERO).warnings, Vec::<String>::new());
     assert_eq!(
@@ -302,7 +305,7 @@ fn with_no_readable_state_the_data_plane_is_left_alone_until_a_whole_state_comes
 
     let mut core = start(directory.path(), plane);
     assert!(core.is_frozen());
-    core.reconcile();
+    core.reconcile(NOW);
     assert_eq!(
         core.plane.installed().unwrap().services.len(),
         1,
@@ -342,7 +345,7 @@ fn an_empty_state_directory_does_not_wipe_a_running_data_plane() {
 
     let other = tempfile::tempdir().unwrap();
     let mut core = start(other.path(), plane);
-    core.reconcile();
+    core.reconcile(NOW);
     assert_eq!(
         core.plane.installed().unwrap().services.len(),
         1,
@@ -377,7 +380,7 @@ fn a_backend_with_another_address_is_another_backend() {
         false,
     )
     .unwrap();
-    core.reconcile();
+    core.reconcile(NOW);
     assert_eq!(
         core.targets()[&target("www", "b1")].initial,
         HealthState::Unknown
@@ -397,6 +400,6 @@ fn reports_on_backends_that_are_gone_are_ignored() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
     core.change(&Change::Apply(spec(WWW)), false).unwrap();
-    assert!(!core.on_health(report(target("www", "b9"), HealthState::Up)));
-    assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up)));
+    assert!(!core.on_health(report(target("www", "b9"), HealthState::Up), NOW));
+    assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up), NOW));
 }

@@ -3,12 +3,11 @@
 use super::{core::Core, target_id};
 use crate::{
     api::protocol::{
-        BackendStats, BackendView, ErrorBody, HealthView, InterfaceStatus, ServiceStats,
+        BackendStats, BackendView, ErrorBody, FlowStats, HealthView, InterfaceStatus, ServiceStats,
         ServiceView, Stats, Status, VerdictStats,
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
-    maglev::{self, Member},
     plan::{
         select::{Condition, Selection, select},
         target::{backend_id, service_key},
@@ -16,8 +15,11 @@ use crate::{
     spec::{Backend, HealthCheck, Service, mode_name},
 };
 use anyhow::Result;
-use lb_common::verdict::{Action, Verdict};
-use std::{collections::BTreeMap, time::Duration};
+use lb_common::{
+    flow_table::FlowEvent,
+    verdict::{Action, Verdict},
+};
+use std::time::Duration;
 
 /// What the last probes of a backend said.
 #[derive(Clone, Debug, Default)]
@@ -133,7 +135,6 @@ impl<P: DataPlane> Core<P> {
 
     fn service(&self, service: &Service) -> ServiceView {
         let selection = select(service, &self.facts);
-        let shares = self.shares(service, &selection);
         let backends = service.backends.values();
         ServiceView {
             name: service.name.to_string(),
@@ -145,41 +146,22 @@ impl<P: DataPlane> Core<P> {
             condition: selection.condition.as_str().into(),
             health: service.health.as_ref().map(health_view),
             backends: backends
-                .map(|backend| self.backend(service, backend, &selection, &shares))
+                .map(|backend| self.backend(service, backend, &selection))
                 .collect(),
         }
     }
 
-    /// Slots of each backend, by its id.
-    fn shares(&self, service: &Service, selection: &Selection) -> BTreeMap<u64, u32> {
-        let active: Vec<&Backend> = service
-            .backends
-            .values()
-            .filter(|b| selection.backends.get(&b.name).is_some_and(Result::is_ok))
-            .collect();
-        let members: Vec<Member<'_>> = (1..)
-            .zip(&active)
-            .map(|(owner, backend)| Member {
-                name: backend.name.as_str(),
-                weight: backend.weight,
-                owner,
-            })
-            .collect();
-        let shares = maglev::shares(&members);
-        let share = |owner: u32| shares.get(&owner).copied().unwrap_or(0);
-        (1..)
-            .zip(&active)
-            .map(|(owner, backend)| (backend_id(service, backend), share(owner)))
-            .collect()
+    /// Slots of a backend as owner for new flows.
+    fn slots(&self, service: &Service, backend: &Backend) -> u32 {
+        let table = self.mirror.table(&service_key(service));
+        let index = self.mirror.backend_index(backend_id(service, backend));
+        let slots = table
+            .zip(index)
+            .and_then(|(table, index)| table.shares().get(&index));
+        slots.copied().unwrap_or(0)
     }
 
-    fn backend(
-        &self,
-        service: &Service,
-        backend: &Backend,
-        selection: &Selection,
-        shares: &BTreeMap<u64, u32>,
-    ) -> BackendView {
+    fn backend(&self, service: &Service, backend: &Backend, selection: &Selection) -> BackendView {
         let id = target_id(service, backend);
         let memory = self.probes.get(&id).cloned().unwrap_or_default();
         let health = match (&service.health, self.facts.health.get(&id)) {
@@ -220,10 +202,7 @@ impl<P: DataPlane> Core<P> {
             probe_us: memory.latency.map(|latency| latency.as_micros() as u64),
             next_hop: next_hop.into(),
             next_hop_detail,
-            slots: shares
-                .get(&backend_id(service, backend))
-                .copied()
-                .unwrap_or(0),
+            slots: self.slots(service, backend),
             active,
             inactive_reason,
         }
@@ -249,11 +228,30 @@ impl<P: DataPlane> Core<P> {
         for service in self.state.services.values() {
             services.push(service_stats(service, &self.mirror, &mut self.plane)?);
         }
-        Ok(Stats { verdicts, services })
+        Ok(Stats {
+            verdicts,
+            services,
+            flows: self.flow_stats()?,
+        })
     }
 }
 
 impl<P: DataPlane> Core<P> {
+    fn flow_stats(&mut self) -> Result<FlowStats> {
+        let events = self.plane.flow_events()?;
+        let count = |event: FlowEvent| events.get(event as usize).copied().unwrap_or(0);
+        Ok(FlowStats {
+            entries: self.census.as_ref().map_or(0, |census| census.left()),
+            capacity: self.plane.flow_capacity().into(),
+            slots_waiting: self.mirror.waiting(),
+            hits: count(FlowEvent::Hit),
+            recorded: count(FlowEvent::Recorded),
+            replaced: count(FlowEvent::Replaced),
+            failed: count(FlowEvent::Failed),
+            evicted: self.evicted,
+        })
+    }
+
     /// Metrics in Prometheus text format. Counters that cannot be read keep their last value, which is said in the log.
     pub fn metrics_text(&mut self, uptime: Duration) -> String {
         match self.stats() {

@@ -4,6 +4,7 @@
 //! shapes are as wanted. Everything else that lies in the pin directory is a left-over.
 
 use super::{
+    carry::Carried,
     interfaces,
     pins::{Generation, PinDirectory},
     shape::{Shape, Wanted},
@@ -30,10 +31,12 @@ pub enum Adoption {
         backends: usize,
     },
     /// The attached program's maps do not fit. It goes on forwarding with them until
-    /// [`AyaDataPlane::activate`](super::aya::AyaDataPlane::activate); the new maps are empty until they are filled.
+    /// [`AyaDataPlane::activate`](super::aya::AyaDataPlane::activate).
     Replaced {
         /// Each difference in words, such as `BACKENDS: array of 16384 entries, ... -> array of 1024 entries, ...`.
         differences: Vec<String>,
+        /// What the new maps have from the old ones: everything but the counters, or nothing, and why.
+        carried: Result<Carried, String>,
     },
 }
 
@@ -44,7 +47,7 @@ pub(super) enum Found {
     /// Maps that the new program can use.
     Fitting(Generation),
     /// Maps that it cannot use, and why.
-    Differing(Vec<String>),
+    Differing(Generation, Vec<String>),
 }
 
 /// Refuses pins that hold a program on an interface of another network namespace: from here its link would look like
@@ -88,7 +91,7 @@ pub(super) fn find(pins: &PinDirectory, wanted: &Wanted) -> Result<Found> {
     Ok(if differences.is_empty() {
         Found::Fitting(generation)
     } else {
-        Found::Differing(differences)
+        Found::Differing(generation, differences)
     })
 }
 

@@ -8,16 +8,18 @@ use super::{
     DataPlane, Installed,
     adopt::{self, Adoption, Found},
     attach::{Attacher, Attachment, InterfaceSetting},
+    carry::{Carried, OldMaps},
     drop_log::DropLog,
+    flows::FlowTable,
     interfaces,
     loader::{self, Maps},
     object::BALANCER,
     pins::{Generation, PinDirectory},
-    shape::Wanted,
+    shape::{Sizes, Wanted},
 };
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    maps::{MapError, PerCpuValues},
+    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
     sys::SyscallError,
 };
 use lb_common::{
@@ -49,6 +51,18 @@ pub struct Settings {
     pub services: u32,
     /// Backend entries that fit (`limits.backends`), entry 0 included.
     pub backends: u32,
+    /// Entries of the flow table (`limits.flows`).
+    pub flows: u32,
+}
+
+impl Settings {
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            services: self.services,
+            backends: self.backends,
+            flows: self.flows,
+        }
+    }
 }
 
 /// The program in the kernel, its maps, and the interfaces it is attached to.
@@ -58,54 +72,91 @@ pub struct AyaDataPlane {
     attacher: Attacher,
     maps: Maps,
     drop_log: DropLog,
+    /// The flow table of maps that were carried over, as long as their program may still write to it.
+    old_flows: Option<FlowTable>,
 }
 
-/// Loads the program, with the attached program's maps if they fit and with new ones if not. Attaches nothing yet and
-/// does not disturb what is attached.
+/// Loads the program, with the attached program's maps if they fit. If not, it makes new ones and copies into them what
+/// the old ones hold, counters excepted. Attaches nothing yet and does not disturb what is attached.
 ///
 /// # Errors
 /// When privileges or the BPF file system are missing, another process or another network namespace holds the pin
 /// directory, or the kernel refuses the program. What was attached before stays as it was.
 pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
     check_privileges()?;
-    let wanted = Wanted::new(BALANCER, settings.services, settings.backends)?;
+    let wanted = Wanted::new(BALANCER, &settings.sizes())?;
     let pins = PinDirectory::open(&settings.pin_directory)?;
     adopt::check_namespace(&pins)?;
     let found = adopt::find(&pins, &wanted)?;
     let (generation, new) = match &found {
         Found::Fitting(generation) => (generation.clone(), false),
-        Found::Nothing | Found::Differing(_) => (pins.new_generation(maps::LAYOUT_VERSION)?, true),
+        Found::Nothing | Found::Differing(..) => (pins.new_generation(maps::LAYOUT_VERSION)?, true),
     };
     adopt::sweep(&pins, &generation)?;
 
-    let loaded = loader::load(settings, &wanted, &generation).inspect_err(|_| {
+    let discard = || {
         if new {
             // The next start would remove it too, but its memory is wanted back now.
             let _ = pins.remove_generation(&generation);
         }
-    });
-    let (attacher, maps, drop_log) = loaded?;
-    let mut data_plane = AyaDataPlane {
+    };
+    let loaded = loader::load(settings, &wanted, &generation).inspect_err(|_| discard());
+    let (attacher, mut maps, drop_log) = loaded?;
+    let (adoption, old_flows) = match found {
+        Found::Nothing => (Adoption::Fresh, None),
+        Found::Differing(old, differences) => {
+            let (carried, old_flows) =
+                carry_over(&old, &wanted, &mut maps).inspect_err(|_| discard())?;
+            let replaced = Adoption::Replaced {
+                differences,
+                carried,
+            };
+            (replaced, old_flows)
+        }
+        Found::Fitting(_) => (reused(&maps)?, None),
+    };
+    let data_plane = AyaDataPlane {
         pins,
         generation,
         attacher,
         maps,
         drop_log,
-    };
-    let adoption = match found {
-        Found::Nothing => Adoption::Fresh,
-        Found::Differing(differences) => Adoption::Replaced { differences },
-        Found::Fitting(_) => {
-            let Installed {
-                services, backends, ..
-            } = data_plane.installed()?;
-            Adoption::Reused {
-                services: services.len(),
-                backends: backends.len(),
-            }
-        }
+        old_flows,
     };
     Ok((data_plane, adoption))
+}
+
+fn reused(maps: &Maps) -> Result<Adoption> {
+    let Installed {
+        services, backends, ..
+    } = installed(maps)?;
+    Ok(Adoption::Reused {
+        services: services.len(),
+        backends: backends.len(),
+    })
+}
+
+/// Copies what the maps of a generation hold into new ones, if it can be read and fits; if not, says why. An error means
+/// that the new maps could not be written.
+#[expect(clippy::type_complexity, reason = "two results of one step")]
+fn carry_over(
+    old: &Generation,
+    wanted: &Wanted,
+    new: &mut Maps,
+) -> Result<(Result<Carried, String>, Option<FlowTable>)> {
+    let old = OldMaps::open(old, wanted).and_then(|old| {
+        old.check_room(new)?;
+        Ok(old)
+    });
+    match old {
+        Ok(old) => {
+            let carried = old
+                .copy_to(new)
+                .context("cannot carry over what the running data plane holds")?;
+            Ok((Ok(carried), old.into_flows()))
+        }
+        Err(why) => Ok((Err(format!("{why:#}")), None)),
+    }
 }
 
 /// Takes everything down: programs off the interfaces, links, maps and the pin directory itself. Works without a
@@ -155,15 +206,35 @@ impl AyaDataPlane {
     /// # Errors
     /// When the kernel does not say which interfaces there are: nothing new is known of any.
     pub fn activate(&mut self) -> Result<Vec<Attachment>> {
+        // Before the new program takes over, so that it knows nearly all flows from its first packet on.
+        self.copy_flows();
         let result = self
             .attacher
             .activate(&self.pins)
             .and_then(|()| adopt::sweep(&self.pins, &self.generation));
+        // And after it has, as the old one recorded flows until then.
+        self.copy_flows();
+        if matches!(self.pins.generations().as_deref(), Ok([_])) {
+            self.old_flows = None;
+        }
         let attachments = self.attachments()?;
         if let Err(error) = result {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
         Ok(attachments)
+    }
+
+    /// Copies the flows that the old program has recorded since.
+    fn copy_flows(&mut self) {
+        if let Some(old) = &self.old_flows {
+            match old.copy_to(&mut self.maps.flows) {
+                Ok(0) => {}
+                Ok(flows) => tracing::info!(flows, "flows recorded meanwhile were carried over"),
+                Err(error) => tracing::warn!(
+                    "flows that the old program has recorded are forgotten, and may go to other backends: {error:#}"
+                ),
+            }
+        }
     }
 
     /// Configures other interfaces, for the next [`AyaDataPlane::activate`].
@@ -182,17 +253,7 @@ impl AyaDataPlane {
 
 impl DataPlane for AyaDataPlane {
     fn installed(&mut self) -> Result<Installed> {
-        let services = self
-            .maps
-            .services
-            .iter()
-            .collect::<Result<_, _>>()
-            .context("cannot read the services map")?;
-        Ok(Installed {
-            services,
-            backends: self.maps.backends.in_use(),
-            tables: self.maps.tables.indexes(),
-        })
+        installed(&self.maps)
     }
 
     fn service_capacity(&self) -> u32 {
@@ -252,13 +313,7 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn verdicts(&mut self) -> Result<Vec<u64>> {
-        let sum = |values: Result<PerCpuValues<u64>, _>| values.map(|values| values.iter().sum());
-        self.maps
-            .verdicts
-            .iter()
-            .map(sum)
-            .collect::<Result<_, _>>()
-            .context("cannot read the verdict counters")
+        sums(&self.maps.verdicts).context("cannot read the verdict counters")
     }
 
     fn service_counter(&mut self, service: u32) -> Result<Counter> {
@@ -290,20 +345,39 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn flow_capacity(&self) -> u32 {
-        0
+        self.maps.flows.capacity()
     }
 
     fn flow_events(&mut self) -> Result<Vec<u64>> {
-        anyhow::bail!("not yet")
+        sums(&self.maps.flow_events).context("cannot read the counters of the flow table")
     }
 
-    fn scan_flows(&mut self, _visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
-        anyhow::bail!("not yet")
+    fn scan_flows(&mut self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
+        self.maps.flows.scan(visit)
     }
 
-    fn remove_flows(&mut self, _keys: &[FlowKey]) -> Result<u64> {
-        anyhow::bail!("not yet")
+    fn remove_flows(&mut self, keys: &[FlowKey]) -> Result<u64> {
+        self.maps.flows.remove(keys)
     }
+}
+
+fn installed(maps: &Maps) -> Result<Installed> {
+    let services = maps
+        .services
+        .iter()
+        .collect::<Result<_, _>>()
+        .context("cannot read the services map")?;
+    Ok(Installed {
+        services,
+        backends: maps.backends.in_use(),
+        tables: maps.tables.indexes(),
+    })
+}
+
+/// The counts of a per-CPU array, summed over CPUs.
+fn sums(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, MapError> {
+    let sum = |values: Result<PerCpuValues<u64>, _>| values.map(|values| values.iter().sum());
+    counts.iter().map(sum).collect()
 }
 
 /// A service as errors name it.

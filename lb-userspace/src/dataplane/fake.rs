@@ -3,8 +3,8 @@
 use super::{DataPlane, Installed};
 use anyhow::{Context, Result, ensure};
 use lb_common::{
-    backend::BackendEntry,
-    flow_table::{FlowEntry, FlowEvent, FlowKey},
+    backend::{BackendEntry, Mode},
+    flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
     limits::SLOTS,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -22,6 +22,9 @@ pub struct FakeDataPlane {
     tables: BTreeMap<u32, Vec<Slot>>,
     /// The flow table.
     pub flows: BTreeMap<FlowKey, FlowEntry>,
+    /// Entries that it holds.
+    pub flow_capacity: u32,
+    flow_events: [u64; FlowEvent::COUNT as usize],
     service_capacity: u32,
     backend_capacity: u32,
     /// Number of writes so far.
@@ -36,6 +39,7 @@ impl FakeDataPlane {
         Self {
             service_capacity,
             backend_capacity,
+            flow_capacity: 1 << 16,
             ..Self::default()
         }
     }
@@ -51,6 +55,106 @@ impl FakeDataPlane {
         self.backends.get(&owner).filter(|entry| entry.mode != 0)
     }
 
+    /// What the program does with a packet of a flow in a slot of a service at `now`, in seconds of CLOCK_MONOTONIC: the
+    /// index of the backend that it sends it to, or nothing if it drops or passes it.
+    pub fn packet(
+        &mut self,
+        key: &ServiceKey,
+        flow: &FlowKey,
+        slot: u32,
+        kind: PacketKind,
+        now: u32,
+    ) -> Option<u32> {
+        let service = self.services.get(key)?.index;
+        let word = *self.tables.get(&service)?.get(slot as usize)?;
+        let index = if word.is_tracked() {
+            self.tracked(service, slot, word, flow, kind, now)?
+        } else {
+            word.new_owner()
+        };
+        let backend = self.backends.get(&index)?;
+        (is_used(backend) && backend.next_hop.is_resolved()).then_some(index)
+    }
+
+    fn tracked(
+        &mut self,
+        service: u32,
+        slot: u32,
+        word: Slot,
+        flow: &FlowKey,
+        kind: PacketKind,
+        now: u32,
+    ) -> Option<u32> {
+        let known = self.flows.get(flow).copied();
+        if let Some(entry) = known
+            && self.counts(&entry, service, kind, now)
+        {
+            let closing = entry.is_closing() || kind == PacketKind::TcpEnd;
+            let seen = FlowEntry {
+                seen: now,
+                flags: if closing { FlowEntry::CLOSING } else { 0 },
+                ..entry
+            };
+            self.flows.insert(*flow, seen);
+            self.count(FlowEvent::Hit);
+            return Some(entry.backend);
+        }
+        let owner = match kind {
+            PacketKind::TcpSyn => word.new_owner(),
+            PacketKind::Tcp | PacketKind::TcpEnd => word.old_owner(),
+            PacketKind::Udp if word.is_settled() => word.new_owner(),
+            PacketKind::Udp => word.old_owner(),
+        };
+        // Nobody, or an entry that is not in use: the packet is dropped.
+        let backend = self.backends.get(&owner).filter(|entry| is_used(entry))?;
+        if kind != PacketKind::TcpEnd {
+            let entry = FlowEntry {
+                backend: owner,
+                generation: backend.generation,
+                service,
+                slot,
+                seen: now,
+                flags: 0,
+            };
+            self.record(flow, entry);
+            self.count(match known {
+                Some(_) => FlowEvent::Replaced,
+                None => FlowEvent::Recorded,
+            });
+        }
+        Some(owner)
+    }
+
+    /// Whether a packet follows an entry.
+    fn counts(&self, entry: &FlowEntry, service: u32, kind: PacketKind, now: u32) -> bool {
+        let Some(backend) = self.backends.get(&entry.backend) else {
+            return false;
+        };
+        let is_there = is_used(backend)
+            && backend.generation == entry.generation
+            && backend.flags & BackendEntry::LOST == 0;
+        let is_again = kind != PacketKind::TcpSyn
+            || !entry.is_closing() && entry.idle(now) <= SYN_REUSE_SECONDS;
+        entry.service == service && is_there && is_again
+    }
+
+    /// Records a flow; in a full table in the place of the one that has been silent for longest.
+    fn record(&mut self, flow: &FlowKey, entry: FlowEntry) {
+        if !self.flows.contains_key(flow) && self.flows.len() >= self.flow_capacity as usize {
+            let oldest = self.flows.iter().min_by_key(|(_, entry)| entry.seen);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.flows.remove(&oldest);
+            }
+        }
+        self.flows.insert(*flow, entry);
+    }
+
+    fn count(&mut self, event: FlowEvent) {
+        if let Some(count) = self.flow_events.get_mut(event as usize) {
+            *count += 1;
+        }
+    }
+
     fn written(&mut self) -> Result<()> {
         ensure!(
             self.fail_after.is_none_or(|limit| self.writes < limit),
@@ -64,6 +168,11 @@ impl FakeDataPlane {
         let names = |slot: &Slot| slot.new_owner() == backend || slot.old_owner() == backend;
         self.tables.values().any(|table| table.iter().any(names))
     }
+}
+
+/// Whether the program takes an entry for a backend.
+fn is_used(entry: &BackendEntry) -> bool {
+    Mode::from_u8(entry.mode).is_some()
 }
 
 impl DataPlane for FakeDataPlane {
@@ -199,11 +308,11 @@ impl DataPlane for FakeDataPlane {
     }
 
     fn flow_capacity(&self) -> u32 {
-        1024
+        self.flow_capacity
     }
 
     fn flow_events(&mut self) -> Result<Vec<u64>> {
-        Ok(vec![0; FlowEvent::COUNT as usize])
+        Ok(self.flow_events.to_vec())
     }
 
     fn scan_flows(&mut self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
@@ -221,3 +330,6 @@ impl DataPlane for FakeDataPlane {
             .count() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,8 @@
 //! The program and its maps, loaded into the kernel from the embedded object.
 
 use super::{
-    attach::Attacher,
-    aya::Settings,
-    backends::BackendArray,
-    drop_log::DropLog,
-    object::BALANCER,
-    pins::Generation,
-    shape::{self, Wanted},
-    slots::SlotTables,
+    attach::Attacher, aya::Settings, backends::BackendArray, drop_log::DropLog, flows::FlowTable,
+    object::BALANCER, pins::Generation, shape::Wanted, slots::SlotTables,
 };
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -31,6 +25,8 @@ pub(super) struct Maps {
     pub(super) verdicts: PerCpuArray<MapData, u64>,
     pub(super) service_stats: Counters,
     pub(super) backend_stats: Counters,
+    pub(super) flows: FlowTable,
+    pub(super) flow_events: PerCpuArray<MapData, u64>,
 }
 
 /// Loads the program with the maps of a generation: those that are pinned there are used, the others are made.
@@ -45,7 +41,7 @@ pub(super) fn load(
     loader.override_global(maps::LOG_LEVEL, &log_level, true);
     for name in maps::ALL {
         loader.map_pin_path(name, generation.path.join(name));
-        if let Some(entries) = shape::entries(name, settings.services, settings.backends) {
+        if let Some(entries) = settings.sizes().entries(name) {
             loader.map_max_entries(name, entries);
         }
     }
@@ -75,6 +71,8 @@ pub(super) fn load(
         verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,
         service_stats: Counters(PerCpuArray::try_from(map(maps::SERVICE_STATS)?)?),
         backend_stats: Counters(PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?),
+        flows: FlowTable::open(map(maps::FLOWS)?)?,
+        flow_events: PerCpuArray::try_from(map(maps::FLOW_EVENTS)?)?,
     };
     Ok((attacher, maps, drop_log))
 }

@@ -8,9 +8,11 @@ mod adopt;
 pub mod attach;
 pub mod aya;
 mod backends;
+mod carry;
 pub mod clock;
 mod drop_log;
 pub mod fake;
+mod flows;
 mod interfaces;
 mod loader;
 mod mapped;
@@ -26,6 +28,7 @@ pub use self::{
     adopt::Adoption,
     attach::{AttachMode, Attachment, InterfaceSetting},
     aya::{AyaDataPlane, Settings},
+    carry::Carried,
     interfaces::XdpMode,
 };
 

@@ -54,6 +54,7 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match bpf_map_type::try_from(self.kind) {
             Ok(bpf_map_type::BPF_MAP_TYPE_HASH) => f.write_str("hash")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_LRU_HASH) => f.write_str("LRU hash")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY) => f.write_str("array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY) => f.write_str("per-CPU array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS) => f.write_str("array of maps")?,
@@ -81,8 +82,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// The shapes that `object` wants for this many services and backends.
-    pub(super) fn new(object: &[u8], services: u32, backends: u32) -> Result<Self> {
+    /// The shapes that `object` wants for maps of these sizes.
+    pub(super) fn new(object: &[u8], sizes: &Sizes) -> Result<Self> {
         const NOT_OURS: &str = "the embedded eBPF object is not one of this version's; build again";
         let object = Object::parse(object).context(NOT_OURS)?;
         let map = |name| {
@@ -91,25 +92,48 @@ impl Wanted {
                 .get(name)
                 .with_context(|| format!("map {name} is missing: {NOT_OURS}"))
         };
-        let wanted = |name| {
-            Ok((
-                name,
-                Shape::wanted(map(name)?, entries(name, services, backends)),
-            ))
-        };
+        let wanted = |name| Ok((name, Shape::wanted(map(name)?, sizes.entries(name))));
         let slot_table = map(maps::SLOT_TABLES)?.inner().context(NOT_OURS)?;
         Ok(Self {
             maps: maps::ALL.into_iter().map(wanted).collect::<Result<_>>()?,
             slot_table: Shape::wanted(&slot_table, None),
         })
     }
+
+    /// Whether a map of this name and shape differs in its number of entries at most.
+    pub(super) fn is_of_other_size(&self, name: &str, shape: Shape) -> bool {
+        let alike = |wanted: &Shape| {
+            *wanted
+                == Shape {
+                    entries: wanted.entries,
+                    ..shape
+                }
+        };
+        self.maps
+            .iter()
+            .any(|(map, wanted)| *map == name && alike(wanted))
+    }
 }
 
-/// Entries of a map whose size the configuration's limits give.
-pub(super) fn entries(map: &str, services: u32, backends: u32) -> Option<u32> {
-    match map {
-        maps::SERVICES | maps::SLOT_TABLES | maps::SERVICE_STATS => Some(services),
-        maps::BACKENDS | maps::BACKEND_STATS => Some(backends),
-        _ => None,
+/// The sizes that the configuration's limits give.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    /// Places for services.
+    pub(super) services: u32,
+    /// Places for backends, place 0 included.
+    pub(super) backends: u32,
+    /// Entries of the flow table.
+    pub(super) flows: u32,
+}
+
+impl Sizes {
+    /// Entries of a map whose size the limits give.
+    pub(super) fn entries(&self, map: &str) -> Option<u32> {
+        match map {
+            maps::SERVICES | maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
+            maps::BACKENDS | maps::BACKEND_STATS => Some(self.backends),
+            maps::FLOWS => Some(self.flows),
+            _ => None,
+        }
     }
 }

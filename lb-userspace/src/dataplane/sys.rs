@@ -124,6 +124,78 @@ pub(super) fn array_of_maps_delete(map: BorrowedFd<'_>, index: u32) -> io::Resul
     unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
 }
 
+/// How reading a hash map in steps goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// There may be more behind the new position.
+    More,
+    /// Nothing was read: what comes next does not fit in the buffers.
+    TooSmall,
+    /// That was all.
+    End,
+}
+
+/// Reads as many elements of a hash map as fit in the capacity of `keys` and `values`, which are overwritten, from
+/// `position` on, which moves; `None` is the start. The kernel hands out whole buckets, each as it is at one moment.
+///
+/// # Safety
+/// The map's keys are `K` and its values `V`, both plain data.
+pub(super) unsafe fn map_lookup_batch<K: Copy, V: Copy>(
+    map: BorrowedFd<'_>,
+    position: &mut Option<u32>,
+    keys: &mut Vec<K>,
+    values: &mut Vec<V>,
+) -> io::Result<Step> {
+    keys.clear();
+    values.clear();
+    let mut next = 0_u32;
+    let room = keys.capacity().min(values.capacity());
+    let mut attr = zeroed();
+    attr.batch.map_fd = number(map);
+    attr.batch.in_batch = position
+        .as_ref()
+        .map_or(0, |position| std::ptr::from_ref(position) as u64);
+    attr.batch.out_batch = (&raw mut next) as u64;
+    attr.batch.keys = keys.as_mut_ptr() as u64;
+    attr.batch.values = values.as_mut_ptr() as u64;
+    attr.batch.count = u32::try_from(room).unwrap_or(u32::MAX);
+    // SAFETY: keys and values have room for `count` elements of the map's sizes; a hash map's positions are 4 bytes.
+    let step = match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => Step::More,
+        // With the last elements.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Step::End,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => return Ok(Step::TooSmall),
+        Err(error) => return Err(error),
+    };
+    *position = Some(next);
+    // SAFETY: the kernel has written that many of both, and no more than there is room for.
+    unsafe {
+        let read = (attr.batch.count as usize).min(room);
+        keys.set_len(read);
+        values.set_len(read);
+    }
+    Ok(step)
+}
+
+/// Deletes the elements of these keys in order, until one cannot be. Returns how many were deleted before it.
+///
+/// # Safety
+/// The map's keys are `K`.
+pub(super) unsafe fn map_delete_batch<K: Copy>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+) -> (usize, io::Result<()>) {
+    let mut attr = zeroed();
+    attr.batch.map_fd = number(map);
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+    // SAFETY: the kernel reads `count` keys of the map's size, and writes `count`.
+    let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) };
+    // SAFETY: the union's member in use.
+    let deleted = unsafe { attr.batch.count } as usize;
+    (deleted, result.map(drop))
+}
+
 fn zeroed() -> bpf_attr {
     // SAFETY: all members of the union are plain integers, for which zero is a value; the kernel wants what a
     // command does not use to be zero.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::api::{
     handle::{Handle, Request},
-    protocol::{BackendStats, BackendView, InterfaceStatus, ServiceStats, VerdictStats},
+    protocol::{BackendStats, BackendView, FlowStats, InterfaceStatus, ServiceStats, VerdictStats},
     server::Limits,
 };
 use std::collections::BTreeMap;
@@ -66,6 +66,11 @@ fn stats(services: &[(&str, u64)]) -> Stats {
             verdict("drop_no_backend", "drop", u64::MAX),
         ],
         services: services.iter().map(service).collect(),
+        flows: FlowStats {
+            entries: 5,
+            evicted: 3,
+            ..FlowStats::default()
+        },
     }
 }
 

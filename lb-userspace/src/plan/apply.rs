@@ -42,20 +42,21 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
                 .context("creating slot tables")?;
             mirror.service_cursor = services.last().copied().unwrap_or(mirror.service_cursor);
             mirror.tables.extend(services);
+            mirror.unused.extend(services);
         }
         Step::StoreSlots {
             service,
             slots,
-            members,
+            table,
             name,
         } => {
             if !slots.is_empty() {
-                mirror.members.remove(service);
+                mirror.known.remove(service);
                 plane
                     .store_slots(*service, slots)
                     .with_context(|| format!("storing slots of service {name}"))?;
             }
-            mirror.members.insert(*service, members.clone());
+            mirror.known.insert(*service, (**table).clone());
         }
         Step::PutService { key, entry } => {
             plane.put_service(key, entry).context("adding a service")?;
@@ -66,7 +67,7 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             mirror.services.remove(key);
         }
         Step::RemoveTable { service } => {
-            mirror.members.remove(service);
+            mirror.known.remove(service);
             plane
                 .remove_table(*service)
                 .with_context(|| format!("removing the slot table of service {service}"))?;

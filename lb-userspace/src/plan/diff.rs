@@ -1,24 +1,29 @@
 //! The difference between the target and the mirror, as ordered steps.
 
 use super::{
-    mirror::{Mirror, StoredMember},
-    target::{Target, TargetBackend, TargetService},
+    census::Census,
+    life::Rules,
+    mirror::Mirror,
+    table::{Inputs, Table},
+    target::{Target, TargetService},
 };
-use crate::maglev::{self, Member};
 use anyhow::{Context, Result};
 use lb_common::{
     backend::BackendEntry,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Tables that one plan removes at the most: each waits some 10 ms for the kernel, nobody needs them gone at once, and
 /// what the plan leaves is the next one's.
 const TABLES_REMOVED_AT_ONCE: usize = 8;
 
 /// One write to the data plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Step {
     /// Write a backend entry; a new one gets a fresh counter first.
     WriteBackend {
@@ -34,14 +39,14 @@ pub enum Step {
         /// Service indexes.
         services: Vec<u32>,
     },
-    /// Store the slots that differ (none when only the knowledge of the members is new).
+    /// Store the slots that differ (none when only what is known of the table is new).
     StoreSlots {
         /// Service index.
         service: u32,
         /// Number and word of each slot that differs.
         slots: Vec<(u32, Slot)>,
-        /// What the table follows from.
-        members: Vec<StoredMember>,
+        /// The table with them.
+        table: Box<Table>,
         /// Name of the service, for logs and metrics.
         name: String,
     },
@@ -78,19 +83,29 @@ pub struct Capacity {
     pub backends: u32,
 }
 
+/// The steps that are due.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In order.
+    pub steps: Vec<Step>,
+    /// Backends (`service/backend`) for which no index is free.
+    pub left_out: Vec<String>,
+}
+
 /// The steps from what the mirror says to the target. `generation` marks backend indexes taken by this plan;
-/// `read_slots` reads a table when it has to be compared.
+/// `read_slots` reads a table that is not known yet.
 ///
 /// # Errors
-/// When indexes run out, or a table cannot be read.
+/// When service indexes run out, or a table cannot be read.
 pub fn diff(
-    target: &Target,
+    target: &Target<'_>,
     mirror: &Mirror,
     capacity: Capacity,
     generation: u32,
+    census: Option<&Census>,
     read_slots: &mut dyn FnMut(u32) -> Result<Vec<Slot>>,
-) -> Result<Vec<Step>> {
-    let (backend_steps, index_of) = backends(target, mirror, capacity, generation)?;
+) -> Result<Plan> {
+    let pool = backends(target, mirror, capacity, generation);
     let mut free = Free::new(
         mirror.service_cursor,
         0,
@@ -98,6 +113,7 @@ pub fn diff(
         mirror.tables.iter().copied(),
     );
     let (mut tables, mut table_steps, mut service_steps) = (Vec::new(), Vec::new(), Vec::new());
+    let mut named = BTreeSet::new();
     for (key, service) in &target.services {
         let existing = mirror.service_index(key);
         let index = match existing {
@@ -106,10 +122,33 @@ pub fn diff(
                 .take()
                 .context("the services map is full: raise `limits.services` in the node config")?,
         };
+        let table = match mirror.known.get(&index) {
+            Some(table) => Cow::Borrowed(table),
+            None if mirror.tables.contains(&index) => {
+                Cow::Owned(Table::found(read_slots(index)?, target.now()))
+            }
+            None => Cow::Owned(Table::empty()),
+        };
         if !mirror.tables.contains(&index) {
             tables.push(index);
         }
-        table_steps.extend(slots(index, service, mirror, &index_of, read_slots)?);
+        let rules = Rules {
+            now: target.now(),
+            policy: &service.policy,
+            is_gone: &|owner| mirror.unused.contains(&index) || !pool.alive.contains(&owner),
+        };
+        let inputs = inputs(service, &pool.index_of);
+        let Some((slots, next)) = table.next(index, &inputs, &rules, census) else {
+            named.extend(table.old_owners().into_keys());
+            continue;
+        };
+        named.extend(next.old_owners().into_keys());
+        table_steps.push(Step::StoreSlots {
+            service: index,
+            slots,
+            table: Box::new(next),
+            name: service.name.clone(),
+        });
         if existing.is_none() {
             service_steps.push(Step::PutService {
                 key: *key,
@@ -117,151 +156,151 @@ pub fn diff(
             });
         }
     }
-    let mut steps = backend_steps;
+    let mut steps = pool.before;
     if !tables.is_empty() {
         steps.push(Step::CreateTables { services: tables });
     }
     steps.append(&mut table_steps);
     steps.append(&mut service_steps);
-    steps.extend(removals(target, mirror, &index_of));
-    Ok(steps)
+    let all_tables_go = removals(target, mirror, &mut steps);
+    steps.extend(pool.after);
+    if all_tables_go {
+        let clear = pool.left.difference(&named);
+        steps.extend(clear.map(|index| Step::ClearBackend { index: *index }));
+    }
+    Ok(Plan {
+        steps,
+        left_out: pool.left_out,
+    })
 }
 
-/// Steps that write new and changed backend entries, and the index of every backend of the target by id.
-fn backends(
-    target: &Target,
-    mirror: &Mirror,
-    capacity: Capacity,
-    generation: u32,
-) -> Result<(Vec<Step>, BTreeMap<u64, u32>)> {
+/// The backend entries of a plan.
+#[derive(Default)]
+struct Pool {
+    /// Writes before slots: new entries, next hops, backends that are back.
+    before: Vec<Step>,
+    /// Writes after slots: marks of backends whose flows are given up.
+    after: Vec<Step>,
+    /// The index of every backend of the target by id.
+    index_of: BTreeMap<u64, u32>,
+    /// Indexes whose flows are not given up.
+    alive: BTreeSet<u32>,
+    /// Indexes of backends that the target does not name and whose flows are given up.
+    left: BTreeSet<u32>,
+    left_out: Vec<String>,
+}
+
+impl Pool {
+    /// Takes in what an entry should be. Flows are given up after the slots have been stored, taken up again before.
+    fn add(&mut self, index: u32, old: Option<&BackendEntry>, entry: BackendEntry) {
+        if entry.flags & BackendEntry::LOST == 0 {
+            self.alive.insert(index);
+        }
+        let flags = old.map_or(entry.flags, |old| old.flags & entry.flags);
+        let first = BackendEntry { flags, ..entry };
+        if old != Some(&first) {
+            let new = old.is_none();
+            self.before.push(Step::WriteBackend {
+                index,
+                entry: first,
+                new,
+            });
+        }
+        if first != entry {
+            self.after.push(Step::WriteBackend {
+                index,
+                entry,
+                new: false,
+            });
+        }
+    }
+}
+
+fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation: u32) -> Pool {
     let mut free = Free::new(
         mirror.backend_cursor,
         1,
         capacity.backends,
         mirror.backends.keys().copied(),
     );
-    let (mut steps, mut index_of) = (Vec::new(), BTreeMap::new());
-    for backend in target
-        .services
-        .values()
-        .flat_map(|service| &service.backends)
-    {
-        let known = mirror.backend_index(backend.entry.id);
-        let old = known.and_then(|index| mirror.backends.get(&index));
-        let index = match known {
-            Some(index) => index,
-            None => free
-                .take()
-                .context("the backends map is full: raise `limits.backends` in the node config")?,
-        };
-        let entry = match old {
-            // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
-            Some(old) if !backend.entry.next_hop.is_resolved() => *old,
-            Some(old) => BackendEntry {
-                generation: old.generation,
-                ..backend.entry
-            },
-            None => BackendEntry {
-                generation,
-                ..backend.entry
-            },
-        };
-        if old != Some(&entry) {
-            steps.push(Step::WriteBackend {
-                index,
-                entry,
-                new: old.is_none(),
-            });
+    let mut pool = Pool::default();
+    for service in target.services.values() {
+        for backend in &service.backends {
+            let known = mirror.backend_index(backend.entry.id);
+            let old = known.and_then(|index| mirror.backends.get(&index));
+            let Some(index) = known.or_else(|| free.take()) else {
+                pool.left_out
+                    .push(format!("{}/{}", service.name, backend.name));
+                continue;
+            };
+            let entry = match old {
+                // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
+                Some(old) if !backend.entry.next_hop.is_resolved() => BackendEntry {
+                    flags: backend.entry.flags,
+                    ..*old
+                },
+                Some(old) => BackendEntry {
+                    generation: old.generation,
+                    ..backend.entry
+                },
+                None => BackendEntry {
+                    generation,
+                    ..backend.entry
+                },
+            };
+            pool.add(index, old, entry);
+            pool.index_of.insert(entry.id, index);
         }
-        index_of.insert(entry.id, index);
     }
-    Ok((steps, index_of))
+    for (index, old) in &mirror.backends {
+        match pool.index_of.get(&old.id) {
+            Some(used) if used == index => {}
+            // Two entries of one id: a defect of an earlier daemon.
+            Some(_) => drop(pool.left.insert(*index)),
+            None => {
+                let entry = target.leaver(old);
+                pool.add(*index, Some(old), entry);
+                if entry.flags & BackendEntry::LOST != 0 {
+                    pool.left.insert(*index);
+                }
+            }
+        }
+    }
+    pool
 }
 
-/// The step that makes the table of one service true, if one is needed.
-fn slots(
-    index: u32,
-    service: &TargetService,
-    mirror: &Mirror,
-    index_of: &BTreeMap<u64, u32>,
-    read_slots: &mut dyn FnMut(u32) -> Result<Vec<Slot>>,
-) -> Result<Option<Step>> {
-    let members = members(&service.backends, index_of);
-    if mirror.members.get(&index) == Some(&members) {
-        return Ok(None);
-    }
-    let current = if mirror.tables.contains(&index) {
-        read_slots(index)?
-    } else {
-        Vec::new()
+/// What the table of a service follows from.
+fn inputs(service: &TargetService, index_of: &BTreeMap<u64, u32>) -> Inputs {
+    let mut inputs = Inputs {
+        policy: service.policy,
+        ..Inputs::default()
     };
-    let slots = changed_slots(&members, &current);
-    Ok(Some(Step::StoreSlots {
-        service: index,
-        slots,
-        members,
-        name: service.name.clone(),
-    }))
+    for backend in service.backends.iter().filter(|backend| backend.weight > 0) {
+        if let Some(owner) = index_of.get(&backend.entry.id) {
+            inputs.members.push((backend.name.clone(), backend.weight));
+            inputs.owners.push(*owner);
+            inputs.availability.push(backend.availability);
+        }
+    }
+    inputs
 }
 
-/// The slots of a table of these members that differ from `current`; missing slots count as empty.
-pub fn changed_slots(members: &[StoredMember], current: &[Slot]) -> Vec<(u32, Slot)> {
-    let members: Vec<Member<'_>> = members
-        .iter()
-        .map(|m| Member {
-            name: &m.name,
-            weight: m.weight,
-            owner: m.owner,
-        })
-        .collect();
-    let wanted = maglev::table(&members).into_iter().map(Slot::steady);
-    let current = current
-        .iter()
-        .copied()
-        .chain(std::iter::repeat(Slot::EMPTY));
-    let differing = (0..)
-        .zip(wanted.zip(current))
-        .filter(|(_, (wanted, current))| wanted != current);
-    differing
-        .map(|(number, (wanted, _))| (number, wanted))
-        .collect()
-}
-
-fn members(backends: &[TargetBackend], index_of: &BTreeMap<u64, u32>) -> Vec<StoredMember> {
-    let with_weight = backends.iter().filter(|backend| backend.weight > 0);
-    with_weight
-        .filter_map(|backend| {
-            let owner = *index_of.get(&backend.entry.id)?;
-            Some(StoredMember {
-                name: backend.name.clone(),
-                weight: backend.weight,
-                owner,
-            })
-        })
-        .collect()
-}
-
-/// Steps that remove what the target does not name: services, then their tables, then backends.
-fn removals(target: &Target, mirror: &Mirror, index_of: &BTreeMap<u64, u32>) -> Vec<Step> {
+/// Adds the steps that remove services that the target does not name, then tables. Whether no table is left without a service.
+fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool {
     let gone = mirror
         .services
         .iter()
         .filter(|(key, _)| !target.services.contains_key(key));
-    let services = gone.map(|(key, _)| Step::RemoveService { key: *key });
+    steps.extend(gone.map(|(key, _)| Step::RemoveService { key: *key }));
     let kept: BTreeSet<u32> = target
         .services
         .keys()
         .filter_map(|key| mirror.service_index(key))
         .collect();
-    let tables = mirror
-        .tables
-        .difference(&kept)
-        .take(TABLES_REMOVED_AT_ONCE)
-        .map(|service| Step::RemoveTable { service: *service });
-    let used: BTreeSet<u32> = index_of.values().copied().collect();
-    let unused = mirror.backends.keys().filter(|index| !used.contains(index));
-    let backends = unused.map(|index| Step::ClearBackend { index: *index });
-    services.chain(tables).chain(backends).collect()
+    let unused: Vec<u32> = mirror.tables.difference(&kept).copied().collect();
+    let now = unused.iter().take(TABLES_REMOVED_AT_ONCE);
+    steps.extend(now.map(|service| Step::RemoveTable { service: *service }));
+    unused.len() <= TABLES_REMOVED_AT_ONCE
 }
 
 /// Free indexes of `first..end`, starting behind a cursor and going round once.

@@ -2,23 +2,13 @@
 //! when the daemon starts (they are the truth, so that nothing on disk can disagree with them) and kept with every
 //! step applied.
 
+use super::table::Table;
 use crate::dataplane::Installed;
 use lb_common::{
     backend::BackendEntry,
     service::{ServiceEntry, ServiceKey},
 };
 use std::collections::{BTreeMap, BTreeSet};
-
-/// One member of a stored table, as [`crate::maglev::Member`] but owned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredMember {
-    /// Name of the backend.
-    pub name: String,
-    /// Weight it was stored with.
-    pub weight: u16,
-    /// Its index.
-    pub owner: u32,
-}
 
 /// The mirror of the maps.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +21,10 @@ pub struct Mirror {
     pub index_of: BTreeMap<u64, u32>,
     /// Slot tables that exist, by service index.
     pub tables: BTreeSet<u32>,
-    /// What each table was last computed from; absent when that is not known (adopted): then the slots are compared.
-    pub members: BTreeMap<u32, Vec<StoredMember>>,
+    /// What is in each table, as far as it is known: not before the first plan, and not after a write that failed.
+    pub known: BTreeMap<u32, Table>,
+    /// Service indexes that have not forwarded a packet yet: there is no flow that a move could break.
+    pub unused: BTreeSet<u32>,
     /// Where the search for a free backend index goes on, so that an index is reused as late as possible.
     pub backend_cursor: u32,
     /// Where the search for a free service index goes on.
@@ -54,13 +46,32 @@ impl Mirror {
             backends: installed.backends,
             index_of,
             tables: installed.tables.into_iter().collect(),
-            members: BTreeMap::new(),
+            known: BTreeMap::new(),
+            unused: BTreeSet::new(),
         }
     }
 
     /// Whether tables are left that no service uses.
     pub fn has_unused_tables(&self) -> bool {
         self.tables.len() > self.services.len()
+    }
+
+    /// Number of slots that wait for a moment or a census.
+    pub fn waiting(&self) -> u64 {
+        self.known
+            .values()
+            .map(|table| table.waiting() as u64)
+            .sum()
+    }
+
+    /// Whether slots wait for a moment or a census.
+    pub fn is_waiting(&self) -> bool {
+        self.known.values().any(|table| table.waiting() > 0)
+    }
+
+    /// The table of a service.
+    pub fn table(&self, key: &ServiceKey) -> Option<&Table> {
+        self.known.get(&self.service_index(key)?)
     }
 
     /// Index of the service with this key.

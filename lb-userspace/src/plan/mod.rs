@@ -1,14 +1,20 @@
 //! From the desired state and what is known of the world to the writes that make the data plane true.
 //!
-//! `desired state + facts -> `[`select`]` -> `[`target`]` -> `[`diff`] against the [`mirror`]` -> steps -> `[`apply`]
+//! `desired state + facts -> `[`select`]`, `[`departure`]` -> `[`target`]` -> `[`diff`] against the [`mirror`]` -> steps ->
+//! `[`apply`]. A slot's way from one owner to the next is [`life`]; a service's table, [`table`]; what the flow table holds,
+//! [`census`].
 //!
 //! **Invariants.** Everything but [`apply`] is pure. Steps come in the order backends, slots, services, and removals in
 //! reverse, so that a packet between any two steps is handled right. Applied steps leave nothing for a second run.
 
 pub mod apply;
+pub mod census;
+pub mod departure;
 pub mod diff;
+pub mod life;
 pub mod mirror;
 pub mod select;
+pub mod table;
 pub mod target;
 
 #[cfg(test)]
@@ -21,6 +27,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
 /// What is known of the world, besides the desired state.
@@ -32,4 +39,10 @@ pub struct Facts {
     pub next_hops: BTreeMap<IpAddr, Resolution>,
     /// Kernel indexes of the interfaces the program is attached to.
     pub interfaces: BTreeSet<u32>,
+    /// When backends came up, CLOCK_MONOTONIC; absent for those that were up when the daemon started.
+    pub risen: BTreeMap<TargetId, Duration>,
+    /// Backends on their way out.
+    pub departures: departure::Departures,
+    /// CLOCK_MONOTONIC.
+    pub now: Duration,
 }

@@ -4,10 +4,11 @@ use super::Facts;
 use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::ResolvedHop,
+    overlay::Availability,
     spec::{AllDown, Backend, Name, Service},
 };
 use lb_common::backend::Mode;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// How a service stands as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,43 @@ pub struct Selection {
     pub condition: Condition,
     /// Each backend: where its packets go, or why it gets none.
     pub backends: BTreeMap<Name, Result<ResolvedHop, String>>,
+    /// The availability of those that are in their slow start.
+    rising: BTreeMap<Name, Availability>,
+}
+
+impl Selection {
+    /// The availability of a backend.
+    pub fn availability(&self, backend: &Name) -> Availability {
+        match self.backends.get(backend) {
+            Some(Ok(_)) => self
+                .rising
+                .get(backend)
+                .copied()
+                .unwrap_or(Availability::FULL),
+            Some(Err(_)) | None => Availability::NONE,
+        }
+    }
+
+    /// Whether a backend is in its slow start.
+    pub fn is_rising(&self) -> bool {
+        !self.rising.is_empty()
+    }
+}
+
+/// Smallest availability in a slow start, as a share: a backend without any traffic cannot warm up.
+const FIRST_STEP: u64 = 32;
+
+/// The availability of a backend in its slow start, while that lasts.
+fn rising(service: &Service, backend: &Name, facts: &Facts) -> Option<Availability> {
+    let span = service.flows.slow_start?;
+    let id = TargetId {
+        service: service.name.clone(),
+        backend: backend.clone(),
+    };
+    let up = facts.now.saturating_sub(*facts.risen.get(&id)?);
+    let first = Availability::ratio(1, FIRST_STEP);
+    let share = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    (up < span).then(|| Availability::ratio(share(up), share(span)).max(first))
 }
 
 /// Chooses the backends of a service that get traffic.
@@ -94,9 +132,21 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
             (name, hop)
         })
         .collect();
+    let rising = match condition {
+        Condition::Up => {
+            let up = verdicts.keys().filter(|name| is_up(name));
+            up.filter_map(|name| Some((name.clone(), rising(service, name, facts)?)))
+                .collect()
+        }
+        Condition::AllDownOpen
+        | Condition::AllDownClosed
+        | Condition::NoBackends
+        | Condition::Starting => BTreeMap::new(),
+    };
     Selection {
         condition,
         backends,
+        rising,
     }
 }
 
@@ -118,6 +168,9 @@ fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
 
 /// Where packets for a backend would go, or why it cannot have any, health apart.
 fn next_hop(backend: &Backend, mode: Mode, facts: &Facts) -> Result<ResolvedHop, String> {
+    if backend.drain {
+        return Err("draining".into());
+    }
     if backend.weight == 0 {
         return Err("weight is 0".into());
     }

@@ -1,22 +1,46 @@
 //! What the data plane should hold: the desired state with every choice made, but without indexes.
 
-use super::{Facts, select::select};
+use super::{Facts, departure, select::select};
 use crate::{
     neighbour::ResolvedHop,
-    spec::{Backend, Service, State},
+    overlay::Availability,
+    spec::{Backend, FlowPolicy, Service, State},
 };
 use lb_common::{
     backend::{BackendEntry, NextHop},
     service::ServiceKey,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use xxhash_rust::xxh64::xxh64;
 
 /// Everything the data plane should hold.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Target {
+#[derive(Debug)]
+pub struct Target<'a> {
     /// Services by key.
     pub services: BTreeMap<ServiceKey, TargetService>,
+    facts: &'a Facts,
+}
+
+impl Target<'_> {
+    /// CLOCK_MONOTONIC.
+    pub const fn now(&self) -> Duration {
+        self.facts.now
+    }
+
+    /// What the entry of a backend that the desired state does not have should be, from what it is: while its flows are not
+    /// given up, its next hop is kept current.
+    pub fn leaver(&self, old: &BackendEntry) -> BackendEntry {
+        let lost = departure::has_left(old.id, self.facts);
+        let hop = self.facts.next_hops.get(&IpAddr::from(old.address));
+        let entry = match hop {
+            Some(Ok(hop)) => with_hop(*old, hop),
+            Some(Err(_)) | None => *old,
+        };
+        BackendEntry {
+            flags: flags(lost),
+            ..entry
+        }
+    }
 }
 
 /// One service of the target.
@@ -24,6 +48,8 @@ pub struct Target {
 pub struct TargetService {
     /// Its name.
     pub name: String,
+    /// What becomes of its flows.
+    pub policy: FlowPolicy,
     /// All its backends, in order of name.
     pub backends: Vec<TargetBackend>,
 }
@@ -33,9 +59,12 @@ pub struct TargetService {
 pub struct TargetBackend {
     /// Its name: what its slots follow from.
     pub name: String,
-    /// Its weight while it gets traffic, else 0.
+    /// Its weight.
     pub weight: u16,
-    /// Its map entry; `generation` is 0 and filled in with the index. Without a next hop if it has none.
+    /// Which share of its slots it takes.
+    pub availability: Availability,
+    /// Its map entry; `generation` is 0 and filled in with the index. Without a next hop if it has none; marked as lost if its
+    /// flows are given up.
     pub entry: BackendEntry,
 }
 
@@ -59,35 +88,38 @@ pub fn backend_id(service: &Service, backend: &Backend) -> u64 {
 }
 
 /// The target of a state.
-pub fn target(state: &State, facts: &Facts) -> Target {
+pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
     let services = state.services.values();
     Target {
         services: services
             .map(|service| (service_key(service), target_service(service, facts)))
             .collect(),
+        facts,
     }
 }
 
 fn target_service(service: &Service, facts: &Facts) -> TargetService {
     let selection = select(service, facts);
     let backends = service.backends.values().map(|backend| {
-        let active = selection
-            .backends
-            .get(&backend.name)
-            .is_some_and(Result::is_ok);
         // Also a backend that gets no slots has its next hop kept: the last packets on their way to it still find it.
         let hop = facts
             .next_hops
             .get(&backend.address)
             .and_then(|hop| hop.as_ref().ok());
+        let lost = departure::is_gone(service, backend, &selection, facts);
         TargetBackend {
             name: backend.name.to_string(),
-            weight: if active { backend.weight } else { 0 },
-            entry: entry(service, backend, hop),
+            weight: backend.weight,
+            availability: selection.availability(&backend.name),
+            entry: BackendEntry {
+                flags: flags(lost),
+                ..entry(service, backend, hop)
+            },
         }
     });
     TargetService {
         name: service.name.to_string(),
+        policy: service.flows,
         backends: backends.collect(),
     }
 }
@@ -99,14 +131,19 @@ fn entry(service: &Service, backend: &Backend, hop: Option<&ResolvedHop>) -> Bac
         id: backend_id(service, backend),
         ..BackendEntry::default()
     };
-    match hop {
-        None => identity,
-        Some(hop) => BackendEntry {
-            next_hop: NextHop::new(hop.mac),
-            outer_source: hop.source.into(),
-            interface: hop.interface,
-            mtu: hop.mtu,
-            ..identity
-        },
+    hop.map_or(identity, |hop| with_hop(identity, hop))
+}
+
+fn with_hop(entry: BackendEntry, hop: &ResolvedHop) -> BackendEntry {
+    BackendEntry {
+        next_hop: NextHop::new(hop.mac),
+        outer_source: hop.source.into(),
+        interface: hop.interface,
+        mtu: hop.mtu,
+        ..entry
     }
+}
+
+const fn flags(lost: bool) -> u8 {
+    if lost { BackendEntry::LOST } else { 0 }
 }

@@ -139,6 +139,7 @@ fn patched(backend: BackendSpec, patch: &BackendPatch) -> BackendSpec {
         name: backend.name,
         address: patch.address.clone().unwrap_or(backend.address),
         weight: patch.weight.unwrap_or(backend.weight),
+        drain: patch.drain.unwrap_or(backend.drain),
     }
 }
 

@@ -1,9 +1,10 @@
 //! From what is valid back to what is written: in order of name, so that equal states are equal texts. A probe that
-//! a service would have anyway is left out; any other is written in full.
+//! a service would have anyway is left out; any other is written in full. What becomes of flows is left out field by
+//! field where it is the default.
 
 use super::{
     raw::{BackendSpec, HealthSpec, ServiceSpec, StateSpec},
-    valid::{AllDown, Backend, HealthCheck, Service, State},
+    valid::{AllDown, Backend, FlowPolicy, HealthCheck, OnDown, Service, State, Tracking},
 };
 use lb_common::backend::Mode;
 use std::time::Duration;
@@ -26,6 +27,27 @@ impl AllDown {
     }
 }
 
+impl Tracking {
+    /// `moved`, `all` or `none`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Moved => "moved",
+            Self::All => "all",
+            Self::None => "none",
+        }
+    }
+}
+
+impl OnDown {
+    /// `reset` or `keep`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Keep => "keep",
+        }
+    }
+}
+
 impl From<&State> for StateSpec {
     fn from(state: &State) -> Self {
         Self {
@@ -36,6 +58,8 @@ impl From<&State> for StateSpec {
 
 impl From<&Service> for ServiceSpec {
     fn from(service: &Service) -> Self {
+        let (flows, usual) = (&service.flows, FlowPolicy::default());
+        let unusual = |span: Duration, usual| (span != usual).then(|| time(span));
         Self {
             name: service.name.to_string(),
             address: service.address.to_string(),
@@ -44,6 +68,11 @@ impl From<&Service> for ServiceSpec {
             mode: mode_name(service.mode).into(),
             when_all_down: service.when_all_down.as_str().into(),
             health: health(service),
+            tracking: (flows.tracking != usual.tracking).then(|| flows.tracking.as_str().into()),
+            on_down: (flows.on_down != usual.on_down).then(|| flows.on_down.as_str().into()),
+            drain_timeout: unusual(flows.drain_timeout, usual.drain_timeout),
+            udp_settle: unusual(flows.udp_settle, usual.udp_settle),
+            slow_start: flows.slow_start.map(time),
             backends: service.backends.values().map(BackendSpec::from).collect(),
         }
     }
@@ -55,6 +84,7 @@ impl From<&Backend> for BackendSpec {
             name: backend.name.to_string(),
             address: backend.address.to_string(),
             weight: backend.weight.into(),
+            drain: backend.drain,
         }
     }
 }
@@ -63,7 +93,6 @@ fn health(service: &Service) -> Option<HealthSpec> {
     if service.health == HealthCheck::default_of(service.protocol, service.port) {
         return None;
     }
-    let text = |span: Duration| Some(humantime::format_duration(span).to_string());
     Some(match &service.health {
         None => HealthSpec {
             kind: Some("none".into()),
@@ -72,13 +101,17 @@ fn health(service: &Service) -> Option<HealthSpec> {
         Some(check) => HealthSpec {
             kind: Some("tcp".into()),
             port: Some(check.port.into()),
-            interval: text(check.interval),
-            timeout: text(check.timeout),
+            interval: Some(time(check.interval)),
+            timeout: Some(time(check.timeout)),
             rise: Some(check.rise.into()),
             fall: Some(check.fall.into()),
             jitter_percent: Some(check.jitter_percent.into()),
         },
     })
+}
+
+fn time(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Values of single fields: each function takes what was written and gives what it means, or what is wrong with it.
 
-use super::valid::{AllDown, Name, Protocol};
+use super::valid::{AllDown, Name, OnDown, Protocol, Tracking};
 use lb_common::backend::Mode;
 use std::{
     fmt::Display,
@@ -50,6 +50,26 @@ pub(super) fn when_all_down(text: &str) -> Result<AllDown, Fault> {
         "open" => Ok(AllDown::Open),
         "closed" => Ok(AllDown::Closed),
         _ => Err(Fault::new("is not a policy", "use `open` or `closed`")),
+    }
+}
+
+pub(super) fn tracking(text: &str) -> Result<Tracking, Fault> {
+    match text {
+        "moved" => Ok(Tracking::Moved),
+        "all" => Ok(Tracking::All),
+        "none" => Ok(Tracking::None),
+        _ => Err(Fault::new(
+            "is not a kind of tracking",
+            "use `moved`, `all` or `none`",
+        )),
+    }
+}
+
+pub(super) fn on_down(text: &str) -> Result<OnDown, Fault> {
+    match text {
+        "reset" => Ok(OnDown::Reset),
+        "keep" => Ok(OnDown::Keep),
+        _ => Err(Fault::new("is not a policy", "use `reset` or `keep`")),
     }
 }
 

@@ -1,12 +1,13 @@
 //! From what was written to what is valid. Everything that is wrong is found in one pass, so that a person mends a
 //! file once.
 
+mod flows;
 mod health;
 
 use super::{
     field::{self, Fault},
     raw::{BackendSpec, ServiceSpec, StateSpec},
-    valid::{Backend, FlowPolicy, Limits, Name, Protocol, Service, State},
+    valid::{Backend, Limits, Name, Protocol, Service, State},
 };
 use crate::problem::{Problem, Problems};
 use lb_common::limits::MAX_WEIGHT;
@@ -114,6 +115,7 @@ impl Reader {
             self.vip_once(path, &spec.name, (address, protocol, port));
         }
         let health = self.health(&at("health"), spec.health.as_ref(), protocol, port);
+        let flows = self.flows(path, spec);
         let backends = self.backends(path, spec, address);
         Some(Service {
             name: name?,
@@ -123,7 +125,7 @@ impl Reader {
             mode: mode?,
             when_all_down: when_all_down?,
             health: health?,
-            flows: FlowPolicy::default(),
+            flows: flows?,
             backends: backends?,
         })
     }
@@ -234,7 +236,7 @@ impl Reader {
             name: name?,
             address: address?,
             weight: weight?,
-            drain: false,
+            drain: spec.drain,
         };
         self.one_host(path, &backend, service);
         Some(backend)

@@ -39,6 +39,28 @@ pub struct ServiceSpec {
     /// Health probes. Absent: TCP probes of the service's port for TCP services with a port, none for others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthSpec>,
+    /// Which established flows are remembered so that a change does not move them: `moved` (default), those of slots
+    /// that a change has moved; `all`; `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "moved")]
+    pub tracking: Option<String>,
+    /// What becomes of the flows of a backend that goes down: `reset` (default), another backend resets them, so that
+    /// clients connect anew at once; `keep`, they stay with it as those of a draining backend do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "reset")]
+    pub on_down: Option<String>,
+    /// How long flows stay with a backend that is drained, removed or has given up slots, 1s to 24h. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "5m")]
+    pub drain_timeout: Option<String>,
+    /// How long after a slot has moved a UDP flow that is not known yet still goes to the old owner, 0s to 1h. Default 60s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "60s")]
+    pub udp_settle: Option<String>,
+    /// Time in which a backend that has come up gets its full share, 0s (default: at once) to 1h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "60s")]
+    pub slow_start: Option<String>,
     /// The backends, in any order.
     #[serde(default, deserialize_with = "list")]
     pub backends: Vec<BackendSpec>,
@@ -84,6 +106,10 @@ pub struct BackendSpec {
     /// Share of the traffic relative to the other backends, 0 to 1000. Default 100. 0: no traffic.
     #[serde(default = "default_weight")]
     pub weight: i64,
+    /// Whether it is being drained: it gets no new flows, those it has stay for the service's `drain_timeout`.
+    /// Default false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub drain: bool,
 }
 
 /// A change of one backend; absent fields stay as they are.
@@ -96,12 +122,19 @@ pub struct BackendPatch {
     /// New weight, 0 to 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight: Option<i64>,
+    /// Begin (true) or end (false) its drain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<bool>,
 }
 
 /// A list that was written. `services:` with nothing behind it is a slip more often than a wish to have none.
 fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Vec<T>, D::Error> {
     let list = Option::<Vec<T>>::deserialize(from)?;
     list.ok_or_else(|| D::Error::custom("is empty; write `[]` if none are meant"))
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn default_mode() -> String {

@@ -125,6 +125,7 @@ fn refusal(text: &str, path: &str, error: &Error) -> Problem {
         }
         Error::Unexpected { expected, .. } => wrong_type(expected),
         Error::InvalidScalar { ty, .. } => wrong_type(ty),
+        Error::InvalidBooleanStrict { .. } => wrong_type("bool"),
         Error::NullIntoString { .. } => wrong_type("string"),
         Error::MultipleDocuments { .. }
         | Error::Budget {

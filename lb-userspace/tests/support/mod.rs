@@ -326,6 +326,7 @@ pub fn state() -> StateSpec {
         name: name.into(),
         address: address.into(),
         weight: 100,
+        drain: false,
     };
     StateSpec {
         services: vec![ServiceSpec {
@@ -336,6 +337,11 @@ pub fn state() -> StateSpec {
             mode: "ipip".into(),
             when_all_down: "open".into(),
             health: None,
+            tracking: None,
+            on_down: None,
+            drain_timeout: None,
+            udp_settle: None,
+            slow_start: None,
             backends: vec![
                 backend("web-1", "198.51.100.11"),
                 backend("web-2", "198.51.100.12"),
@@ -371,5 +377,10 @@ fn stats() -> Stats {
                 bytes: 98_765_432,
             }],
         }],
+        flows: FlowStats {
+            entries: 5,
+            capacity: 262_144,
+            ..FlowStats::default()
+        },
     }
 }

@@ -35,6 +35,7 @@ impl Fixture {
                 hash_seed: 7,
                 services: 16,
                 backends: 64,
+                flows: 1_024,
             },
             namespace,
             session,

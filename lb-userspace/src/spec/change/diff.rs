@@ -7,7 +7,10 @@ use crate::{
         valid::{Backend, HealthCheck, Name, Service, State},
     },
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// What has to be done to `old` to make it `new`; empty when they are equal.
 pub fn diff(old: &State, new: &State) -> Vec<ChangeLine> {
@@ -88,10 +91,12 @@ fn describe_service(service: &Service) -> String {
 }
 
 fn describe_backend(backend: &Backend) -> String {
-    format!("{}, weight {}", backend.address, backend.weight)
+    let drain = if backend.drain { ", draining" } else { "" };
+    format!("{}, weight {}{drain}", backend.address, backend.weight)
 }
 
 fn service_changes(before: &Service, after: &Service) -> Vec<String> {
+    let (old, new) = (&before.flows, &after.flows);
     [
         changed("vip", vip(before), vip(after)),
         changed(
@@ -108,6 +113,27 @@ fn service_changes(before: &Service, after: &Service) -> Vec<String> {
             "health",
             probe(before.health.as_ref()),
             probe(after.health.as_ref()),
+        ),
+        changed(
+            "tracking",
+            old.tracking.as_str().into(),
+            new.tracking.as_str().into(),
+        ),
+        changed(
+            "on_down",
+            old.on_down.as_str().into(),
+            new.on_down.as_str().into(),
+        ),
+        changed(
+            "drain_timeout",
+            time(old.drain_timeout),
+            time(new.drain_timeout),
+        ),
+        changed("udp_settle", time(old.udp_settle), time(new.udp_settle)),
+        changed(
+            "slow_start",
+            old.slow_start.map_or("none".into(), time),
+            new.slow_start.map_or("none".into(), time),
         ),
     ]
     .into_iter()
@@ -127,6 +153,11 @@ fn backend_changes(before: &Backend, after: &Backend) -> Vec<String> {
             before.weight.to_string(),
             after.weight.to_string(),
         ),
+        match (before.drain, after.drain) {
+            (false, true) => Some("drain begins".into()),
+            (true, false) => Some("drain ends".into()),
+            (true, true) | (false, false) => None,
+        },
     ]
     .into_iter()
     .flatten()
@@ -150,10 +181,7 @@ fn probe(check: Option<&HealthCheck>) -> String {
     let Some(check) = check else {
         return "none".into();
     };
-    let (interval, timeout) = (
-        humantime::format_duration(check.interval),
-        humantime::format_duration(check.timeout),
-    );
+    let (interval, timeout) = (time(check.interval), time(check.timeout));
     let HealthCheck {
         port,
         rise,
@@ -164,4 +192,8 @@ fn probe(check: Option<&HealthCheck>) -> String {
     format!(
         "(tcp/{port} every {interval}, timeout {timeout}, rise {rise}, fall {fall}, jitter {jitter_percent}%)"
     )
+}
+
+fn time(span: Duration) -> String {
+    humantime::format_duration(span).to_string()
 }

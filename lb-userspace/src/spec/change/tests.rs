@@ -30,6 +30,7 @@ fn add(service: &str, name: &str, address: &str) -> Change {
         name: name.into(),
         address: address.into(),
         weight: 100,
+        drain: false,
     };
     Change::AddBackend {
         service: service.into(),
@@ -41,6 +42,19 @@ fn set(service: &str, backend: &str, address: Option<&str>, weight: Option<i64>)
     let patch = BackendPatch {
         address: address.map(Into::into),
         weight,
+        drain: None,
+    };
+    Change::SetBackend {
+        service: service.into(),
+        backend: backend.into(),
+        patch,
+    }
+}
+
+fn drain(service: &str, backend: &str, drain: bool) -> Change {
+    let patch = BackendPatch {
+        drain: Some(drain),
+        ..BackendPatch::default()
     };
     Change::SetBackend {
         service: service.into(),
@@ -118,6 +132,11 @@ fn what_each_change_does() {
             vec!["change backend www/a: address 10.0.0.1 -> 10.0.0.7, weight 100 -> 0"],
         ),
         (set("www", "a", None, None), vec![]),
+        (
+            drain("www", "a", true),
+            vec!["change backend www/a: drain begins"],
+        ),
+        (drain("www", "a", false), vec![]),
         (remove("www", "b"), vec!["remove backend www/b: "]),
     ];
     for (change, expected) in table {
@@ -130,14 +149,36 @@ fn a_changed_service_is_described_field_by_field() {
     let mut whole = base();
     let www = &mut whole.services[1];
     (www.port, www.mode, www.when_all_down) = (8080, "l2".into(), "closed".into());
+    (www.tracking, www.on_down) = (Some("all".into()), Some("keep".into()));
+    (www.drain_timeout, www.udp_settle) = (Some("60s".into()), Some("0s".into()));
+    www.slow_start = Some("90s".into());
     assert_eq!(
         lines(&Change::Apply(whole)),
         [
             "change service www: vip 192.0.2.1 tcp/80 -> 192.0.2.1 tcp/8080, mode ipip -> l2, when_all_down open -> closed, \
          health (tcp/80 every 2s, timeout 1s, rise 2, fall 3, jitter 10%) -> (tcp/8080 every 2s, timeout 1s, rise 2, \
-         fall 3, jitter 10%)"
+         fall 3, jitter 10%), tracking moved -> all, on_down reset -> keep, drain_timeout 5m -> 1m, udp_settle 1m -> 0s, \
+         slow_start none -> 1m 30s"
         ]
     );
+}
+
+#[test]
+fn the_end_of_a_drain_is_said() {
+    let parse = |spec: &StateSpec| State::parse(spec, &Limits::default()).unwrap();
+    let draining = apply(&base(), &drain("www", "a", true)).unwrap();
+    let ended = apply(&draining, &drain("www", "a", false)).unwrap();
+    let details = |before: &StateSpec, after: &StateSpec| -> Vec<String> {
+        let lines = diff(&parse(before), &parse(after));
+        lines.into_iter().map(|line| line.detail).collect()
+    };
+    assert_eq!(details(&draining, &ended), ["drain ends"]);
+    assert_eq!(
+        details(&StateSpec::default(), &draining)[3],
+        "10.0.0.1, weight 100, draining"
+    );
+    let weighed = apply(&draining, &set("www", "a", None, Some(7))).unwrap();
+    assert_eq!(details(&draining, &weighed), ["weight 100 -> 7"]);
 }
 
 #[test]

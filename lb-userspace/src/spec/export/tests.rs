@@ -1,7 +1,7 @@
 //! Writing and reading a state changes nothing.
 
 use super::*;
-use crate::spec::{FlowPolicy, Limits, Name, Protocol, yaml};
+use crate::spec::{Limits, Name, Protocol, yaml};
 use proptest::{collection::btree_map, option, prelude::*};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -15,13 +15,31 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn flows()(
+        tracking in prop_oneof![Just(Tracking::Moved), Just(Tracking::All), Just(Tracking::None)],
+        keep in any::<bool>(), drain_timeout in 1_000u64..=86_400_000, udp_settle in 0u64..=3_600_000,
+        slow_start in option::of(1u64..=3_600_000), usual in any::<bool>(),
+    ) -> FlowPolicy {
+        let policy = FlowPolicy {
+            tracking,
+            on_down: if keep { OnDown::Keep } else { OnDown::Reset },
+            drain_timeout: Duration::from_millis(drain_timeout),
+            udp_settle: Duration::from_millis(udp_settle),
+            slow_start: slow_start.map(Duration::from_millis),
+        };
+        if usual { FlowPolicy::default() } else { policy }
+    }
+}
+
+prop_compose! {
     fn service(number: u8)(
         udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
-        health in option::of(check()), weights in btree_map(any::<u8>(), 0u16..=1000, 0..5),
+        health in option::of(check()), flows in flows(),
+        weights in btree_map(any::<u8>(), (0u16..=1000, any::<bool>()), 0..5),
     ) -> Service {
-        let backends = weights.into_iter().map(|(host, weight)| {
+        let backends = weights.into_iter().map(|(host, (weight, drain))| {
             let name = Name::parse(&format!("b{host}")).unwrap();
-            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight, drain: false })
+            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight, drain })
         });
         Service {
             name: Name::parse(&format!("s{number}")).unwrap(),
@@ -31,7 +49,7 @@ prop_compose! {
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             health,
-            flows: FlowPolicy::default(),
+            flows,
             backends: backends.collect(),
         }
     }
@@ -58,6 +76,47 @@ proptest! {
         fastrand::Rng::with_seed(seed).shuffle(&mut spec.services);
         prop_assert_eq!(State::parse(&spec, &Limits::default()).unwrap(), state);
     }
+}
+
+#[test]
+fn what_becomes_of_flows_is_written_where_it_is_not_the_default() {
+    let exported = |fields: &str| {
+        let text = format!(
+            "services: [{{ name: s, address: 192.0.2.1, protocol: udp, port: 53, {fields}, backends: [{{ name: a, \
+             address: 10.0.0.1, drain: true }}, {{ name: b, address: 10.0.0.2, drain: false }}] }}]"
+        );
+        let state = State::parse(&yaml::state_from_str(&text).unwrap(), &Limits::default());
+        yaml::to_string(&StateSpec::from(&state.unwrap())).unwrap()
+    };
+    let defaults =
+        "tracking: moved, on_down: reset, drain_timeout: 300s, udp_settle: 1m, slow_start: 0s";
+    let (before, after) = (
+        "    when_all_down: open\n",
+        "    backends:
+      - name: a
+        address: \"10.0.0.1\"
+        weight: 100
+        drain: true
+      - name: b
+        address: \"10.0.0.2\"
+        weight: 100
+",
+    );
+    let usual = exported(defaults);
+    assert!(usual.ends_with(&format!("{before}{after}")), "{usual}");
+    let fields = "    tracking: all
+    on_down: keep
+    drain_timeout: 1h
+    udp_settle: 0s
+    slow_start: 1m 30s
+";
+    let unusual = exported(
+        "tracking: all, on_down: keep, drain_timeout: 60m, udp_settle: 0s, slow_start: 90s",
+    );
+    assert!(
+        unusual.ends_with(&format!("{before}{fields}{after}")),
+        "{unusual}"
+    );
 }
 
 #[test]

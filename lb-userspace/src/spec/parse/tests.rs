@@ -1,7 +1,7 @@
 //! What is refused, and in which words.
 
 use super::*;
-use crate::spec::{AllDown, HealthCheck, yaml};
+use crate::spec::{AllDown, FlowPolicy, HealthCheck, Tracking, yaml};
 use lb_common::backend::Mode;
 use proptest::prelude::*;
 use std::time::Duration;
@@ -213,12 +213,90 @@ fn each_bad_probe_is_named_with_a_way_out() {
 }
 
 #[test]
+fn each_bad_flow_policy_is_named_with_a_way_out() {
+    let written = "written like `500ms`, `2s` or `1m`";
+    let table = [
+        (
+            "tracking: some",
+            "tracking: is not a kind of tracking (given: some); use `moved`, `all` or `none`"
+                .to_owned(),
+        ),
+        (
+            "on_down: drop",
+            "on_down: is not a policy (given: drop); use `reset` or `keep`".to_owned(),
+        ),
+        (
+            "drain_timeout: 999ms",
+            format!("drain_timeout: is out of range (given: 999ms); use 1s to 1day, {written}"),
+        ),
+        (
+            "drain_timeout: 25h",
+            format!("drain_timeout: is out of range (given: 25h); use 1s to 1day, {written}"),
+        ),
+        (
+            "udp_settle: 61m",
+            format!("udp_settle: is out of range (given: 61m); use 0s to 1h, {written}"),
+        ),
+        (
+            "slow_start: '5'",
+            format!("slow_start: is not a time span (given: 5); use 0s to 1h, {written}"),
+        ),
+    ];
+    for (field, expected) in table {
+        let expected = format!("line 14: services[1].{expected}");
+        assert_eq!(said("mode: l2", field), [expected]);
+    }
+    let text = GOOD.replace("weight: 0", "drain: maybe");
+    let said = yaml::state_from_str(&text).unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "line 9: services[0].backends[1].drain: must be `true` or `false` (given: maybe)"
+    );
+}
+
+#[test]
+fn flows_have_their_defaults_and_their_bounds() {
+    let flows = |fields: &str| {
+        let state = parse(&GOOD.replace("    mode: l2\n", fields)).unwrap();
+        let dns = state.services.into_values().next().unwrap();
+        assert_eq!(dns.name.as_str(), "dns");
+        dns.flows
+    };
+    assert_eq!(flows(""), FlowPolicy::default());
+    let seconds = Duration::from_secs;
+    let longest = "    drain_timeout: 24h\n    udp_settle: 1h\n    slow_start: 1h\n";
+    let expected = FlowPolicy {
+        drain_timeout: seconds(86_400),
+        udp_settle: seconds(3_600),
+        slow_start: Some(seconds(3_600)),
+        ..FlowPolicy::default()
+    };
+    assert_eq!(flows(longest), expected);
+    let shortest =
+        "    drain_timeout: 1s\n    udp_settle: 0s\n    slow_start: 0s\n    tracking: none\n";
+    let expected = FlowPolicy {
+        tracking: Tracking::None,
+        drain_timeout: seconds(1),
+        udp_settle: Duration::ZERO,
+        ..FlowPolicy::default()
+    };
+    assert_eq!(flows(shortest), expected);
+    let draining = parse(&GOOD.replace("weight: 0", "drain: true")).unwrap();
+    let drains: Vec<bool> = draining
+        .services
+        .values()
+        .flat_map(|service| service.backends.values().map(|backend| backend.drain))
+        .collect();
+    assert_eq!(drains, [false, false, true]);
+}
+
+#[test]
 fn everything_wrong_is_said_at_once_in_the_order_of_the_text() {
     let text = "\
 services:
   - { name: -a, address: 127.0.0.1, protocol: icmp, port: -1, mode: x, when_all_down: y,
       health: { type: z, port: 0, interval: 0s, timeout: 0s, rise: 0, fall: 0, jitter_percent: 99 },
-      backends: [{ name: '', address: '', weight: -1 }] }
+      tracking: t, on_down: o, drain_timeout: 0s, udp_settle: u, slow_start: 2h, backends: [{ name: '', address: '', weight: -1 }] }
   - { name: b, address: x, protocol: tcp, port: 1 }
 ";
     let fields: Vec<_> = parse(text)
@@ -244,9 +322,17 @@ services:
         "timeout",
         "port",
     ];
+    let flows = [
+        "tracking",
+        "on_down",
+        "drain_timeout",
+        "udp_settle",
+        "slow_start",
+    ];
     let backend = ["name", "address", "weight"];
     let expected: Vec<_> = (service.iter().map(|f| format!("services[0].{f}")))
         .chain(health.iter().map(|f| format!("services[0].health.{f}")))
+        .chain(flows.iter().map(|f| format!("services[0].{f}")))
         .chain(
             backend
                 .iter()
@@ -290,6 +376,7 @@ fn a_full_node_fits_the_bounds() {
         name: format!("backend-{n}"),
         address: std::net::Ipv4Addr::from(0x0a00_0001 + n).to_string(),
         weight: 100,
+        drain: false,
     });
     let mut spec = yaml::state_from_str(GOOD).unwrap();
     spec.services.truncate(1);

@@ -1,0 +1,93 @@
+//! The flow table: which backend a flow of a tracked slot goes to, whoever owns the slot by now.
+//!
+//! **Invariants.** Packets of steady slots never come here: no look-up, no clock and no flags on their path. Whatever goes
+//! wrong with the table, a packet goes to an owner of its slot.
+
+use crate::{backend, parse::Ip, stats};
+use aya_ebpf::{
+    bindings::BPF_ANY, btf_maps::LruHashMap, helpers::generated::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use lb_common::{
+    flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
+    header::Ports,
+    limits::DEFAULT_FLOWS,
+    slot::Slot,
+    verdict::Verdict,
+};
+
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// Where a flow is at home.
+pub struct Place {
+    /// Index of its service.
+    pub service: u32,
+    /// Number of its slot.
+    pub number: u32,
+    /// The slot's word.
+    pub slot: Slot,
+}
+
+/// Index of the backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the
+/// slot's owner for packets of this kind, which is remembered.
+#[inline(always)]
+pub fn owner(ip: &Ip, ports: Ports, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
+    let key = FlowKey::new(ip.source, ip.destination, ports, ip.protocol);
+    // SAFETY: the helper reads a clock and takes nothing.
+    let now = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
+    let found = FLOWS.get_ptr_mut(&key);
+    if let Some(entry) = found
+        && let Some(backend) = follow(entry, kind, place.service, now)
+    {
+        stats::count_flow(FlowEvent::Hit);
+        return Ok(backend);
+    }
+    let owner = kind.owner(place.slot);
+    if owner == 0 {
+        return Err(Verdict::DropNoBackend);
+    }
+    if kind.is_recorded() {
+        let entry = FlowEntry {
+            backend: owner,
+            generation: backend::generation(owner)?,
+            service: place.service,
+            slot: place.number,
+            seen: now,
+            flags: 0,
+        };
+        stats::count_flow(match FLOWS.insert(&key, &entry, BPF_ANY.into()) {
+            Ok(()) if found.is_some() => FlowEvent::Replaced,
+            Ok(()) => FlowEvent::Recorded,
+            Err(_) => FlowEvent::Failed,
+        });
+    }
+    Ok(owner)
+}
+
+/// The backend of an entry, if the entry counts for such a packet; then it is marked as seen.
+#[inline(always)]
+fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Option<u32> {
+    // SAFETY: an element of an LRU map stays memory of the map while the program runs. The kernel may give it to another
+    // flow meanwhile; then one packet in a great many goes, or one mark lands, where it does not belong. Other CPUs and
+    // the daemon see each word as it was or as it will be.
+    unsafe {
+        let known = entry.read_volatile();
+        if known.service != service || !backend::keeps_flows(known.backend, known.generation) {
+            return None;
+        }
+        if kind == PacketKind::TcpSyn && (known.is_closing() || known.idle(now) > SYN_REUSE_SECONDS)
+        {
+            return None;
+        }
+        if known.seen != now {
+            (&raw mut (*entry).seen).write_volatile(now);
+        }
+        if kind == PacketKind::TcpEnd && !known.is_closing() {
+            (&raw mut (*entry).flags).write_volatile(known.flags | FlowEntry::CLOSING);
+        }
+        Some(known.backend)
+    }
+}

@@ -1,0 +1,139 @@
+//! Carrying over: what the attached program's maps hold, copied into new maps of other sizes, so that a change of the limits
+//! forgets nothing.
+//!
+//! **Invariants.** The old maps are read only: the old program goes on with them. Nothing is written before all is known to
+//! fit, and what is written keeps its index, bit by bit. Only flows change in the old maps meanwhile, as their daemon is
+//! gone; those are copied again when the new program takes over.
+
+use super::{
+    backends::BackendArray,
+    flows::FlowTable,
+    loader::Maps,
+    pins::Generation,
+    shape::{Shape, Wanted},
+    slots::SlotTables,
+};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use lb_common::{
+    backend::BackendEntry,
+    maps,
+    service::{ServiceEntry, ServiceKey},
+    slot::Slot,
+};
+use std::collections::BTreeMap;
+
+/// The layout version that had steady slots and no flow table, and else was as it is now.
+const STEADY_ONLY: u32 = 1;
+
+/// What was carried over into new maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Services, with their slot tables.
+    pub services: usize,
+    /// Backend entries in use.
+    pub backends: usize,
+    /// Entries of the flow table.
+    pub flows: u64,
+}
+
+/// The attached program's maps, opened to be copied.
+pub(super) struct OldMaps {
+    services: BTreeMap<ServiceKey, ServiceEntry>,
+    backends: BTreeMap<u32, BackendEntry>,
+    tables: SlotTables,
+    flows: Option<FlowTable>,
+}
+
+impl OldMaps {
+    /// Opens the maps of a generation. The error says why they cannot be read.
+    pub(super) fn open(generation: &Generation, wanted: &Wanted) -> Result<Self> {
+        let layout = generation.layout;
+        ensure!(
+            layout == STEADY_ONLY || layout == maps::LAYOUT_VERSION,
+            "this lbd cannot read maps of layout version {layout}"
+        );
+        let open = |name| open(generation, name, wanted);
+        let services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(open(maps::SERVICES)?)?;
+        let flows = if layout == STEADY_ONLY {
+            None
+        } else {
+            Some(FlowTable::open(open(maps::FLOWS)?)?)
+        };
+        Ok(Self {
+            services: services
+                .iter()
+                .collect::<Result<_, _>>()
+                .context("cannot read the services map")?,
+            backends: BackendArray::open(&open(maps::BACKENDS)?)?.in_use(),
+            tables: SlotTables::open(open(maps::SLOT_TABLES)?, wanted.slot_table)?,
+            flows,
+        })
+    }
+
+    /// Refuses what has no room in `new`.
+    pub(super) fn check_room(&self, new: &Maps) -> Result<()> {
+        let (tables, backends) = (new.tables.capacity(), new.backends.capacity());
+        let services = self.services.values().map(|entry| entry.index);
+        if let Some(index) = services.chain(self.tables.indexes()).max()
+            && index >= tables
+        {
+            bail!("service index {index} is in use and not below {tables} (limits.services)");
+        }
+        if let Some((index, _)) = self.backends.last_key_value()
+            && *index >= backends
+        {
+            bail!("backend index {index} is in use and not below {backends} (limits.backends)");
+        }
+        Ok(())
+    }
+
+    /// Copies everything into `new`, which is empty, in the order that the data plane asks for.
+    pub(super) fn copy_to(&self, new: &mut Maps) -> Result<Carried> {
+        for (index, entry) in &self.backends {
+            new.backends.write(*index, entry)?;
+        }
+        let tables = self.tables.indexes();
+        new.tables.create(&tables)?;
+        for index in tables {
+            let slots: Vec<(u32, Slot)> = (0..)
+                .zip(self.tables.read(index)?)
+                .filter(|(_, slot)| *slot != Slot::EMPTY)
+                .collect();
+            new.tables.store(index, &slots)?;
+        }
+        let flows = match &self.flows {
+            Some(flows) => flows.copy_to(&mut new.flows)?,
+            None => 0,
+        };
+        for (key, entry) in &self.services {
+            new.services
+                .insert(key, entry, 0)
+                .context("cannot write to the services map")?;
+        }
+        Ok(Carried {
+            services: self.services.len(),
+            backends: self.backends.len(),
+            flows,
+        })
+    }
+
+    /// The flow table, to be copied again later.
+    pub(super) fn into_flows(self) -> Option<FlowTable> {
+        self.flows
+    }
+}
+
+/// Opens a map that differs in nothing but its size from what is wanted.
+fn open(generation: &Generation, name: &'static str, wanted: &Wanted) -> Result<Map> {
+    let path = generation.path.join(name);
+    let map =
+        MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let shape = Shape::of(&map.info()?)?;
+    ensure!(
+        wanted.is_of_other_size(name, shape),
+        "map {name} is of another kind: {shape}"
+    );
+    Ok(Map::from_map_data(map)?)
+}

@@ -1,0 +1,223 @@
+//! Backends that are on their way out: their old flows stay with them for a while.
+//!
+//! A backend departs when it is drained, has weight 0, is removed, or fails its probes under `on_down: keep`. Its
+//! flows are given up, and it is *gone*, when the service's drain timeout has passed since; at once with `--now` and
+//! under `on_down: reset`.
+
+use super::{
+    Facts,
+    mirror::Mirror,
+    select::{Selection, select},
+    target::{backend_id, service_key},
+};
+use crate::{
+    health::{
+        checker::{Target, TargetId},
+        state::HealthState,
+    },
+    overlay::Availability,
+    spec::{Backend, FlowPolicy, Name, OnDown, Service, State},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+/// Why a backend departs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// `drain`, or weight 0.
+    Drained,
+    /// It is not in the desired state any more.
+    Removed,
+    /// It is down, and the service keeps its flows.
+    Down,
+}
+
+/// A backend on its way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Departure {
+    /// Why.
+    pub reason: Reason,
+    /// Its service and its name; unknown for one that a new daemon found in the data plane only.
+    pub name: Option<(Name, Name)>,
+    /// Its address.
+    pub address: IpAddr,
+    /// When it began, CLOCK_MONOTONIC.
+    pub since: Duration,
+    /// When its flows are given up, CLOCK_MONOTONIC.
+    pub until: Duration,
+    /// The probe that tells whether a removed backend still lives; nothing: not probed, or it stays with its flows.
+    pub probe: Option<(TargetId, Target)>,
+}
+
+/// Departures by backend id.
+pub type Departures = BTreeMap<u64, Departure>;
+
+/// Notes the backends that a change of the desired state removes, `at_once`: without regard for their flows. Those of
+/// a removed service have nobody to get packets from.
+pub fn remove(
+    before: &State,
+    after: &State,
+    now: Duration,
+    at_once: bool,
+    departures: &mut Departures,
+) {
+    let kept: BTreeSet<u64> = ids(after).collect();
+    for service in before.services.values() {
+        let stays = after
+            .services
+            .values()
+            .any(|other| service_key(other) == service_key(service));
+        for backend in service.backends.values() {
+            let id = backend_id(service, backend);
+            if kept.contains(&id) {
+                continue;
+            }
+            let begun = departures.get(&id).map_or(now, |departure| departure.since);
+            let until = if at_once || !stays {
+                now
+            } else {
+                begun.saturating_add(service.flows.drain_timeout)
+            };
+            departures.insert(
+                id,
+                Departure {
+                    reason: Reason::Removed,
+                    name: Some((service.name.clone(), backend.name.clone())),
+                    address: backend.address,
+                    since: begun,
+                    until,
+                    probe: probe(service, backend),
+                },
+            );
+        }
+    }
+}
+
+fn probe(service: &Service, backend: &Backend) -> Option<(TargetId, Target)> {
+    let check = service
+        .health
+        .clone()
+        .filter(|_| service.flows.on_down == OnDown::Reset)?;
+    let id = TargetId {
+        service: service.name.clone(),
+        backend: backend.name.clone(),
+    };
+    Some((
+        id,
+        Target {
+            address: backend.address,
+            check,
+            initial: HealthState::Up,
+        },
+    ))
+}
+
+/// Brings the departures up to date with the desired state, the facts and what the data plane holds.
+pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
+    let mut departures = std::mem::take(&mut facts.departures);
+    let configured: BTreeSet<u64> = ids(state).collect();
+    departures.retain(|id, departure| match departure.reason {
+        Reason::Removed => mirror.index_of.contains_key(id) && !configured.contains(id),
+        Reason::Drained | Reason::Down => configured.contains(id),
+    });
+    for entry in mirror
+        .backends
+        .values()
+        .filter(|entry| !configured.contains(&entry.id))
+    {
+        departures.entry(entry.id).or_insert_with(|| Departure {
+            reason: Reason::Removed,
+            name: None,
+            address: entry.address.into(),
+            since: facts.now,
+            until: facts
+                .now
+                .saturating_add(FlowPolicy::default().drain_timeout),
+            probe: None,
+        });
+    }
+    for service in state.services.values() {
+        let selection = select(service, facts);
+        for backend in service.backends.values() {
+            let id = backend_id(service, backend);
+            let Some(reason) = reason(service, backend, &selection, facts) else {
+                departures.remove(&id);
+                continue;
+            };
+            let since = departures
+                .get(&id)
+                .map_or(facts.now, |departure| departure.since);
+            departures.insert(
+                id,
+                Departure {
+                    reason,
+                    name: Some((service.name.clone(), backend.name.clone())),
+                    address: backend.address,
+                    since,
+                    until: since.saturating_add(service.flows.drain_timeout),
+                    probe: None,
+                },
+            );
+        }
+    }
+    facts.departures = departures;
+}
+
+/// Why a configured backend departs, if it does.
+fn reason(
+    service: &Service,
+    backend: &Backend,
+    selection: &Selection,
+    facts: &Facts,
+) -> Option<Reason> {
+    if backend.drain || backend.weight == 0 {
+        return Some(Reason::Drained);
+    }
+    let idle = selection.availability(&backend.name) == Availability::NONE;
+    (idle && is_lost(service, backend, facts)).then_some(Reason::Down)
+}
+
+/// Whether it is known that a backend cannot be reached or does not serve.
+fn is_lost(service: &Service, backend: &Backend, facts: &Facts) -> bool {
+    let id = TargetId {
+        service: service.name.clone(),
+        backend: backend.name.clone(),
+    };
+    let down = service.health.is_some() && facts.health.get(&id) == Some(&HealthState::Down);
+    down || facts
+        .next_hops
+        .get(&backend.address)
+        .is_some_and(Result::is_err)
+}
+
+/// Whether the flows of a configured backend are given up.
+pub fn is_gone(service: &Service, backend: &Backend, selection: &Selection, facts: &Facts) -> bool {
+    if selection.availability(&backend.name) != Availability::NONE {
+        return false;
+    }
+    let over = facts
+        .departures
+        .get(&backend_id(service, backend))
+        .is_some_and(|d| d.until <= facts.now);
+    over || service.flows.on_down == OnDown::Reset && is_lost(service, backend, facts)
+}
+
+/// Whether the flows of a backend that is not in the desired state are given up.
+pub fn has_left(id: u64, facts: &Facts) -> bool {
+    facts.departures.get(&id).is_none_or(|departure| {
+        let down = |(id, _): &(TargetId, Target)| facts.health.get(id) == Some(&HealthState::Down);
+        departure.until <= facts.now || departure.probe.as_ref().is_some_and(down)
+    })
+}
+
+fn ids(state: &State) -> impl Iterator<Item = u64> {
+    state.services.values().flat_map(|service| {
+        service
+            .backends
+            .values()
+            .map(|backend| backend_id(service, backend))
+    })
+}
