@@ -184,9 +184,8 @@ impl Pair {
             2 => entry.service += 1,
             3 => entry.generation = random.u32(0..=self.generation),
             4 => entry.backend = random.u32(0..=BACKENDS + 1),
-            // Not the very moment at which a SYN begins a flow anew: a second may begin at any time.
-            5 | 6 => entry.seen = entry.seen.saturating_sub(random.u32(0..30)),
-            _ => entry.seen = entry.seen.saturating_sub(random.u32(90..200)),
+            // Around the moment from which on a SYN begins a flow anew.
+            _ => entry.seen = seconds().saturating_sub(random.u32(58..=63)),
         }
         self.balancer.set_flow(&key, entry)
     }
