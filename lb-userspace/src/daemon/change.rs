@@ -41,7 +41,7 @@ impl<P: DataPlane> Core<P> {
         let state = State::parse(&spec, &self.limits)
             .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
-        let impact = impact::impact(&self.state, &state, &self.facts);
+        let impact = impact::impact(&self.state, &state, &self.facts, false);
         let mut warnings = impact.warnings;
         warnings.extend(self.forgotten(&state));
         let changed = !changes.is_empty() || self.unreadable.is_some();
