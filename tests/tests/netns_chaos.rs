@@ -44,6 +44,9 @@ fn nothing_breaks_but_what_was_killed() -> Result<()> {
     assert_eq!(number("/connections_open_at_end")?, CONNECTIONS);
     assert!(number("/bytes_checked")? > 100_000, "{report:#}");
     assert!(number("/requests")? > 200, "{report:#}");
+    let failures = report["request_failures"].as_object().into_iter().flatten();
+    let failed: u64 = failures.filter_map(|(_, count)| count.as_u64()).sum();
+    assert!(failed * 100 < number("/requests")?, "{report:#}");
     assert!(number("/events")? >= 4, "{report:#}");
     assert!(number("/flood/packets")? > 10_000, "{report:#}");
     let (before, after) = (
@@ -54,6 +57,8 @@ fn nothing_breaks_but_what_was_killed() -> Result<()> {
         after <= before + FEW,
         "the flood filled the flow tables: {before} entries before, {after} after"
     );
+    // Flows of moved slots are recorded, and counted by the same means.
+    assert!(number("/flow_entries_at_end")? > 0, "{report:#}");
     assert!(status.success(), "{status}");
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! Chaos: two balancers behind an ECMP router under thousands of changes' worth of trouble, while every byte of many
-//! connections is compared. What breaks although nobody killed its server is a bug of the balancer.
+//! Chaos: two balancers behind an ECMP router. Backends are drained, removed, killed and brought back, daemons killed and
+//! upgraded, while every byte of many connections is compared. What breaks although nobody killed its server is a bug of
+//! the balancer.
 //!
 //! **Invariant.** Whatever ends it (its end, a failure, Ctrl-C), nothing of it is left. It exits with 0 only if no
 //! connection broke, no UDP flow moved, and as many connections as asked for were open. The same seed gives the same
@@ -172,6 +173,7 @@ fn play(
         open_at_end: 0,
         flows: load.flows,
         flood: None,
+        flow_entries_at_end: None,
         error: None,
     };
     println!("{established} of {asked} connections are open");
@@ -185,6 +187,11 @@ fn play(
     report.error = outcome.err().map(|error| format!("{error:#}"));
     if report.error.is_none() {
         thread::sleep(Duration::from_secs(arguments.seconds).saturating_sub(start.elapsed()));
+    }
+    match fleet.flow_entries() {
+        Ok(entries) => report.flow_entries_at_end = entries,
+        // The first error is the one to tell.
+        Err(error) => report.error = report.error.or(Some(format!("{error:#}"))),
     }
     report.seconds = start.elapsed().as_secs_f64();
     stop.send_replace(true);

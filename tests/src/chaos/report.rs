@@ -38,6 +38,8 @@ pub(super) struct Report {
     pub(super) open_at_end: usize,
     pub(super) flows: u64,
     pub(super) flood: Option<FloodReport>,
+    /// Entries of the flow tables after the last event; `None` without flow tables.
+    pub(super) flow_entries_at_end: Option<usize>,
     pub(super) error: Option<String>,
 }
 
@@ -53,12 +55,14 @@ impl Report {
     /// The report as JSON.
     pub(super) fn json(&self, ledger: &Ledger) -> Value {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
+        // Before the locks are taken here.
+        let good = self.good(ledger);
         let events = locked(&ledger.events);
         let (broken, moved) = (locked(&ledger.broken), locked(&ledger.moved));
         json!({
             "seed": self.seed,
             "seconds": rounded(self.seconds),
-            "good": broken.is_empty() && moved.is_empty() && self.error.is_none() && self.established >= self.asked,
+            "good": good,
             "error": self.error,
             "connections_asked": self.asked,
             "connections": self.established,
@@ -83,6 +87,7 @@ impl Report {
             "event_list": events.iter().map(|event| json!({
                 "at": rounded(event.at), "kind": event.kind, "words": event.words,
             })).collect::<Vec<_>>(),
+            "flow_entries_at_end": self.flow_entries_at_end,
             "flood": self.flood.map(|flood| json!({
                 "packets": flood.packets,
                 "seconds": rounded(flood.seconds),
@@ -115,6 +120,7 @@ UDP flows           {}, moved: {}, rehomed after a kill: {}; {} answers, {} data
 requests            {}, failed: {}; while a killed server was not noticed yet: {}
 not opened at once  {}
 events              {}: {}
+flow entries at end {}
 ",
             self.seed,
             self.seconds,
@@ -136,6 +142,7 @@ events              {}: {}
             causes(&locked(&ledger.open_failures)),
             events.len(),
             kinds.join(", "),
+            entries(self.flow_entries_at_end),
         );
         if let Some(flood) = &self.flood {
             text += &flood.words();
@@ -150,7 +157,6 @@ events              {}: {}
 impl FloodReport {
     /// In words.
     pub(super) fn words(&self) -> String {
-        let entries = |count: Option<usize>| count.map_or("no table".into(), |n| n.to_string());
         format!(
             "SYN flood           {} packets in {:.1} s, {:.0} packets/s; {} forwarded; flow-table entries before {}, after {}\n",
             self.packets,
@@ -161,6 +167,11 @@ impl FloodReport {
             entries(self.entries_after),
         )
     }
+}
+
+/// Entries of the flow tables in words.
+fn entries(count: Option<usize>) -> String {
+    count.map_or("no table".into(), |count| count.to_string())
 }
 
 fn by_kind(events: &[Happened]) -> BTreeMap<&'static str, usize> {
