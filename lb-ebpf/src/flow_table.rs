@@ -38,7 +38,7 @@ pub fn owner(ip: &Ip, ports: Ports, kind: PacketKind, place: &Place) -> Result<u
     let key = FlowKey::new(ip.source, ip.destination, ports, ip.protocol);
     // SAFETY: the helper reads a clock and takes nothing.
     let now = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
-    let found = FLOWS.get_ptr_mut(&key);
+    let found = FLOWS.get_ptr_mut(key);
     if let Some(entry) = found
         && let Some(backend) = follow(entry, kind, place.service, now)
     {
@@ -58,7 +58,7 @@ pub fn owner(ip: &Ip, ports: Ports, kind: PacketKind, place: &Place) -> Result<u
             seen: now,
             flags: 0,
         };
-        stats::count_flow(match FLOWS.insert(&key, &entry, BPF_ANY.into()) {
+        stats::count_flow(match FLOWS.insert(key, entry, BPF_ANY.into()) {
             Ok(()) if found.is_some() => FlowEvent::Replaced,
             Ok(()) => FlowEvent::Recorded,
             Err(_) => FlowEvent::Failed,

@@ -176,16 +176,16 @@ impl Pair {
         let Some(entry) = self.model.flows.get_mut(&key) else {
             return Ok(());
         };
-        match random.u8(0..8) {
-            0 => {
+        match random.u8(0..9) {
+            0 | 1 => {
                 self.model.remove_flows(&[key])?;
                 return self.balancer.remove_flow(&key);
             }
-            1 => entry.service += 1,
-            2 => entry.generation = random.u32(0..=self.generation),
-            3 => entry.backend = random.u32(0..=BACKENDS + 1),
+            2 => entry.service += 1,
+            3 => entry.generation = random.u32(0..=self.generation),
+            4 => entry.backend = random.u32(0..=BACKENDS + 1),
             // Not the very moment at which a SYN begins a flow anew: a second may begin at any time.
-            4 | 5 => entry.seen = entry.seen.saturating_sub(random.u32(0..30)),
+            5 | 6 => entry.seen = entry.seen.saturating_sub(random.u32(0..30)),
             _ => entry.seen = entry.seen.saturating_sub(random.u32(90..200)),
         }
         self.balancer.set_flow(&key, entry)

@@ -184,9 +184,9 @@ impl<P: DataPlane> Core<P> {
         let document = Document::new(revision, StateSpec::from(&state));
         self.store.commit(&document, origin, lost).map_err(keep)?;
         let before = self.targets();
-        let old = std::mem::replace(&mut self.state, state);
+        let before_state = std::mem::replace(&mut self.state, state);
         self.revision = revision;
-        self.begin_leaving(&old, options.now);
+        self.begin_leaving(&before_state, options.now);
         self.forget_removed(&before);
         if self.unreadable.take().is_some()
             && let Err(problem) = self.seed_health()

@@ -23,6 +23,9 @@ const LIMITS: Limits = Limits {
     backends: 16,
 };
 
+/// CLOCK_MONOTONIC at the start of a test.
+const NOW: Duration = Duration::from_secs(10_000);
+
 const MAKE: ChangeOptions = ChangeOptions {
     dry_run: false,
     if_revision: None,
@@ -34,9 +37,6 @@ const DRY: ChangeOptions = ChangeOptions {
     dry_run: true,
     ..MAKE
 };
-
-/// CLOCK_MONOTONIC at the start of a test.
-const NOW: Duration = Duration::from_secs(10_000);
 
 const WWW: &str = "
 services:

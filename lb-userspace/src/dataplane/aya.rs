@@ -138,7 +138,6 @@ fn reused(maps: &Maps) -> Result<Adoption> {
 
 /// Copies what the maps of a generation hold into new ones, if it can be read and fits; if not, says why. An error means
 /// that the new maps could not be written.
-#[expect(clippy::type_complexity, reason = "two results of one step")]
 fn carry_over(
     old: &Generation,
     wanted: &Wanted,

@@ -44,6 +44,11 @@ impl FakeDataPlane {
         }
     }
 
+    /// The entry of a backend index that is in use.
+    pub fn backend(&self, index: u32) -> Option<&BackendEntry> {
+        self.backends.get(&index).filter(|entry| entry.mode != 0)
+    }
+
     /// The entry a packet of this slot would be forwarded by: what the XDP program would do.
     pub fn forward(&self, key: &ServiceKey, slot: u32) -> Option<&BackendEntry> {
         let service = self.services.get(key)?;

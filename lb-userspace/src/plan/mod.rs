@@ -18,6 +18,8 @@ pub mod table;
 pub mod target;
 
 #[cfg(test)]
+mod flow_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::{

@@ -1,9 +1,12 @@
 //! A namespace, a pin directory, and daemons that come and go.
 
+use ::aya::maps::{HashMap, Map, MapData};
 use anyhow::Result;
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
+    flow_table::{FlowEntry, FlowKey},
+    header::Ports,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
@@ -11,7 +14,7 @@ use lb_tests::{netns::Namespace, require, session::Session};
 use lb_userspace::dataplane::{
     Adoption, AttachMode, Attachment, AyaDataPlane, DataPlane, InterfaceSetting, Settings, aya,
 };
-use std::{fs, net::IpAddr};
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 /// Fields are dropped in this order: the session removes the pins last.
 pub struct Fixture {
@@ -134,4 +137,42 @@ pub fn fill(plane: &mut AyaDataPlane) -> Result<()> {
         ],
     )?;
     plane.put_service(&www(), &ServiceEntry { index: 5, flags: 0 })
+}
+
+/// The flow table of a generation of maps, opened as the program of those maps has it.
+pub fn pinned_flows(
+    fixture: &Fixture,
+    generation: &str,
+) -> Result<HashMap<MapData, FlowKey, FlowEntry>> {
+    let path = fixture.session.pins().join(generation).join("FLOWS");
+    Ok(HashMap::try_from(Map::from_map_data(MapData::from_pin(
+        path,
+    )?)?)?)
+}
+
+/// The flow with this number; every field has a value.
+pub fn flow(number: u16) -> (FlowKey, FlowEntry) {
+    let ports = Ports {
+        source: number,
+        destination: 80_u16.to_be(),
+    };
+    let entry = FlowEntry {
+        backend: 1,
+        generation: 9,
+        service: 5,
+        slot: number.into(),
+        seen: 1_000 + u32::from(number),
+        flags: FlowEntry::CLOSING,
+    };
+    let key = FlowKey::new(address("192.0.2.1"), address("10.0.0.1"), ports, 6);
+    (key, entry)
+}
+
+/// All entries of the flow table.
+pub fn scan(plane: &mut AyaDataPlane) -> Result<BTreeMap<FlowKey, FlowEntry>> {
+    let mut flows = BTreeMap::new();
+    plane.scan_flows(&mut |key, entry| {
+        flows.insert(*key, *entry);
+    })?;
+    Ok(flows)
 }

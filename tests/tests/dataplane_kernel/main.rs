@@ -1,7 +1,9 @@
-//! The real data plane against the kernel: maps, adoption and attachment. Each test has a namespace with a veth pair
+//! The real data plane against the kernel: maps, adoption, carrying over and attachment. Each test has a namespace with a veth pair
 //! (`eth0` and `peer`) and a pin directory of its own.
 
 mod adoption;
 mod attachment;
+mod carry;
 mod fixture;
+mod flows;
 mod maps;

@@ -1,0 +1,538 @@
+//! Random histories against a small model of flows: nobody's flow is lost to a change.
+//!
+//! The model knows of each flow which backend it began at. As long as that backend is available, or is on its way out and
+//! its drain timeout has not passed, every packet of the flow has to reach it: after every change, and between any two
+//! writes of it.
+
+use super::{
+    Facts,
+    apply::apply,
+    census::{self, Census},
+    departure,
+    diff::{Capacity, Plan, Step, diff},
+    mirror::Mirror,
+    select::select,
+    target::{backend_id, service_key, target},
+};
+use crate::{
+    dataplane::{DataPlane, clock, fake::FakeDataPlane},
+    health::{checker::TargetId, state::HealthState},
+    neighbour::ResolvedHop,
+    overlay::{Availability, Overlay},
+    spec::{
+        AllDown, Backend, FlowPolicy, HealthCheck, Name, OnDown, Protocol, Service, State, Tracking,
+    },
+};
+use lb_common::{
+    address::Address,
+    backend::Mode,
+    flow_table::{FlowKey, PacketKind},
+    limits::SLOTS,
+    service::ServiceKey,
+};
+use proptest::prelude::*;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+const CAPACITY: Capacity = Capacity {
+    services: 4,
+    backends: 64,
+};
+const DRAIN: Duration = Duration::from_secs(100);
+const SETTLE: Duration = Duration::from_secs(30);
+/// No TCP flow of the model is silent for longer.
+const TCP_SILENCE: Duration = Duration::from_secs(60);
+
+/// What can happen. Backends are numbered 1 to 6.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Add(u8),
+    Remove {
+        backend: u8,
+        now: bool,
+    },
+    Weigh(u8, u16),
+    Drain(u8),
+    Undrain(u8),
+    Fail(u8),
+    Recover(u8),
+    Restart,
+    /// Seconds.
+    Pass(u8),
+    Open(u8),
+    Close(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let backend = 1_u8..7;
+    prop_oneof![
+        2 => backend.clone().prop_map(Event::Add),
+        2 => (backend.clone(), any::<bool>()).prop_map(|(backend, now)| Event::Remove { backend, now }),
+        2 => (backend.clone(), 0_u16..4).prop_map(|(backend, weight)| Event::Weigh(backend, weight)),
+        2 => backend.clone().prop_map(Event::Drain),
+        2 => backend.clone().prop_map(Event::Undrain),
+        2 => backend.clone().prop_map(Event::Fail),
+        3 => backend.prop_map(Event::Recover),
+        1 => Just(Event::Restart),
+        6 => (1_u8..21).prop_map(Event::Pass),
+        4 => (1_u8..40).prop_map(Event::Open),
+        2 => (1_u8..40).prop_map(Event::Close),
+    ]
+}
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+fn backend(number: u8) -> Backend {
+    Backend {
+        name: name(&format!("b{number}")),
+        address: IpAddr::from([10, 20, 0, number]),
+        weight: 2,
+        drain: false,
+    }
+}
+
+fn service(protocol: Protocol, tracking: Tracking) -> Service {
+    let backends = (1..4).map(backend);
+    Service {
+        name: name(protocol.as_str()),
+        address: IpAddr::from([10, 0, 0, 1]),
+        protocol,
+        port: 80,
+        mode: Mode::Ipip,
+        when_all_down: AllDown::Open,
+        health: Some(HealthCheck {
+            port: 80,
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            rise: 2,
+            fall: 3,
+            jitter_percent: 0,
+        }),
+        flows: FlowPolicy {
+            tracking,
+            on_down: OnDown::Reset,
+            drain_timeout: DRAIN,
+            udp_settle: SETTLE,
+            slow_start: Some(Duration::from_secs(25)),
+        },
+        backends: backends
+            .map(|backend| (backend.name.clone(), backend))
+            .collect(),
+    }
+}
+
+fn hop() -> ResolvedHop {
+    ResolvedHop {
+        mac: [2, 0, 0, 0, 0, 1],
+        interface: 3,
+        interface_name: "eth0".into(),
+        gateway: None,
+        source: IpAddr::from([10, 20, 0, 200]),
+        mtu: 1500,
+    }
+}
+
+/// One flow of the model.
+#[derive(Clone, Debug)]
+struct Flow {
+    key: FlowKey,
+    service: ServiceKey,
+    slot: u32,
+    /// Id of the backend that it began at.
+    home: u64,
+    /// When its last packet was sent.
+    last: Duration,
+}
+
+impl Flow {
+    fn is_udp(&self) -> bool {
+        self.key.protocol == 17
+    }
+
+    fn kind(&self) -> PacketKind {
+        if self.is_udp() {
+            PacketKind::Udp
+        } else {
+            PacketKind::Tcp
+        }
+    }
+}
+
+struct World {
+    state: State,
+    facts: Facts,
+    plane: FakeDataPlane,
+    mirror: Mirror,
+    census: Option<Census>,
+    flows: Vec<Flow>,
+    /// When each backend that is on its way out began to leave, by id.
+    leaving: BTreeMap<u64, Duration>,
+    opened: u32,
+    random: u64,
+}
+
+impl World {
+    fn new(tracking: Tracking) -> Self {
+        let services = [Protocol::Tcp, Protocol::Udp].map(|protocol| service(protocol, tracking));
+        let mut facts = Facts {
+            interfaces: [3].into(),
+            now: Duration::from_secs(1_000),
+            ..Facts::default()
+        };
+        for number in 0..7 {
+            facts
+                .next_hops
+                .insert([10, 20, 0, number].into(), Ok(hop()));
+            for service in ["tcp", "udp"] {
+                facts.health.insert(id(service, number), HealthState::Up);
+            }
+        }
+        let mut world = Self {
+            state: State {
+                services: services
+                    .map(|service| (service.name.clone(), service))
+                    .into(),
+            },
+            facts,
+            plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends),
+            mirror: Mirror::default(),
+            census: None,
+            flows: Vec::new(),
+            leaving: BTreeMap::new(),
+            opened: 0,
+            random: 7,
+        };
+        world.reconcile();
+        world
+    }
+
+    fn random(&mut self, below: u32) -> u32 {
+        self.random = self
+            .random
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(0x1405_7b7e_f767_814f);
+        (self.random >> 33) as u32 % below
+    }
+
+    /// Whether packets of a flow that began at a backend still have to reach it.
+    fn is_held(&self, home: u64) -> bool {
+        let timely = |home| {
+            self.leaving
+                .get(home)
+                .is_none_or(|since| self.facts.now < *since + DRAIN)
+        };
+        for service in self.state.services.values() {
+            let selection = select(service, &self.facts);
+            for backend in service.backends.values() {
+                if backend_id(service, backend) == home {
+                    let up = self.facts.health.get(&TargetId {
+                        service: service.name.clone(),
+                        backend: backend.name.clone(),
+                    }) == Some(&HealthState::Up);
+                    return selection.availability(&backend.name) != Availability::NONE
+                        || up && timely(&home);
+                }
+            }
+        }
+        self.leaving.contains_key(&home) && timely(&home)
+    }
+
+    fn id_of(&self, index: u32) -> Option<u64> {
+        self.plane.backend(index).map(|entry| entry.id)
+    }
+
+    fn packet(&mut self, flow: &Flow, kind: PacketKind) -> Option<u64> {
+        let now = clock::seconds(self.facts.now);
+        let index = self
+            .plane
+            .packet(&flow.service, &flow.key, flow.slot, kind, now)?;
+        self.id_of(index)
+    }
+
+    /// Lets flows send a packet each; all of them, or a few at random and those that have to.
+    fn traffic(&mut self, all: bool, when: &str) {
+        for mut flow in std::mem::take(&mut self.flows) {
+            let silence = self.facts.now - flow.last;
+            let sends = all
+                || flow.is_udp()
+                || silence > TCP_SILENCE - Duration::from_secs(20)
+                || self.random(4) == 0;
+            if !sends {
+                self.flows.push(flow);
+                continue;
+            }
+            let reached = self.packet(&flow, flow.kind());
+            if self.is_held(flow.home) {
+                assert_eq!(
+                    reached,
+                    Some(flow.home),
+                    "{when}: a flow of a backend in force went elsewhere: {flow:?}"
+                );
+                flow.last = self.facts.now;
+                self.flows.push(flow);
+            }
+        }
+    }
+
+    fn plan(&mut self) -> Plan {
+        departure::follow(&self.state, &mut self.facts, &self.mirror);
+        let plane = &mut self.plane;
+        let target = target(&self.state, &self.facts);
+        diff(
+            &target,
+            &self.mirror,
+            CAPACITY,
+            1,
+            self.census.as_ref(),
+            &mut |service| plane.read_slots(service),
+        )
+        .unwrap()
+    }
+
+    /// Applies what is due, with packets of random flows between any two writes.
+    fn reconcile(&mut self) {
+        // As the daemon does once the services' counters have counted.
+        self.mirror.unused.clear();
+        let plan = self.plan();
+        assert!(plan.left_out.is_empty(), "{:?}", plan.left_out);
+        for step in plan.steps {
+            if let Step::StoreSlots {
+                service,
+                slots,
+                table,
+                name,
+            } = &step
+            {
+                let (service, table, name) = (*service, table.clone(), name.clone());
+                let half = slots.split_at(slots.len() / 2).0.to_vec();
+                let half = Step::StoreSlots {
+                    service,
+                    slots: half,
+                    table,
+                    name,
+                };
+                apply(&[half], &mut self.plane, &mut self.mirror).unwrap();
+                self.traffic(false, "between two stores");
+            }
+            apply(&[step], &mut self.plane, &mut self.mirror).unwrap();
+            self.traffic(false, "between two writes");
+        }
+        assert!(self.plan().steps.is_empty(), "the second run is empty");
+        self.traffic(true, "after a change");
+        self.check_tables();
+    }
+
+    /// The owners for new flows are what the overlay gives, computed anew.
+    fn check_tables(&mut self) {
+        for service in self.state.services.values() {
+            let selection = select(service, &self.facts);
+            let members: Vec<&Backend> =
+                service.backends.values().filter(|b| b.weight > 0).collect();
+            let list: Vec<(String, u16)> = members
+                .iter()
+                .map(|b| (b.name.to_string(), b.weight))
+                .collect();
+            let availability: Vec<Availability> = members
+                .iter()
+                .map(|b| selection.availability(&b.name))
+                .collect();
+            let live = Overlay::new(&list).live(&availability);
+            let key = service_key(service);
+            for slot in (0..SLOTS).step_by(7) {
+                let wanted = (live[slot as usize] as usize)
+                    .checked_sub(1)
+                    .map(|at| Address::from(members[at].address));
+                let found = self.plane.forward(&key, slot).map(|entry| entry.address);
+                assert_eq!(found, wanted, "slot {slot} of {}", service.name);
+            }
+        }
+    }
+
+    fn census(&mut self) {
+        self.census = Some(census::take(&mut self.plane, &self.mirror, self.facts.now).unwrap());
+    }
+
+    /// Changes both services.
+    fn change(&mut self, at_once: bool, change: impl Fn(&mut Service)) {
+        let before = self.state.clone();
+        self.state.services.values_mut().for_each(change);
+        departure::remove(
+            &before,
+            &self.state,
+            self.facts.now,
+            at_once,
+            &mut self.facts.departures,
+        );
+        let (mut leaving, now) = (std::mem::take(&mut self.leaving), self.facts.now);
+        for service in before.services.values() {
+            let after = &self.state.services[&service.name];
+            for backend in service.backends.values() {
+                let id = backend_id(service, backend);
+                let stays = after.backends.get(&backend.name);
+                if stays.is_some_and(|backend| !backend.drain && backend.weight > 0) {
+                    leaving.remove(&id);
+                } else if stays.is_none() && at_once {
+                    leaving.insert(id, Duration::ZERO);
+                } else {
+                    leaving.entry(id).or_insert(now);
+                }
+            }
+        }
+        self.leaving = leaving;
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Add(number) => self.change(false, |service| {
+                let new = backend(number);
+                service.backends.entry(new.name.clone()).or_insert(new);
+            }),
+            Event::Remove {
+                backend: number,
+                now,
+            } => {
+                self.change(now, |service| {
+                    drop(service.backends.remove(&backend(number).name))
+                });
+            }
+            Event::Weigh(number, weight) => self.change(false, |service| {
+                if let Some(backend) = service.backends.get_mut(&backend(number).name) {
+                    backend.weight = weight;
+                }
+            }),
+            Event::Drain(number) | Event::Undrain(number) => self.change(false, |service| {
+                if let Some(backend) = service.backends.get_mut(&backend(number).name) {
+                    backend.drain = matches!(event, Event::Drain(_));
+                }
+            }),
+            Event::Fail(number) => {
+                for service in ["tcp", "udp"] {
+                    self.facts
+                        .health
+                        .insert(id(service, number), HealthState::Down);
+                    self.facts.risen.remove(&id(service, number));
+                }
+            }
+            Event::Recover(number) => {
+                for service in ["tcp", "udp"] {
+                    if self
+                        .facts
+                        .health
+                        .insert(id(service, number), HealthState::Up)
+                        != Some(HealthState::Up)
+                    {
+                        self.facts.risen.insert(id(service, number), self.facts.now);
+                    }
+                }
+            }
+            Event::Restart => {
+                self.mirror = Mirror::new(self.plane.installed().unwrap());
+                self.facts.departures.clear();
+                self.facts.risen.clear();
+                self.census = None;
+            }
+            Event::Pass(seconds) => {
+                self.facts.now += Duration::from_secs(seconds.into());
+                self.census();
+            }
+            Event::Open(count) => (0..count).for_each(|_| self.open()),
+            Event::Close(count) => (0..count).for_each(|_| self.close()),
+        }
+        self.reconcile();
+    }
+
+    fn open(&mut self) {
+        let protocol = if self.random(2) == 0 {
+            Protocol::Tcp
+        } else {
+            Protocol::Udp
+        };
+        let service = self.state.services[&name(protocol.as_str())].clone();
+        self.opened += 1;
+        let flow = Flow {
+            key: FlowKey {
+                source: Address::from(IpAddr::from([198, 51, 100, 1])),
+                destination: Address::from(service.address),
+                source_port: (self.opened >> 16) as u16,
+                destination_port: self.opened as u16,
+                protocol: protocol.number().into(),
+            },
+            service: service_key(&service),
+            slot: self.random(SLOTS),
+            home: 0,
+            last: self.facts.now,
+        };
+        let kind = if flow.is_udp() {
+            PacketKind::Udp
+        } else {
+            PacketKind::TcpSyn
+        };
+        let Some(home) = self.packet(&flow, kind) else {
+            let selection = select(&service, &self.facts);
+            let any = service
+                .backends
+                .keys()
+                .any(|name| selection.availability(name) != Availability::NONE);
+            assert!(!any, "a new flow found nobody");
+            return;
+        };
+        let available = service.backends.values().any(|backend| {
+            backend_id(&service, backend) == home
+                && select(&service, &self.facts).availability(&backend.name) != Availability::NONE
+        });
+        assert!(
+            available || flow.is_udp() && self.is_held(home),
+            "a new flow went to a backend that takes none"
+        );
+        self.flows.push(Flow { home, ..flow });
+    }
+
+    fn close(&mut self) {
+        if self.flows.is_empty() {
+            return;
+        }
+        let place = self.random(self.flows.len() as u32) as usize;
+        let flow = self.flows.swap_remove(place);
+        if !flow.is_udp() {
+            self.packet(&flow, PacketKind::TcpEnd);
+        }
+    }
+}
+
+fn id(service: &str, number: u8) -> TargetId {
+    TargetId {
+        service: name(service),
+        backend: name(&format!("b{number}")),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn no_flow_is_lost_to_a_change(history in prop::collection::vec(event(), 10..50), all in any::<bool>()) {
+        let tracking = if all { Tracking::All } else { Tracking::Moved };
+        let mut world = World::new(tracking);
+        world.happen(Event::Open(39));
+        for event in history {
+            world.happen(event);
+        }
+        // Once nothing changes and nobody talks, nothing is left of it.
+        world.flows.clear();
+        for service in ["tcp", "udp"] {
+            for number in 0..7 {
+                world.facts.health.insert(id(service, number), HealthState::Up);
+            }
+        }
+        for _ in 0..40 {
+            world.happen(Event::Pass(20));
+        }
+        let backends: usize = world.state.services.values().map(|service| service.backends.len()).sum();
+        prop_assert_eq!(world.plane.installed().unwrap().backends.len(), backends);
+        prop_assert!(!world.mirror.is_waiting(), "slots wait for ever");
+        if !all {
+            prop_assert_eq!(world.plane.flows.len(), 0);
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! New maps have what the old ones had.
+
+use crate::fixture::{Fixture, fill, flow, pinned_flows, scan, web, www};
+use anyhow::Result;
+use lb_common::{backend::BackendEntry, flow_table::FlowEntry, slot::Slot, stats::Counter};
+use lb_userspace::dataplane::{
+    Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings,
+};
+use std::{collections::BTreeMap, fs};
+
+/// Fills the maps of a first daemon as a busy one would, attaches its program, and ends it. Returns what was in the maps.
+fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
+    let (mut plane, _) = fixture.open()?;
+    fill(&mut plane)?;
+    let lost = BackendEntry {
+        flags: BackendEntry::LOST,
+        ..web(3)
+    };
+    plane.write_backend(40, &lost)?;
+    let slots: Vec<(u32, Slot)> = (1_000..65_000)
+        .map(|number| match number % 4 {
+            0 => (number, Slot::steady(63)),
+            1 => (number, Slot::tracked(1)),
+            2 => (number, Slot::moved(63, 1, true)),
+            _ => (number, Slot::moved(1, 40, false)),
+        })
+        .collect();
+    plane.store_slots(5, &slots)?;
+    // A table that no service uses yet, and an empty one.
+    plane.create_tables(&[0, 9])?;
+    plane.store_slots(9, &[(65_536, Slot::moved(40, 0, true))])?;
+    fixture.activate(&mut plane);
+    Ok((plane.installed()?, plane.read_slots(5)?))
+}
+
+fn assert_same(plane: &mut AyaDataPlane, before: &(Installed, Vec<Slot>)) -> Result<()> {
+    assert_eq!(plane.installed()?, before.0);
+    assert!(plane.read_slots(5)? == before.1, "slots differ");
+    let other = plane.read_slots(9)?;
+    assert_eq!(other[65_536], Slot::moved(40, 0, true));
+    assert!(plane.read_slots(0)?.iter().all(|slot| *slot == Slot::EMPTY));
+    Ok(())
+}
+
+#[test]
+fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
+    let Some(mut fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let before = first_daemon(&fixture)?;
+    let mut recorded = pinned_flows(&fixture, "maps-2-1")?;
+    let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
+    for (key, entry) in &expected {
+        recorded.insert(key, entry, 0)?;
+    }
+    fixture.settings = Settings {
+        services: 10,
+        backends: 64 + 1,
+        flows: 4_096,
+        ..fixture.settings
+    };
+    let (mut plane, adoption) = fixture.open()?;
+    let Adoption::Replaced {
+        differences,
+        carried,
+    } = adoption
+    else {
+        panic!("{adoption:?}")
+    };
+    assert_eq!(differences.len(), 6, "{differences:?}");
+    assert!(
+        differences[5].starts_with(
+            "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries"
+        ),
+        "{differences:?}"
+    );
+    let all = Carried {
+        services: 1,
+        backends: 3,
+        flows: 500,
+    };
+    assert_eq!(carried, Ok(all));
+    assert_same(&mut plane, &before)?;
+    assert_eq!(scan(&mut plane)?, expected);
+    assert_eq!(plane.service_counter(5)?, Counter::default());
+
+    // The old program records on until the new one takes over; what the new maps know by then stays as it is.
+    for (key, entry) in (500..700).map(flow) {
+        recorded.insert(key, entry, 0)?;
+        expected.insert(key, entry);
+    }
+    let (key, entry) = flow(3);
+    let other = FlowEntry {
+        backend: 63,
+        ..entry
+    };
+    recorded.insert(key, other, 0)?;
+    let link = fixture.activate(&mut plane).index;
+    assert_eq!(scan(&mut plane)?, expected);
+    assert_same(&mut plane, &before)?;
+    assert_eq!(
+        fixture.pins(),
+        [format!("link-{link}"), "maps-2-2".into()],
+        "the old maps are removed"
+    );
+
+    // They are done with.
+    let (key, entry) = flow(900);
+    recorded.insert(key, entry, 0)?;
+    assert_eq!(plane.remove_flows(&[flow(4).0])?, 1);
+    expected.remove(&flow(4).0);
+    fixture.activate(&mut plane);
+    assert_eq!(scan(&mut plane)?, expected);
+    drop(plane);
+    let adopted = Adoption::Reused {
+        services: 1,
+        backends: 3,
+    };
+    assert_eq!(fixture.open()?.1, adopted);
+    Ok(())
+}
+
+/// Layout version 1 had no flow table; the rest of it means what it means now.
+#[test]
+fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let before = first_daemon(&fixture)?;
+    let pins = fixture.session.pins();
+    fs::rename(pins.join("maps-2-1"), pins.join("maps-1-1"))?;
+    fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
+    fs::remove_file(pins.join("maps-1-1/FLOW_EVENTS"))?;
+    let (mut plane, adoption) = fixture.open()?;
+    let expected = Adoption::Replaced {
+        differences: vec![
+            "layout version 1 -> 2".into(),
+            "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
+            "FLOW_EVENTS: missing -> per-CPU array of 4 entries, key 4 B, value 8 B".into(),
+        ],
+        carried: Ok(Carried {
+            services: 1,
+            backends: 3,
+            flows: 0,
+        }),
+    };
+    assert_eq!(adoption, expected);
+    assert_same(&mut plane, &before)?;
+    let link = fixture.activate(&mut plane).index;
+    assert_same(&mut plane, &before)?;
+    let left = [format!("link-{link}"), "maps-2-2".into()];
+    assert_eq!(fixture.pins(), left);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result<()> {
+    let Some(mut fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    first_daemon(&fixture)?;
+    let old = fixture.settings.clone();
+    for (services, backends, why) in [
+        (
+            9,
+            64,
+            "service index 9 is in use and not below 9 (limits.services)",
+        ),
+        (
+            16,
+            63,
+            "backend index 63 is in use and not below 63 (limits.backends)",
+        ),
+    ] {
+        fixture.settings = Settings {
+            services,
+            backends,
+            ..old.clone()
+        };
+        let (mut plane, adoption) = fixture.open()?;
+        let Adoption::Replaced { carried, .. } = adoption else {
+            panic!("{adoption:?}")
+        };
+        assert_eq!(carried, Err(why.to_owned()));
+        assert_eq!(plane.installed()?, Installed::default());
+        assert!(fixture.attachment(&plane).program_id != 0);
+        assert!(fixture.pins().contains(&"maps-2-1".into()));
+    }
+    // It is filled and takes over, as if nothing had been there.
+    let (mut plane, _) = fixture.open()?;
+    plane.write_backend(1, &web(1))?;
+    fixture.activate(&mut plane);
+    assert_eq!(plane.installed()?.backends.len(), 1);
+    assert!(!plane.installed()?.services.contains_key(&www()));
+    Ok(())
+}
+
+#[test]
+fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    first_daemon(&fixture)?;
+    let pins = fixture.session.pins();
+    let mut path = pins.join("maps-2-1");
+    for version in [0, 3] {
+        let other = pins.join(format!("maps-{version}-1"));
+        fs::rename(&path, &other)?;
+        path = other;
+        let (mut plane, adoption) = fixture.open()?;
+        let expected = Adoption::Replaced {
+            differences: vec![format!("layout version {version} -> 2")],
+            carried: Err(format!(
+                "this lbd cannot read maps of layout version {version}"
+            )),
+        };
+        assert_eq!(adoption, expected);
+        assert_eq!(plane.installed()?, Installed::default());
+    }
+    Ok(())
+}
