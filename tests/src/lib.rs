@@ -1,15 +1,17 @@
-//! The test kit: what the tests with real programs, kernels and networks share, and the demo that is made of the
-//! same parts.
+//! The test kit: what the tests with real programs, kernels and networks share, and the demo and the chaos run that
+//! are made of the same parts.
 //!
 //! From the bottom up: [`require`] says whether the machine can do it, [`session`] names what a process makes and
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 //! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network.
 
+pub mod chaos;
 pub mod counters;
 pub mod demo;
 pub mod fixture;
 pub mod http;
+pub mod interrupt;
 pub mod netns;
 pub mod nginx;
 pub mod node;
@@ -17,6 +19,7 @@ pub mod packet;
 pub mod pattern;
 pub mod process;
 pub mod prog_run;
+pub mod recipe;
 pub mod require;
 pub mod scenario;
 pub mod session;

@@ -5,7 +5,10 @@
 
 use crate::process::output;
 use anyhow::{Context, Result};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::SigSet,
+};
 use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
@@ -81,9 +84,14 @@ impl Namespace {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let file = Arc::clone(&self.file);
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec the closure makes one system call, setns(2), which is async-signal-safe.
+        // SAFETY: between fork and exec the closure makes two system calls, setns(2) and that of pthread_sigmask(3), which
+        // are async-signal-safe.
         unsafe {
-            command.pre_exec(move || Ok(setns(&file, CloneFlags::CLONE_NEWNET)?));
+            command.pre_exec(move || {
+                // Signals that this program waits for itself are blocked here, and a child would inherit that.
+                SigSet::empty().thread_set_mask()?;
+                Ok(setns(&file, CloneFlags::CLONE_NEWNET)?)
+            });
         }
         command
     }

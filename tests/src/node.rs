@@ -47,12 +47,20 @@ impl Node {
     /// # Errors
     /// When the session's directory cannot be written.
     pub fn new(session: &Session, attach: &str) -> Result<Self> {
-        let directory = session.directory().join("lbd");
+        Self::named(session, "lbd", attach)
+    }
+
+    /// As [`Node::new`], with its files in the directory `name` of the session and its pins likewise: for several nodes.
+    ///
+    /// # Errors
+    /// When the session's directory cannot be written.
+    pub fn named(session: &Session, name: &str, attach: &str) -> Result<Self> {
+        let directory = session.directory().join(name);
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
         let node = Self {
             directory,
-            pins: session.pins().join("lbd"),
+            pins: session.pins().join(name),
             process: None,
         };
         fs::write(node.config(), node.configuration(attach))?;

@@ -132,10 +132,23 @@ impl Scenario {
 /// # Panics
 /// When the test fails, after showing what `lbd` logged.
 pub fn scenario(layout: Layout, attach: &str, test: impl FnOnce(&mut Scenario) -> Result<()>) {
+    scenario_of(3, layout, attach, test);
+}
+
+/// As [`scenario`], with another number of backends.
+///
+/// # Panics
+/// When the test fails, after showing what `lbd` logged.
+pub fn scenario_of(
+    backends: u8,
+    layout: Layout,
+    attach: &str,
+    test: impl FnOnce(&mut Scenario) -> Result<()>,
+) {
     if !require::network() {
         return;
     }
-    let mut scenario = match Scenario::set_up(Session::unique(), layout, 3, attach) {
+    let mut scenario = match Scenario::set_up(Session::unique(), layout, backends, attach) {
         Ok(scenario) => scenario,
         Err(error) => panic!("cannot build the network: {error:?}"),
     };

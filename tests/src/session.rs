@@ -45,6 +45,11 @@ impl Session {
         }
     }
 
+    /// What [`Session::named`] makes this session of again.
+    pub fn name(&self) -> &str {
+        self.prefix.strip_prefix(PREFIX).unwrap_or(&self.prefix)
+    }
+
     /// Whether something carries this session's names.
     pub fn exists(&self) -> bool {
         self.directory().exists() || self.pins().exists() || !self.namespaces().is_empty()

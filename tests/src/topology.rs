@@ -106,11 +106,41 @@ impl Topology {
         let pass = HostProgram::pass(&pins)?;
         let decapsulator = HostProgram::decapsulator(&pins)?;
         topology.join_client()?;
-        topology.join_balancer(layout, &pass)?;
+        topology.join_balancer(&topology.balancer, "balancer", 0, layout, &pass)?;
+        for (vip, balancer) in [
+            (format!("{VIP_V4}/32"), BALANCER_V4.to_string()),
+            (format!("{VIP_V6}/128"), "fd00:2::2".into()),
+        ] {
+            topology
+                .router
+                .ip(&format!("route add {vip} via {balancer}"))?;
+        }
         for (backend, number) in topology.backends.iter().zip(1..) {
             topology.join_backend(layout, backend, number, &decapsulator)?;
         }
         Ok(topology)
+    }
+
+    /// Adds a second balancer, 10.2.1.2 and fd00:2:1::2, behind the router. Flows to the VIPs are spread over both
+    /// by their 5-tuples (ECMP).
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn add_balancer(&self, session: &Session) -> Result<Namespace> {
+        let balancer = Namespace::create(&session.namespace("balancer-2"))?;
+        let pass = HostProgram::pass(&session.pins())?;
+        self.join_balancer(&balancer, "balancer-2", 1, Layout::Routed, &pass)?;
+        for family in ["ipv4", "ipv6"] {
+            self.router
+                .sysctl(&format!("net/{family}/fib_multipath_hash_policy"), "1")?;
+        }
+        self.router.ip(&format!(
+            "route replace {VIP_V4}/32 nexthop via {BALANCER_V4} nexthop via 10.2.1.2"
+        ))?;
+        self.router.ip(&format!(
+            "route replace {VIP_V6}/128 nexthop via fd00:2::2 nexthop via fd00:2:1::2"
+        ))?;
+        Ok(balancer)
     }
 
     /// Leaves the network in place when this value is dropped.
@@ -137,43 +167,39 @@ impl Topology {
         default_route(&self.client, "10.1.0.1", "fd00:1::1", OUTSIDE)
     }
 
-    fn join_balancer(&self, layout: Layout, pass: &HostProgram) -> Result<()> {
-        self.connect("balancer", &self.balancer, INSIDE)?;
+    /// Joins a balancer with the router's interface `port`, on 10.2.SUBNET.0/24 and fd00:2:SUBNET::/64.
+    fn join_balancer(
+        &self,
+        balancer: &Namespace,
+        port: &str,
+        subnet: u8,
+        layout: Layout,
+        pass: &HostProgram,
+    ) -> Result<()> {
+        let v4 = |host| Ipv4Addr::new(10, 2, subnet, host);
+        let v6 = |host| Ipv6Addr::new(0xfd00, 2, subnet.into(), 0, 0, 0, 0, host);
+        self.connect(port, balancer, INSIDE)?;
         // A veth takes the frames that its peer sends by XDP_TX only if it has a native program itself.
-        pass.attach(&self.router, "balancer")?;
+        pass.attach(&self.router, port)?;
         // A checksum left for a network card to fill in would be buried under the outer header unfilled.
         output(
             self.router
                 .command("ethtool")
-                .args(["-K", "balancer", "tx", "off"]),
+                .args(["-K", port, "tx", "off"]),
         )?;
         let segment = match layout {
-            Layout::Routed => "balancer",
+            Layout::Routed => port,
             Layout::Bridged => {
                 self.router
                     .ip(&format!("link add segment mtu {INSIDE} type bridge"))?;
                 self.router.ip("link set segment up")?;
-                self.router.ip("link set balancer master segment")?;
+                self.router.ip(&format!("link set {port} master segment"))?;
                 "segment"
             }
         };
-        address(
-            &self.router,
-            segment,
-            Ipv4Addr::new(10, 2, 0, 1),
-            Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 1),
-        )?;
-        address(
-            &self.balancer,
-            "eth0",
-            BALANCER_V4,
-            Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 2),
-        )?;
-        default_route(&self.balancer, "10.2.0.1", "fd00:2::1", INSIDE)?;
-        self.router
-            .ip(&format!("route add {VIP_V4}/32 via {BALANCER_V4}"))?;
-        self.router
-            .ip(&format!("route add {VIP_V6}/128 via fd00:2::2"))
+        address(&self.router, segment, v4(1), v6(1))?;
+        address(balancer, "eth0", v4(2), v6(2))?;
+        default_route(balancer, &v4(1).to_string(), &v6(1).to_string(), INSIDE)
     }
 
     fn join_backend(

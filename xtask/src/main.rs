@@ -2,6 +2,7 @@
 
 mod apt;
 mod build;
+mod chaos;
 mod command;
 mod demo;
 mod packages;
@@ -36,6 +37,8 @@ enum Task {
     Test(test::Options),
     /// Show a balanced service in a small network of namespaces (as root).
     Demo(demo::Options),
+    /// Change and break everything around live connections, and count those that notice (as root).
+    Chaos(chaos::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Build => build::run(root).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(root, &options),
         Task::Demo(options) => demo::run(root, &options),
+        Task::Chaos(options) => chaos::run(root, &options),
     }
 }
 

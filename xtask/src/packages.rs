@@ -5,9 +5,10 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
+    ("jq", "jq"),
     ("nginx", "nginx"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),

@@ -128,33 +128,6 @@ pub struct StateView {
     pub state: StateSpec,
 }
 
-/// A backend on its way out: it gets no new flows and may still have old ones: `GET /v1/drains`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct DrainView {
-    /// Service it belongs to; empty for one that was removed before `lbd` started.
-    pub service: String,
-    /// Name; empty likewise.
-    pub backend: String,
-    /// Its own address.
-    pub address: String,
-    /// `drain`: it is being drained, or has weight 0; `removed`: it is not in the desired state any more; `down`: it
-    /// fails its probes, and `on_down` is `keep`.
-    pub reason: String,
-    /// Seconds since that began.
-    pub since_seconds: u64,
-    /// Seconds until its last flows are given up; absent when they are.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub seconds_left: Option<u64>,
-    /// Flows recorded for it that are alive.
-    pub flows: u64,
-    /// Packets it gets per second now.
-    pub packets_per_second: f64,
-    /// Slots that still name it for old flows, of 65,537.
-    pub slots: u32,
-    /// Whether nothing goes there any more, so that it can be stopped without harm to a flow.
-    pub safe: bool,
-}
-
 /// A revision of the desired state that is kept: `GET /v1/history`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct RevisionView {
@@ -202,13 +175,53 @@ pub struct ChangeLine {
     pub detail: String,
 }
 
-/// How many slots of a service's table change owner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What a change does to one service's table and to its flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TableChange {
     /// The service.
     pub service: String,
     /// Slots that change owner, of 65,537.
     pub slots_changed: u32,
+    /// Those of them that no table could spare: what backends gain by their new shares.
+    pub necessary: u32,
+    /// The rest: slots that change owner although shares alone would not ask for it.
+    pub collateral: u32,
+    /// Part of the new flows that go to another owner than before, in 1/100 percent.
+    pub new_flows_basis_points: u32,
+    /// Slots whose established flows stay with a drained or removed backend until the drain timeout and then end.
+    pub expiring_slots: u32,
+    /// Slots whose established flows are lost at once.
+    pub lost_slots: u32,
+    /// What becomes of established flows, in a sentence.
+    pub old_flows: String,
+    /// Seconds until the service's slots are settled again, at the earliest.
+    pub seconds: u64,
+}
+
+/// A backend on its way out: `GET /v1/drains`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct DrainView {
+    /// Its service; empty for one that was removed before `lbd` started.
+    pub service: String,
+    /// Its name; empty likewise.
+    pub backend: String,
+    /// Its own address.
+    pub address: String,
+    /// `drain` (drained, or weight 0), `removed`, or `down` (it fails its probes and `on_down` is `keep`).
+    pub reason: String,
+    /// Seconds since it began.
+    pub since_seconds: u64,
+    /// Seconds until its flows are given up; absent when they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Recorded flows that are alive.
+    pub flows: u64,
+    /// Packets a second that still go there.
+    pub packets_per_second: f64,
+    /// Slots that still name it for old flows.
+    pub slots: u32,
+    /// Whether nothing goes there any more, so that it can be stopped.
+    pub safe: bool,
 }
 
 /// `GET /v1/stats`. Counters run from the creation of the data plane's maps and survive restarts of `lbd`.

@@ -56,7 +56,7 @@ impl<P: DataPlane> Core<P> {
         let state = State::parse(&spec, &self.limits)
             .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
-        let impact = impact::impact(&self.state, &state, &self.facts);
+        let impact = impact::impact(&self.state, &state, &self.facts, options.now);
         if let Some(most) = options.max_move {
             self.moves_at_most(most, &state, &impact.tables)?;
         }
@@ -184,9 +184,9 @@ impl<P: DataPlane> Core<P> {
         let document = Document::new(revision, StateSpec::from(&state));
         self.store.commit(&document, origin, lost).map_err(keep)?;
         let before = self.targets();
-        let before_state = std::mem::replace(&mut self.state, state);
+        let old = std::mem::replace(&mut self.state, state);
         self.revision = revision;
-        self.begin_leaving(&before_state, options.now);
+        self.begin_leaving(&old, options.now);
         self.forget_removed(&before);
         if self.unreadable.take().is_some()
             && let Err(problem) = self.seed_health()

@@ -23,9 +23,6 @@ const LIMITS: Limits = Limits {
     backends: 16,
 };
 
-/// CLOCK_MONOTONIC at the start of a test.
-const NOW: Duration = Duration::from_secs(10_000);
-
 const MAKE: ChangeOptions = ChangeOptions {
     dry_run: false,
     if_revision: None,
@@ -37,6 +34,9 @@ const DRY: ChangeOptions = ChangeOptions {
     dry_run: true,
     ..MAKE
 };
+
+/// CLOCK_MONOTONIC at the start of a test.
+const NOW: Duration = Duration::from_secs(10_000);
 
 const WWW: &str = "
 services:

@@ -5,13 +5,12 @@
 //! all went well. It exits with 0 only if everything was as it should be.
 
 mod acts;
-mod interrupt;
 mod outage;
 mod record;
 mod screen;
 
 use crate::{
-    require,
+    interrupt, require,
     scenario::{Scenario, WEB},
     session::Session,
     topology::Layout,

@@ -1,0 +1,343 @@
+//! Everything that a run is made of: the network with two balancers behind an ECMP router, a node on each, a server on
+//! every backend; and how events are done to it.
+
+use super::{
+    flood,
+    ledger::Ledger,
+    plan::Action,
+    server::TCP_PORT,
+    services::{self, Form, NAMES},
+};
+use crate::{
+    netns::Namespace,
+    node::Node,
+    process::{Process, output},
+    session::Session,
+    topology::{Backend, Layout, Topology, VIP_V4},
+    wait::wait_until,
+};
+use anyhow::{Context, Result, bail};
+use lb_common::{
+    flow_table::{FlowEntry, FlowKey},
+    maps,
+};
+use nix::sys::signal::Signal;
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Backends of a run.
+pub(super) const BACKENDS: u8 = 8;
+/// Longest wait for anything.
+const LIMIT: Duration = Duration::from_secs(15);
+/// Shortest time between the kill of a server and its return.
+const DEAD: Duration = Duration::from_secs(2);
+/// Time for which an `lbd` is away.
+const AWAY: Duration = Duration::from_millis(300);
+/// No flow table of a run has more entries.
+const MOST_FLOWS: usize = 1 << 20;
+
+/// The whole set-up. Fields are dropped in this order, names and files last.
+#[derive(Debug)]
+pub(super) struct Fleet {
+    nodes: [Node; 2],
+    servers: Vec<Option<Process>>,
+    killed: Vec<Option<Instant>>,
+    second: Namespace,
+    pub(super) topology: Topology,
+    /// Whether `lbd` knows drain and `limits.flows`.
+    plain: bool,
+    session: Session,
+}
+
+impl Fleet {
+    /// Builds the network, starts servers and daemons, and waits until every backend gets traffic.
+    ///
+    /// # Errors
+    /// What a part of it refuses.
+    pub(super) fn set_up(session: Session, plain: bool) -> Result<Self> {
+        let directory = session.directory();
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        let topology = Topology::create(&session, Layout::Routed, BACKENDS)?;
+        let second = topology.add_balancer(&session)?;
+        flood::route_back(&topology.router)?;
+        let mut fleet = Self {
+            nodes: [
+                Node::named(&session, "lbd-1", "native")?,
+                Node::named(&session, "lbd-2", "native")?,
+            ],
+            servers: topology.backends.iter().map(|_| None).collect(),
+            killed: vec![None; topology.backends.len()],
+            second,
+            topology,
+            plain,
+            session,
+        };
+        for backend in 0..fleet.servers.len() {
+            fleet.start_server(backend)?;
+        }
+        for node in 0..fleet.nodes.len() {
+            fleet.start_node(node)?;
+        }
+        fleet.apply_services()?;
+        Ok(fleet)
+    }
+
+    /// Applies the services; at first with a short drain timeout, so that the slots have settled before the run.
+    fn apply_services(&self) -> Result<()> {
+        let (first, then) = if self.plain {
+            (Form::Plain, None)
+        } else {
+            let short = Form::Draining(Duration::from_secs(1));
+            (short, Some(Form::Draining(services::DRAIN)))
+        };
+        self.apply(first)?;
+        let names: Vec<&str> = self
+            .topology
+            .backends
+            .iter()
+            .map(|backend| backend.name.as_str())
+            .collect();
+        for node in &self.nodes {
+            self.wait_active(node, &names)?;
+        }
+        if let Some(form) = then {
+            thread::sleep(Duration::from_secs(4));
+            self.apply(form)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, form: Form) -> Result<()> {
+        let file = self.session.directory().join("services.yaml");
+        let backends: Vec<_> = self
+            .topology
+            .backends
+            .iter()
+            .map(|backend| (backend.name.as_str(), backend.v4))
+            .collect();
+        fs::write(&file, services::yaml(&backends, form))?;
+        self.on_all(&format!("apply --file {}", file.display()))
+    }
+
+    /// Waits until in both services all of `names` get traffic.
+    fn wait_active(&self, node: &Node, names: &[&str]) -> Result<()> {
+        wait_until("all backends to get traffic", LIMIT, || {
+            let backends = node.backends()?;
+            let active = backends.iter().filter(|backend| backend.active).count();
+            Ok((active == names.len() * NAMES.len()).then_some(()))
+        })
+        .with_context(|| node.log())
+    }
+
+    /// Does an event; the same on both nodes, in the same order.
+    ///
+    /// # Errors
+    /// When `lbctl` refuses it, or a process does not start.
+    pub(super) fn act(&mut self, action: Action, ledger: &Ledger) -> Result<()> {
+        match action {
+            Action::Drain(backend) => self.change(backend, services::drain),
+            Action::Undrain(backend) => self.change(backend, services::undrain),
+            Action::Remove(backend) => self.change(backend, services::remove),
+            Action::Add(backend) => self.change(backend, services::add),
+            Action::Weight(backend, weight) => self.change(backend, |backend, service| {
+                services::weight(backend, service, weight)
+            }),
+            Action::Fail(backend) => self.kill_server(backend, ledger),
+            Action::Return(backend) => {
+                let since = self.killed[backend].map_or(DEAD, |killed| killed.elapsed());
+                thread::sleep(DEAD.saturating_sub(since));
+                self.start_server(backend)
+            }
+            Action::Restart(node) => {
+                self.nodes[node].kill()?;
+                thread::sleep(AWAY);
+                self.start_node(node)
+            }
+            Action::Upgrade(node, gently, backends, flows) => {
+                if gently {
+                    self.nodes[node].terminate()?;
+                } else {
+                    self.nodes[node].kill()?;
+                }
+                self.configure(node, backends, flows)?;
+                self.start_node(node)
+            }
+            Action::Reload(node) => self.nodes[node].signal(Signal::SIGHUP),
+        }
+    }
+
+    fn change(&self, backend: usize, command: impl Fn(&Backend, &str) -> String) -> Result<()> {
+        let backend = &self.topology.backends[backend];
+        NAMES
+            .iter()
+            .try_for_each(|service| self.on_all(&command(backend, service)))
+    }
+
+    fn on_all(&self, command: &str) -> Result<()> {
+        for (node, number) in self.nodes.iter().zip(1..) {
+            node.ok(command)
+                .with_context(|| format!("lbd-{number} refuses"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a node's configuration with other limits.
+    fn configure(&self, node: usize, backends: u32, flows: u32) -> Result<()> {
+        let node = &self.nodes[node];
+        let flows = if self.plain {
+            String::new()
+        } else {
+            format!(", flows: {flows}")
+        };
+        let limits = format!("limits: {{ services: 64, backends: {backends}{flows} }}\n");
+        let text = node.configuration("native");
+        let (before, _) = text
+            .split_once("limits:")
+            .context("the configuration has no limits")?;
+        Ok(fs::write(node.config(), before.to_owned() + &limits)?)
+    }
+
+    fn start_node(&mut self, node: usize) -> Result<()> {
+        let namespace = if node == 0 {
+            &self.topology.balancer
+        } else {
+            &self.second
+        };
+        self.nodes[node].start(namespace)
+    }
+
+    fn start_server(&mut self, number: usize) -> Result<()> {
+        let backend = &self.topology.backends[number];
+        let mut command = backend.namespace.command(super::program()?);
+        command.args(["serve", &backend.name, &VIP_V4.to_string()]);
+        let log = self
+            .session
+            .directory()
+            .join(format!("{}.log", backend.name));
+        let mut process = Process::start(&format!("server of {}", backend.name), command, &log)?;
+        wait_until("the server to listen", LIMIT, || {
+            if let Some(status) = process.ended()? {
+                bail!(
+                    "the server of {} ended ({status}): {}",
+                    backend.name,
+                    process.log()
+                );
+            }
+            Ok(backend.namespace.run(listens).then_some(()))
+        })?;
+        self.servers[number] = Some(process);
+        Ok(())
+    }
+
+    /// Kills a server and waits until both nodes have noticed.
+    fn kill_server(&mut self, number: usize, ledger: &Ledger) -> Result<()> {
+        let name = &self.topology.backends[number].name;
+        let server = self.servers[number]
+            .take()
+            .with_context(|| format!("no server runs on {name}"))?;
+        ledger.killing(name);
+        server.kill()?;
+        ledger.killed(name);
+        self.killed[number] = Some(Instant::now());
+        for (node, which) in self.nodes.iter().zip(1..) {
+            wait_until(&format!("lbd-{which} to notice"), LIMIT, || {
+                let backends = node.backends()?;
+                let active = backends
+                    .iter()
+                    .any(|backend| backend.name == *name && backend.active);
+                Ok((!active).then_some(()))
+            })?;
+        }
+        ledger.noticed(name);
+        Ok(())
+    }
+
+    /// Entries of the flow tables of both nodes; `None` when a node has no flow table.
+    ///
+    /// # Errors
+    /// When a table cannot be read.
+    pub(super) fn flow_entries(&self) -> Result<Option<usize>> {
+        let mut sum = 0;
+        for node in &self.nodes {
+            match entries(node)? {
+                Some(entries) => sum += entries,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(sum))
+    }
+
+    /// Packets that both programs have forwarded.
+    ///
+    /// # Errors
+    /// When `lbctl stats` fails.
+    pub(super) fn forwarded(&self) -> Result<u64> {
+        let mut sum = 0;
+        for node in &self.nodes {
+            let stats = node.stats()?;
+            let forwarded = stats.verdicts.iter().filter(|v| v.name == "forwarded");
+            sum += forwarded.map(|verdict| verdict.packets).sum::<u64>();
+        }
+        Ok(sum)
+    }
+
+    /// MAC of the router towards the client.
+    ///
+    /// # Errors
+    /// When `ip` does not say it.
+    pub(super) fn router_mac(&self) -> Result<[u8; 6]> {
+        let mut command = self.topology.router.command("ip");
+        let text = output(command.args(["-json", "link", "show", "dev", "client"]))?;
+        let links: serde_json::Value = serde_json::from_str(&text)?;
+        let mac = links.pointer("/0/address").and_then(|mac| mac.as_str());
+        let mac = mac.context("the router's interface has no address")?;
+        let bytes = mac.split(':').map(|byte| u8::from_str_radix(byte, 16));
+        let bytes: Vec<u8> = bytes.collect::<Result<_, _>>()?;
+        bytes
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("{mac} is no MAC"))
+    }
+
+    /// The end of what each `lbd` has logged.
+    pub(super) fn logs(&self, lines: usize) -> String {
+        let mut text = String::new();
+        for (node, number) in self.nodes.iter().zip(1..) {
+            let log = node.log();
+            let all: Vec<&str> = log.lines().collect();
+            let last = all[all.len().saturating_sub(lines)..].join("\n");
+            text += &format!("--- the end of what lbd-{number} logged ---\n{last}\n");
+        }
+        text
+    }
+}
+
+/// Entries of a node's flow table; `None` when it has none.
+fn entries(node: &Node) -> Result<Option<usize>> {
+    let names = fs::read_dir(node.pins()).context("cannot read the node's pins")?;
+    let mut tables: Vec<_> = names
+        .flatten()
+        .map(|name| name.path().join(maps::FLOWS))
+        .filter(|path| path.exists())
+        .collect();
+    tables.sort();
+    // While maps are replaced there are two generations.
+    let Some(path) = tables.pop() else {
+        return Ok(None);
+    };
+    let data = aya::maps::MapData::from_pin(&path)
+        .with_context(|| format!("cannot open {}", path.display()))?;
+    let table: aya::maps::HashMap<_, FlowKey, FlowEntry> =
+        aya::maps::Map::LruHashMap(data).try_into()?;
+    // A table that changes can be walked for ever.
+    Ok(Some(table.keys().take(MOST_FLOWS).flatten().count()))
+}
+
+fn listens() -> bool {
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT));
+    TcpStream::connect_timeout(&own, Duration::from_secs(1)).is_ok()
+}

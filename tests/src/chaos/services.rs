@@ -1,0 +1,114 @@
+//! The services of a run, as one file for `lbctl apply`, and the commands that change them.
+
+use super::server::{TCP_PORT, UDP_PORT};
+use crate::topology::{Backend, VIP_V4};
+use std::{net::Ipv4Addr, time::Duration};
+
+/// The service over TCP, and the one over UDP.
+pub(super) const NAMES: [&str; 2] = ["www", "quic"];
+
+/// How long flows stay with a backend that gets no new ones: longer than a run.
+pub(super) const DRAIN: Duration = Duration::from_secs(300);
+
+/// How services are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// Without the fields of drain: an `lbd` that knows none of them takes it.
+    Plain,
+    /// Flows stay for this long.
+    Draining(Duration),
+}
+
+/// Both services, with every backend: name and address.
+pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], form: Form) -> String {
+    let flows = |udp: bool| match form {
+        Form::Plain => String::new(),
+        Form::Draining(time) => {
+            let seconds = time.as_secs();
+            let settle = if udp {
+                format!("    udp_settle: {}s\n", seconds.min(10))
+            } else {
+                String::new()
+            };
+            format!("    drain_timeout: {seconds}s\n{settle}")
+        }
+    };
+    // A refused probe fails at once. The timeout is for lost ones, and as long as it may be: a busy machine must not take
+    // backends down.
+    let health = format!(
+        "{{ type: tcp, port: {TCP_PORT}, interval: 200ms, timeout: 200ms, rise: 2, fall: 2 }}"
+    );
+    let backends: String = backends
+        .iter()
+        .map(|(name, v4)| format!("      - {{ name: {name}, address: {v4} }}\n"))
+        .collect();
+    let service = |name, protocol, port, udp| {
+        format!(
+            "  - name: {name}
+    address: {VIP_V4}
+    protocol: {protocol}
+    port: {port}
+    mode: ipip
+{}    health: {health}
+    backends:
+{backends}",
+            flows(udp)
+        )
+    };
+    let [tcp, udp] = NAMES;
+    format!(
+        "services:\n{}{}",
+        service(tcp, "tcp", TCP_PORT, false),
+        service(udp, "udp", UDP_PORT, true)
+    )
+}
+
+/// The `lbctl` command that adds a backend again.
+pub(super) fn add(backend: &Backend, service: &str) -> String {
+    let Backend { name, v4, .. } = backend;
+    format!("backend add {name} --service {service} --address {v4}")
+}
+
+/// The `lbctl` command that removes a backend.
+pub(super) fn remove(backend: &Backend, service: &str) -> String {
+    format!("backend remove {} --service {service}", backend.name)
+}
+
+/// The `lbctl` command that drains a backend.
+pub(super) fn drain(backend: &Backend, service: &str) -> String {
+    format!("backend drain {} --service {service}", backend.name)
+}
+
+/// The `lbctl` command that ends the drain of a backend.
+pub(super) fn undrain(backend: &Backend, service: &str) -> String {
+    format!("backend undrain {} --service {service}", backend.name)
+}
+
+/// The `lbctl` command that changes a backend's weight.
+pub(super) fn weight(backend: &Backend, service: &str, weight: u16) -> String {
+    format!(
+        "backend set {} --service {service} --weight {weight}",
+        backend.name
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_userspace::spec::{Limits, State, yaml as spec_yaml};
+
+    #[test]
+    fn the_file_is_valid_in_both_forms() {
+        let limits = Limits::default();
+        for form in [
+            Form::Plain,
+            Form::Draining(Duration::from_secs(1)),
+            Form::Draining(DRAIN),
+        ] {
+            let text = yaml(&[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], form);
+            let spec = spec_yaml::state_from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            let state = State::parse(&spec, &limits).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert_eq!(state.services.len(), NAMES.len());
+        }
+    }
+}
