@@ -31,6 +31,7 @@ fn it_describes_exactly_the_routes_that_exist() {
         }
     }
     let expected = [
+        "GET /v1/digest",
         "GET /v1/drains",
         "PUT /v1/drains/{backend}",
         "DELETE /v1/drains/{backend}",

@@ -268,7 +268,10 @@ fn a_report_is_exact() {
         json!({
             "revision": 7, "dry_run": true, "changed": true,
             "changes": [{"action": "change", "kind": "backend", "name": "www/web-1", "detail": "weight 100 -> 50"}],
-            "tables": [{"service": "www", "slots_changed": 10923}],
+            "tables": [{
+                "service": "www", "slots_changed": 10923, "necessary": 10000, "collateral": 923,
+                "new_flows_basis_points": 1667, "expiring_slots": 0, "lost_slots": 0, "old_flows": "stay", "seconds": 60,
+            }],
             "warnings": [],
         })
     );

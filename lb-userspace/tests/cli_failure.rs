@@ -143,7 +143,12 @@ fn a_socket_that_nobody_listens_on_says_so() {
 /// Runs a copy of `lbctl` as nobody, who can reach neither the build's directory nor root's sockets.
 fn as_nobody(lbd: &FakeLbd) -> String {
     let copy = lbd.directory().join("lbctl");
-    fs::copy(env!("CARGO_BIN_EXE_lbctl"), &copy).unwrap();
+    // By another process: a child that another test starts meanwhile would hold the copy open, and it could not be run.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_lbctl"))
+        .arg(&copy)
+        .status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(lbd.directory(), Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(copy);
     command

@@ -110,6 +110,48 @@ www      web-9    198.51.100.19  removed  1m 15s       -      0        0.0  yes
 }
 
 #[test]
+fn digest() {
+    let expected = "\
+hash seed       11
+version         0.1.0
+layout of maps  2
+
+SERVICE  TABLE             INPUTS            BACKENDS
+www      0123456789abcdef  fedcba9876543210         2
+";
+    assert_eq!(text(&FakeLbd::start(), "digest"), expected);
+}
+
+#[test]
+fn two_nodes_are_compared() {
+    let lbd = FakeLbd::start();
+    let other = text(&lbd, "digest --output json");
+    let compare = |other: &str| run(command(&lbd, "digest --compare -"), other);
+    let same = compare(&other);
+    assert_eq!(
+        (same.code, same.stdout.as_str()),
+        (0, "no difference to standard input\n")
+    );
+    let differing = compare(&other.replacen("\"weight\": 100", "\"weight\": 50", 1));
+    let expected = "\
+error: this node (ours) differs from standard input (theirs)
+  service www: backend web-1: weight differs: ours 100, theirs 50
+";
+    assert_eq!(
+        (
+            differing.code,
+            differing.stdout.as_str(),
+            differing.stderr.as_str()
+        ),
+        (1, "", expected)
+    );
+    let no_digest = compare("services: []");
+    let start = "error: standard input is not an answer to `lbctl digest --output json`: ";
+    assert!(no_digest.stderr.starts_with(start), "{}", no_digest.stderr);
+    assert_eq!(no_digest.code, 1);
+}
+
+#[test]
 fn history() {
     let expected = "\
 REVISION  TIME                  CHANGE      SUMMARY
@@ -171,6 +213,7 @@ fn json_is_the_api_s_answer() {
         ("export", api("/v1/state")["state"].clone()),
         ("drains", api("/v1/drains")),
         ("history", api("/v1/history")),
+        ("digest", api("/v1/digest")),
         ("openapi", api("/v1/openapi.json")),
     ];
     for (args, expected) in cases {
@@ -198,6 +241,7 @@ fn no_line_is_wider_than_100_columns() {
         "service show www",
         "backend list",
         "drains",
+        "digest",
         "history",
         "--help",
         "backend drain --help",

@@ -8,6 +8,7 @@ use super::{
         Status,
     },
 };
+use crate::digest::DigestView;
 use nix::unistd::{Gid, Group};
 use reqwest::{Method, RequestBuilder, Url};
 use serde::{Serialize, de::DeserializeOwned};
@@ -70,6 +71,11 @@ impl Client {
     /// One service.
     pub async fn service(&self, name: &str) -> Result<ServiceView, ErrorBody> {
         self.get(&["services", name]).await
+    }
+
+    /// What the node shares with the others of its fleet.
+    pub async fn digest(&self) -> Result<DigestView, ErrorBody> {
+        self.get(&["digest"]).await
     }
 
     /// Backends that get no new flows and may still have old ones.

@@ -6,7 +6,10 @@ use super::protocol::{
     ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
     Status,
 };
-use crate::spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec};
+use crate::{
+    digest::DigestView,
+    spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
+};
 use tokio::sync::{mpsc, oneshot};
 
 /// A change of the desired state.
@@ -108,6 +111,8 @@ pub enum Request {
         /// The answer.
         reply: Reply<Result<ChangeReport, ErrorBody>>,
     },
+    /// What this node shares with the others of its fleet.
+    Digest(Reply<Result<DigestView, ErrorBody>>),
     /// Backends that are being left by their flows, in order of service and name.
     Drains(Reply<Result<Vec<DrainView>, ErrorBody>>),
     /// Revisions of the desired state that are kept, newest first.

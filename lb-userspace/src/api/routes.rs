@@ -12,7 +12,10 @@ use super::{
         ChangeReport, DrainView, ErrorCode, RevisionView, ServiceView, StateView, Stats, Status,
     },
 };
-use crate::spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec};
+use crate::{
+    digest::DigestView,
+    spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
+};
 use axum::{Json, extract::State};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -28,6 +31,7 @@ pub(super) fn router(base: utoipa::openapi::OpenApi) -> OpenApiRouter<Handle> {
         .routes(routes!(get_service, delete_service))
         .routes(routes!(post_backend))
         .routes(routes!(patch_backend, delete_backend))
+        .routes(routes!(get_digest))
         .routes(routes!(get_drains))
         .routes(routes!(put_drain, delete_drain))
         .routes(routes!(get_history))
@@ -49,6 +53,17 @@ async fn get_stats(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> An
     lbd.ask(Request::Stats)
         .await
         .and_then(|stats| stats)
+        .map(Json)
+        .map_err(Refusal)
+}
+
+/// What this node shares with the others of its fleet: equal where they send each flow to the same backend.
+#[utoipa::path(get, path = "/v1/digest", tag = "node",
+    responses((status = 200, description = "The digest.", body = DigestView)))]
+async fn get_digest(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> Answer<DigestView> {
+    lbd.ask(Request::Digest)
+        .await
+        .flatten()
         .map(Json)
         .map_err(Refusal)
 }

@@ -107,6 +107,20 @@ What the file does not name is removed. `lbctl export` writes such a file.")]
         after_help = "Examples:\n  lbctl drains\n  lbctl drains --output json | jq '.[].safe'"
     )]
     Drains,
+    /// Show what this node must have in common with the others of its fleet, or compare it with theirs
+    #[command(after_help = "\
+Examples:
+  lbctl digest
+  lbctl digest --output json > node-1.json
+  lbctl digest --compare node-1.json
+
+With --compare the exit status is 1 if the nodes differ so that a flow may not go to the same backend
+on both.")]
+    Digest {
+        /// File with the other node's answer to `lbctl digest --output json`; - is standard input
+        #[arg(long, value_name = "FILE")]
+        compare: Option<PathBuf>,
+    },
     /// List the newest revisions of the services and backends
     #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
     History,

@@ -13,6 +13,8 @@ use crate::{
         openapi,
         protocol::{BackendView, ErrorBody, ErrorCode},
     },
+    digest::compare,
+    problem::Problem,
     spec::BackendSpec,
 };
 use clap::CommandFactory;
@@ -36,6 +38,7 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
         Command::Drains => Ok(say(output, &client.drains().await?, |drains| {
             tables::drains(drains)
         })),
+        Command::Digest { compare } => digest(compare.as_deref(), &client, output).await,
         Command::History => Ok(say(output, &client.history().await?, |revisions| {
             tables::history(revisions)
         })),
@@ -231,6 +234,29 @@ async fn apply(path: &Path, options: ChangeOptions, client: &Client, output: Out
         .await
         .map_err(|refusal| document.locate(refusal))?;
     Ok(say(output, &report, report::changes))
+}
+
+async fn digest(other: Option<&Path>, client: &Client, output: Output) -> Answer {
+    let Some(other) = other else {
+        return Ok(say(output, &client.digest().await?, tables::digest));
+    };
+    let document = file::read(other)?;
+    let theirs = document.digest()?;
+    let differences = compare(&client.digest().await?, &theirs);
+    if differences.is_empty() {
+        return Ok(say(output, &differences, |_| {
+            format!("no difference to {}\n", document.name())
+        }));
+    }
+    let message = format!("this node (ours) differs from {} (theirs)", document.name());
+    let problems = differences.into_iter();
+    Err(Failure::from(ErrorBody {
+        code: ErrorCode::Conflict,
+        message,
+        problems: problems
+            .map(|said| Problem::new("", "", said, ""))
+            .collect(),
+    }))
 }
 
 async fn change(

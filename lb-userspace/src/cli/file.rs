@@ -3,6 +3,7 @@
 use super::report::Failure;
 use crate::{
     api::protocol::{ErrorBody, ErrorCode},
+    digest::DigestView,
     problem::Problems,
     spec::{StateSpec, yaml},
 };
@@ -59,6 +60,22 @@ impl Document {
                     problems,
                 },
             )
+        })
+    }
+
+    /// The name of the file, as a person is told it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The digest in the file.
+    pub(super) fn digest(&self) -> Result<DigestView, Failure> {
+        serde_json::from_str(&self.text).map_err(|error| {
+            let message = format!(
+                "{} is not an answer to `lbctl digest --output json`: {error}",
+                self.name
+            );
+            ErrorBody::new(ErrorCode::Malformed, message).into()
         })
     }
 

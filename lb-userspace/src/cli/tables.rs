@@ -4,6 +4,7 @@ use super::report::grouped;
 use crate::api::protocol::{
     BackendView, DrainView, HealthView, RevisionView, ServiceView, Stats, Status,
 };
+use crate::digest::DigestView;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use std::{fmt::Write, time::Duration};
 
@@ -202,6 +203,25 @@ pub(super) fn drains(drains: &[DrainView]) -> String {
         ]);
     }
     listing(table, &[4, 5, 6, 7], "no backend is on its way out")
+}
+
+/// `lbctl digest`.
+pub(super) fn digest(digest: &DigestView) -> String {
+    let mut facts = Table::new();
+    facts.add_row(["hash seed", &digest.node.hash_seed.to_string()]);
+    facts.add_row(["version", &digest.node.version]);
+    facts.add_row(["layout of maps", &digest.node.layout.to_string()]);
+    let mut services = Table::new();
+    services.set_header(["SERVICE", "TABLE", "INPUTS", "BACKENDS"]);
+    for service in &digest.services {
+        services.add_row([
+            service.name.clone(),
+            service.table.clone(),
+            service.inputs.clone(),
+            service.backends.len().to_string(),
+        ]);
+    }
+    plain(facts, &[]) + "\n" + &listing(services, &[3], "no services")
 }
 
 /// `lbctl history`.

@@ -5,6 +5,7 @@
 
 mod change;
 pub mod core;
+mod digest;
 mod drains;
 mod impact;
 mod run;

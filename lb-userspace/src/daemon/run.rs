@@ -229,6 +229,9 @@ impl Daemon {
                 };
                 drop(reply.send(self.core.stats().map_err(failed)));
             }
+            Request::Digest(reply) => {
+                drop(reply.send(self.core.digest(self.config.hash_seed)));
+            }
             Request::Drains(reply) => drop(reply.send(self.core.drains())),
             Request::History(reply) => {
                 let history = self.core.history();

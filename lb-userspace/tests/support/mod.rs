@@ -12,6 +12,7 @@ use lb_userspace::{
         protocol::*,
         server::{self, Limits},
     },
+    digest::{BackendDigest, DigestNode, DigestView, FlowsDigest, ServiceDigest},
     problem::Problem,
     spec::{BackendSpec, ServiceSpec, StateSpec},
 };
@@ -158,6 +159,7 @@ fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unansw
         }))),
         Request::Stats(reply) => drop(reply.send(Ok(stats()))),
         Request::Metrics(reply) => drop(reply.send(String::new())),
+        Request::Digest(reply) => drop(reply.send(Ok(digest()))),
         Request::Drains(reply) => {
             let mut answers = drains.lock().unwrap();
             let answer = match answers.len() {
@@ -269,7 +271,13 @@ fn report(dry_run: bool) -> ChangeReport {
         tables: vec![TableChange {
             service: "www".into(),
             slots_changed: 10_923,
-            ..TableChange::default()
+            necessary: 10_000,
+            collateral: 923,
+            new_flows_basis_points: 1_667,
+            expiring_slots: 0,
+            lost_slots: 0,
+            old_flows: "stay".into(),
+            seconds: 60,
         }],
         warnings: vec![],
     }
@@ -400,6 +408,34 @@ fn drains() -> Vec<DrainView> {
         ..removed.clone()
     };
     vec![nameless, drain("www", "web-1", 1_234, false), removed]
+}
+
+pub fn digest() -> DigestView {
+    let backend = |name: &str| BackendDigest {
+        name: name.into(),
+        address: "198.51.100.11".into(),
+        weight: 100,
+        drain: false,
+        availability: 65_536,
+    };
+    DigestView {
+        node: DigestNode {
+            hash_seed: 11,
+            version: "0.1.0".into(),
+            layout: 2,
+        },
+        services: vec![ServiceDigest {
+            name: "www".into(),
+            address: "192.0.2.1".into(),
+            protocol: "tcp".into(),
+            port: 80,
+            mode: "ipip".into(),
+            flows: FlowsDigest::default(),
+            table: "0123456789abcdef".into(),
+            inputs: "fedcba9876543210".into(),
+            backends: vec![backend("web-1"), backend("web-2")],
+        }],
+    }
 }
 
 fn history() -> Vec<RevisionView> {

@@ -252,6 +252,37 @@ fn a_drain_is_of_a_host_and_again_is_no_change() {
 }
 
 #[test]
+fn the_digest_tells_nodes_apart_by_what_they_do() {
+    let directories = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [mut ours, mut theirs] = directories
+        .each_ref()
+        .map(|directory| core(directory.path()));
+    let early = ours.digest(7).unwrap_err();
+    assert_eq!(early.code, ErrorCode::Unavailable);
+    assert!(early.message.contains("service `dns` is not in force yet"));
+    theirs.change(&weight(50), &MAKE).unwrap();
+    theirs.change(&rollback(1), &MAKE).unwrap();
+    all_well(&mut ours);
+    all_well(&mut theirs);
+    let digest = |core: &Core<FakeDataPlane>| core.digest(7).unwrap();
+    let names: Vec<_> = digest(&ours)
+        .services
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    assert_eq!(names, ["dns", "www"]);
+    // Another history, the same state.
+    assert_eq!(digest(&ours), digest(&theirs));
+    theirs.change(&weight(50), &MAKE).unwrap();
+    theirs.reconcile(NOW);
+    assert_eq!(digest(&ours).services[0], digest(&theirs).services[0]);
+    assert_ne!(
+        digest(&ours).services[1].table,
+        digest(&theirs).services[1].table
+    );
+}
+
+#[test]
 fn the_history_says_what_was_changed_and_how() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = core(directory.path());
