@@ -51,7 +51,7 @@ impl FlowTable {
 
     /// Shows every entry to `visit`.
     pub(super) fn scan(&self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
-        self.scan_by(STEP, &mut |keys, entries| {
+        self.scan_by(STEP, |keys, entries| {
             for (key, entry) in keys.iter().zip(entries) {
                 visit(key, entry);
             }
@@ -63,7 +63,7 @@ impl FlowTable {
     fn scan_by(
         &self,
         step: usize,
-        visit: &mut dyn FnMut(&[FlowKey], &[FlowEntry]) -> Result<()>,
+        mut visit: impl FnMut(&[FlowKey], &[FlowEntry]) -> Result<()>,
     ) -> Result<()> {
         let mut keys: Vec<FlowKey> = Vec::with_capacity(step);
         let mut entries: Vec<FlowEntry> = Vec::with_capacity(step);
@@ -110,7 +110,7 @@ impl FlowTable {
     /// for longest.
     pub(super) fn copy_to(&self, other: &Self) -> Result<u64> {
         let mut copied = 0;
-        self.scan_by(STEP, &mut |keys, entries| {
+        self.scan_by(STEP, |keys, entries| {
             // SAFETY: as in `scan_by`.
             unsafe { sys::map_update_batch(other.fd.as_fd(), keys, entries) }.context(WRITE)?;
             copied += keys.len() as u64;
@@ -123,7 +123,7 @@ impl FlowTable {
     /// which a packet was seen at `since` or later, in seconds of CLOCK_MONOTONIC.
     pub(super) fn copy_since(&self, since: u32, other: &mut Self) -> Result<u64> {
         let mut copied = 0;
-        self.scan_by(STEP, &mut |keys, entries| {
+        self.scan_by(STEP, |keys, entries| {
             let pairs = keys.iter().zip(entries);
             for (key, entry) in pairs.filter(|(_, entry)| entry.seen >= since) {
                 match other.map.insert(key, entry, ABSENT_ONLY) {
@@ -185,14 +185,14 @@ mod tests {
 
     fn contents(table: &FlowTable, step: usize) -> BTreeMap<FlowKey, FlowEntry> {
         let mut found = BTreeMap::new();
-        let mut visit = |keys: &[FlowKey], entries: &[FlowEntry]| {
+        let visit = |keys: &[FlowKey], entries: &[FlowEntry]| {
             assert_eq!(keys.len(), entries.len());
             for (key, entry) in keys.iter().zip(entries) {
                 assert_eq!(found.insert(*key, *entry), None, "{key:?} was shown twice");
             }
             Ok(())
         };
-        table.scan_by(step, &mut visit).unwrap();
+        table.scan_by(step, visit).unwrap();
         found
     }
 
