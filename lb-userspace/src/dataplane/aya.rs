@@ -8,9 +8,9 @@ use super::{
     DataPlane, Installed,
     adopt::{self, Adoption, Found},
     attach::{Attacher, Attachment, InterfaceSetting},
-    carry::{Carried, OldMaps},
+    carry::{Carried, OldFlows, OldMaps},
+    clock,
     drop_log::DropLog,
-    flows::FlowTable,
     interfaces,
     loader::{self, Maps},
     object::BALANCER,
@@ -73,7 +73,7 @@ pub struct AyaDataPlane {
     maps: Maps,
     drop_log: DropLog,
     /// The flow table of maps that were carried over, as long as their program may still write to it.
-    old_flows: Option<FlowTable>,
+    old_flows: Option<OldFlows>,
 }
 
 /// Loads the program, with the attached program's maps if they fit. If not, it makes new ones and copies into them what
@@ -142,17 +142,18 @@ fn carry_over(
     old: &Generation,
     wanted: &Wanted,
     new: &mut Maps,
-) -> Result<(Result<Carried, String>, Option<FlowTable>)> {
+) -> Result<(Result<Carried, String>, Option<OldFlows>)> {
     let old = OldMaps::open(old, wanted).and_then(|old| {
         old.check_room(new)?;
         Ok(old)
     });
     match old {
         Ok(old) => {
+            let now = clock::monotonic();
             let carried = old
                 .copy_to(new)
                 .context("cannot carry over what the running data plane holds")?;
-            Ok((Ok(carried), old.into_flows()))
+            Ok((Ok(carried), old.into_flows(now)))
         }
         Err(why) => Ok((Err(format!("{why:#}")), None)),
     }
@@ -225,7 +226,7 @@ impl AyaDataPlane {
 
     /// Copies the flows that the old program has recorded since.
     fn copy_flows(&mut self) {
-        if let Some(old) = &self.old_flows {
+        if let Some(old) = &mut self.old_flows {
             match old.copy_to(&mut self.maps.flows) {
                 Ok(0) => {}
                 Ok(flows) => tracing::info!(flows, "flows recorded meanwhile were carried over"),

@@ -7,6 +7,7 @@
 
 use super::{
     backends::BackendArray,
+    clock,
     flows::FlowTable,
     loader::Maps,
     pins::Generation,
@@ -21,7 +22,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// The layout version that had steady slots and no flow table, and else was as it is now.
 const STEADY_ONLY: u32 = 1;
@@ -104,7 +105,7 @@ impl OldMaps {
             new.tables.store(index, &slots)?;
         }
         let flows = match &self.flows {
-            Some(flows) => flows.copy_to(&mut new.flows)?,
+            Some(flows) => flows.copy_to(&new.flows)?,
             None => 0,
         };
         for (key, entry) in &self.services {
@@ -119,9 +120,33 @@ impl OldMaps {
         })
     }
 
-    /// The flow table, to be copied again later.
-    pub(super) fn into_flows(self) -> Option<FlowTable> {
-        self.flows
+    /// The flow table, to be copied again later: all that changes in it after `copied`, a moment before
+    /// [`OldMaps::copy_to`] was called.
+    pub(super) fn into_flows(self, copied: Duration) -> Option<OldFlows> {
+        let flows = self.flows?;
+        Some(OldFlows { flows, copied })
+    }
+}
+
+/// A flow table that has been copied, and whose program is still attached.
+#[derive(Debug)]
+pub(super) struct OldFlows {
+    flows: FlowTable,
+    /// When copying last began.
+    copied: Duration,
+}
+
+impl OldFlows {
+    /// The program's clock may be a tick behind, and counts whole seconds.
+    const MARGIN: Duration = Duration::from_secs(1);
+
+    /// Copies the flows that were recorded since the last time and that `new` does not know. Returns how many.
+    pub(super) fn copy_to(&mut self, new: &mut FlowTable) -> Result<u64> {
+        let now = clock::monotonic();
+        let since = clock::seconds(self.copied.saturating_sub(Self::MARGIN));
+        let copied = self.flows.copy_since(since, new)?;
+        self.copied = now;
+        Ok(copied)
     }
 }
 

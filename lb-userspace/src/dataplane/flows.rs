@@ -18,6 +18,8 @@ use std::{
 /// Entries read by one call, if none of the kernel's buckets holds more: 64 bytes each.
 const STEP: usize = 4_096;
 
+const WRITE: &str = "cannot write to the flow table";
+
 /// `BPF_NOEXIST` of bpf(2).
 const ABSENT_ONLY: u64 = 1;
 
@@ -49,10 +51,20 @@ impl FlowTable {
 
     /// Shows every entry to `visit`.
     pub(super) fn scan(&self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
-        self.scan_by(STEP, visit)
+        self.scan_by(STEP, |keys, entries| {
+            for (key, entry) in keys.iter().zip(entries) {
+                visit(key, entry);
+            }
+            Ok(())
+        })
     }
 
-    fn scan_by(&self, step: usize, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
+    /// Shows all entries to `visit`, some `step` of them at a time, until it fails.
+    fn scan_by(
+        &self,
+        step: usize,
+        mut visit: impl FnMut(&[FlowKey], &[FlowEntry]) -> Result<()>,
+    ) -> Result<()> {
         let mut keys: Vec<FlowKey> = Vec::with_capacity(step);
         let mut entries: Vec<FlowEntry> = Vec::with_capacity(step);
         let mut position = None;
@@ -62,9 +74,7 @@ impl FlowTable {
                 sys::map_lookup_batch(self.fd.as_fd(), &mut position, &mut keys, &mut entries)
             };
             let step = step.context("cannot read the flow table")?;
-            for (key, entry) in keys.iter().zip(&entries) {
-                visit(key, entry);
-            }
+            visit(&keys, &entries)?;
             match step {
                 Step::More => {}
                 Step::TooSmall => {
@@ -96,25 +106,36 @@ impl FlowTable {
         Ok(removed)
     }
 
-    /// Copies to `other` the entries of flows that it does not know, and returns how many. One that is full forgets what
-    /// it has not seen for longest.
-    pub(super) fn copy_to(&self, other: &mut Self) -> Result<u64> {
-        let (mut copied, mut failure) = (0, None);
-        self.scan(&mut |key, entry| {
-            if failure.is_some() {
-                return;
-            }
-            match other.map.insert(key, entry, ABSENT_ONLY) {
-                Ok(()) => copied += 1,
-                Err(MapError::SyscallError(SyscallError { io_error, .. }))
-                    if io_error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => failure = Some(error),
-            }
+    /// Copies all entries to `other`, which has none, and returns how many. One that is full forgets what it has not seen
+    /// for longest.
+    pub(super) fn copy_to(&self, other: &Self) -> Result<u64> {
+        let mut copied = 0;
+        self.scan_by(STEP, |keys, entries| {
+            // SAFETY: as in `scan_by`.
+            unsafe { sys::map_update_batch(other.fd.as_fd(), keys, entries) }.context(WRITE)?;
+            copied += keys.len() as u64;
+            Ok(())
         })?;
-        match failure {
-            Some(error) => Err(error).context("cannot write to the flow table"),
-            None => Ok(copied),
-        }
+        Ok(copied)
+    }
+
+    /// Copies to `other` the entries of flows that it does not know, and returns how many. Only those are looked at of
+    /// which a packet was seen at `since` or later, in seconds of CLOCK_MONOTONIC.
+    pub(super) fn copy_since(&self, since: u32, other: &mut Self) -> Result<u64> {
+        let mut copied = 0;
+        self.scan_by(STEP, |keys, entries| {
+            let pairs = keys.iter().zip(entries);
+            for (key, entry) in pairs.filter(|(_, entry)| entry.seen >= since) {
+                match other.map.insert(key, entry, ABSENT_ONLY) {
+                    Ok(()) => copied += 1,
+                    Err(MapError::SyscallError(SyscallError { io_error, .. }))
+                        if io_error.kind() == ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error).context(WRITE),
+                }
+            }
+            Ok(())
+        })?;
+        Ok(copied)
     }
 }
 
@@ -164,10 +185,14 @@ mod tests {
 
     fn contents(table: &FlowTable, step: usize) -> BTreeMap<FlowKey, FlowEntry> {
         let mut found = BTreeMap::new();
-        let mut visit = |key: &FlowKey, entry: &FlowEntry| {
-            assert_eq!(found.insert(*key, *entry), None, "{key:?} was shown twice");
+        let visit = |keys: &[FlowKey], entries: &[FlowEntry]| {
+            assert_eq!(keys.len(), entries.len());
+            for (key, entry) in keys.iter().zip(entries) {
+                assert_eq!(found.insert(*key, *entry), None, "{key:?} was shown twice");
+            }
+            Ok(())
         };
-        table.scan_by(step, &mut visit).unwrap();
+        table.scan_by(step, visit).unwrap();
         found
     }
 
@@ -206,26 +231,46 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_adds_what_is_missing_and_changes_nothing_else() {
-        let (Some((from, mut expected)), Some((mut to, _))) = (table(2_048, 500), table(4_096, 0))
+    fn a_copy_is_the_same() {
+        let (Some((from, expected)), Some((to, _))) = (table(16_384, 9_000), table(20_000, 0))
+        else {
+            return;
+        };
+        assert_eq!(from.copy_to(&to).unwrap(), 9_000);
+        assert_eq!(contents(&to, STEP), expected);
+    }
+
+    #[test]
+    fn a_second_copy_adds_what_is_new_and_changes_nothing_else() {
+        let (Some((mut from, mut expected)), Some((mut to, _))) =
+            (table(2_048, 500), table(4_096, 0))
         else {
             return;
         };
         let (key, entry) = flow(7);
         let other = FlowEntry { seen: 99, ..entry };
         to.map.insert(key, other, 0).unwrap();
-        assert_eq!(from.copy_to(&mut to).unwrap(), 499);
+        assert_eq!(from.copy_since(5, &mut to).unwrap(), 499);
         expected.insert(key, other);
         assert_eq!(contents(&to, STEP), expected);
-        assert_eq!(from.copy_to(&mut to).unwrap(), 0);
+        for (number, seen) in [(600, 8), (601, 9), (602, 10)] {
+            let (key, entry) = flow(number);
+            let entry = FlowEntry { seen, ..entry };
+            from.map.insert(key, entry, 0).unwrap();
+            if seen >= 9 {
+                expected.insert(key, entry);
+            }
+        }
+        assert_eq!(from.copy_since(9, &mut to).unwrap(), 2);
+        assert_eq!(contents(&to, STEP), expected);
     }
 
     #[test]
     fn a_smaller_table_takes_what_fits() {
-        let (Some((from, _)), Some((mut to, _))) = (table(8_192, 4_000), table(1_024, 0)) else {
+        let (Some((from, _)), Some((to, _))) = (table(8_192, 4_000), table(1_024, 0)) else {
             return;
         };
-        assert_eq!(from.copy_to(&mut to).unwrap(), 4_000);
+        assert_eq!(from.copy_to(&to).unwrap(), 4_000);
         let kept = contents(&to, STEP).len();
         assert!((512..=1_024).contains(&kept), "{kept}");
     }

@@ -4,7 +4,7 @@ use crate::fixture::{Fixture, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
 use lb_common::{backend::BackendEntry, flow_table::FlowEntry, slot::Slot, stats::Counter};
 use lb_userspace::dataplane::{
-    Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings,
+    Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings, clock,
 };
 use std::{collections::BTreeMap, fs};
 
@@ -85,11 +85,13 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     assert_eq!(plane.service_counter(5)?, Counter::default());
 
     // The old program records on until the new one takes over; what the new maps know by then stays as it is.
-    for (key, entry) in (500..700).map(flow) {
+    let seen = clock::seconds(clock::monotonic());
+    let seen_now = |(key, entry)| (key, FlowEntry { seen, ..entry });
+    for (key, entry) in (500..700).map(flow).map(seen_now) {
         recorded.insert(key, entry, 0)?;
         expected.insert(key, entry);
     }
-    let (key, entry) = flow(3);
+    let (key, entry) = seen_now(flow(3));
     let other = FlowEntry {
         backend: 63,
         ..entry
@@ -105,7 +107,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     );
 
     // They are done with.
-    let (key, entry) = flow(900);
+    let (key, entry) = seen_now(flow(900));
     recorded.insert(key, entry, 0)?;
     assert_eq!(plane.remove_flows(&[flow(4).0])?, 1);
     expected.remove(&flow(4).0);
