@@ -25,6 +25,7 @@ use nix::sys::signal::Signal;
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -301,6 +302,20 @@ impl Fleet {
         bytes
             .try_into()
             .map_err(|_| anyhow::anyhow!("{mac} is no MAC"))
+    }
+
+    /// Writes what each `lbd` has logged beside a report.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn write_logs(&self, report: &Path) -> Result<()> {
+        for (node, number) in self.nodes.iter().zip(1..) {
+            let mut name = report.as_os_str().to_owned();
+            name.push(format!(".lbd-{number}.log"));
+            let cannot = || format!("cannot write {}", name.display());
+            fs::write(&name, node.log()).with_context(cannot)?;
+        }
+        Ok(())
     }
 
     /// The end of what each `lbd` has logged.

@@ -58,7 +58,7 @@ pub struct Arguments {
     /// Where the events are drawn from: the same seed gives the same events [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// File to write the report to
+    /// File to write the report to; the logs of both lbd go beside it, as FILE.lbd-1.log and FILE.lbd-2.log
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Long-lived TCP connections
@@ -128,6 +128,7 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report.json(&ledger))? + "\n";
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fleet.write_logs(path)?;
     }
     println!(
         "{}",
