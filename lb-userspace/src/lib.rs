@@ -7,6 +7,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod digest;
 pub mod health;
 pub mod maglev;
 pub mod metrics;

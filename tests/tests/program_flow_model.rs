@@ -184,9 +184,8 @@ impl Pair {
             2 => entry.service += 1,
             3 => entry.generation = random.u32(0..=self.generation),
             4 => entry.backend = random.u32(0..=BACKENDS + 1),
-            // Not the very moment at which a SYN begins a flow anew: a second may begin at any time.
-            5 | 6 => entry.seen = entry.seen.saturating_sub(random.u32(0..30)),
-            _ => entry.seen = entry.seen.saturating_sub(random.u32(90..200)),
+            // Around the moment from which on a SYN begins a flow anew.
+            _ => entry.seen = seconds().saturating_sub(random.u32(59..=62)),
         }
         self.balancer.set_flow(&key, entry)
     }
@@ -280,8 +279,11 @@ fn the_program_and_its_model_agree() -> Result<()> {
         let flow = random.usize(..pair.flows.len());
         match random.u8(0..100) {
             0..80 => pair.send(flow, &mut random, &context)?,
-            80..90 => pair.change_slot(flow, &mut random)?,
-            90..96 => pair.change_flow(flow, &mut random)?,
+            80..87 => pair.change_slot(flow, &mut random)?,
+            87..96 => {
+                pair.change_flow(flow, &mut random)?;
+                pair.send(flow, &mut random, &context)?;
+            }
             _ => pair.change_backend(&mut random)?,
         }
         if step % 1_000 == 0 {

@@ -175,13 +175,27 @@ pub struct ChangeLine {
     pub detail: String,
 }
 
-/// How many slots of a service's table change owner.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// What a change does to one service's table and to its flows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TableChange {
     /// The service.
     pub service: String,
     /// Slots that change owner, of 65,537.
     pub slots_changed: u32,
+    /// Those of them that no table could spare: what backends gain by their new shares.
+    pub necessary: u32,
+    /// The rest: slots that change owner although shares alone would not ask for it.
+    pub collateral: u32,
+    /// Part of the new flows that go to another owner than before, in 1/100 percent.
+    pub new_flows_basis_points: u32,
+    /// Slots whose established flows stay with a drained or removed backend until the drain timeout and then end.
+    pub expiring_slots: u32,
+    /// Slots whose established flows are lost at once.
+    pub lost_slots: u32,
+    /// What becomes of established flows, in a sentence.
+    pub old_flows: String,
+    /// Seconds until the service's slots are settled again, at the earliest.
+    pub seconds: u64,
 }
 
 /// A backend on its way out: `GET /v1/drains`.

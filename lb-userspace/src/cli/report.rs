@@ -173,6 +173,7 @@ mod tests {
             tables: vec![TableChange {
                 service: "www".into(),
                 slots_changed: 13_107,
+                ..TableChange::default()
             }],
             warnings: vec!["old had the only service on 192.0.2.9".into()],
         };

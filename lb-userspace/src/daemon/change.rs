@@ -56,7 +56,7 @@ impl<P: DataPlane> Core<P> {
         let state = State::parse(&spec, &self.limits)
             .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
-        let impact = impact::impact(&self.state, &state, &self.facts);
+        let impact = impact::impact(&self.state, &state, &self.facts, options.now);
         if let Some(most) = options.max_move {
             self.moves_at_most(most, &state, &impact.tables)?;
         }

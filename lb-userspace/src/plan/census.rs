@@ -32,7 +32,7 @@ pub struct Census {
     pub recorded: u64,
     /// Flows that are alive, by backend index.
     pub flows: BTreeMap<u32, u64>,
-    /// (service index, slot, backend index) of each live flow.
+    /// (service index, slot, backend index) of each entry that is left.
     homes: BTreeSet<(u32, u32, u32)>,
 }
 
@@ -42,7 +42,7 @@ impl Census {
         self.entries.saturating_sub(self.removed)
     }
 
-    /// Whether flows of a slot live at another backend than `owner`; nothing if the census began before `since`.
+    /// Whether entries of a slot name another backend than `owner`; nothing if the census began before `since`.
     pub fn elsewhere(&self, service: u32, slot: u32, owner: u32, since: Duration) -> Option<bool> {
         if self.begun <= since {
             return None;
@@ -95,11 +95,10 @@ pub fn take(plane: &mut dyn DataPlane, mirror: &Mirror, now: Duration) -> Result
         let needed = counts(mirror, entry) && is_tracked(mirror, entry);
         if !needed && idle >= UNDISTURBED || idle >= patience.max(UNDISTURBED) {
             dead.push(*key);
-        } else if needed && idle < patience {
-            census
-                .homes
-                .insert((entry.service, entry.slot, entry.backend));
-            if !entry.is_closing() || idle < CLOSED {
+        } else {
+            let home = (entry.service, entry.slot, entry.backend);
+            census.homes.insert(home);
+            if needed && idle < patience && (!entry.is_closing() || idle < CLOSED) {
                 *census.flows.entry(entry.backend).or_default() += 1;
             }
         }

@@ -271,6 +271,12 @@ impl World {
                 );
                 flow.last = self.facts.now;
                 self.flows.push(flow);
+            } else if !all {
+                self.flows.push(flow);
+            } else if let Some(home) = reached.filter(|home| flow.is_udp() && self.is_held(*home)) {
+                // Nobody resets a UDP flow: it goes on at another backend, and that is its home now.
+                let last = self.facts.now;
+                self.flows.push(Flow { home, last, ..flow });
             }
         }
     }

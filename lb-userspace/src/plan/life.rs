@@ -3,19 +3,20 @@
 //! ```text
 //!            first owner            another owner is wanted
 //!   Empty ---------------> Steady ---------------------------> Moved
-//!     ^                     |  ^                               |   |
-//!     |     nobody, and the |  | no flow lives elsewhere       |   | old owner is gone,
-//!     +------ old one gone -+  |                               |   | drain_timeout is over,
-//!                              |                               |   | or it is wanted again
-//!                            Tracked <-------------------------+---+
-//!                              |                               ^
-//!                              +-- another owner is wanted ----+
+//!     ^                     ^  |                                 |
+//!     |                     |  | its owner is gone               | old owner is gone, or wanted again,
+//!     |                     |  |                                 | or drain_timeout is over
+//!     |    no entry names   |  v                                 |
+//!     +--- another owner -- Tracked <----------------------------+
+//!                              |                                 ^
+//!                              +--- another owner is wanted -----+
 //! ```
 //!
-//! - *Steady*: one owner, no flow table. A slot whose owner is gone goes straight to the next one: its flows are lost whatever
-//!   we do.
+//! - *Steady*: one owner, no flow table.
 //! - *Moved*: an owner for new flows, one for old ones; every flow seen is recorded.
-//! - *Tracked*: one owner again, but flows recorded meanwhile may live elsewhere and are followed, until none does.
+//! - *Tracked*: one owner again, but flows recorded meanwhile may live elsewhere and are followed, until the flow table has
+//!   no entry of the slot that names another backend. An entry that were left behind would count again once its backend is
+//!   back, and take away a flow that has found another home since.
 //!
 //! An owner is *gone* when its flows are given up: see [`super::departure`].
 
@@ -88,8 +89,8 @@ pub struct Rules<'a> {
 }
 
 /// The next state of a slot that is in `life` since `since` and should be `owner`'s (0 = nobody's), and since when.
-/// `elsewhere`: whether recorded flows of the slot live at another backend than its owner, if that is known as of after
-/// `since`.
+/// `elsewhere`: whether the flow table has entries of the slot that name another backend than its owner, if that is known
+/// as of after `since`.
 pub fn next(
     (life, since): (Life, Duration),
     owner: u32,
@@ -101,15 +102,14 @@ pub fn next(
     let next = match (rules.policy.tracking, life) {
         (Tracking::None, _) => untracked(owner),
         (tracking, Life::Empty) => rest(tracking, owner),
-        (tracking, Life::Steady { owner: now }) if now == owner || gone(now) => {
-            rest(tracking, owner)
-        }
+        (tracking, Life::Steady { owner: now }) if now == owner => rest(tracking, owner),
         (Tracking::Moved, Life::Tracked { owner: now })
             if now == owner && elsewhere == Some(false) =>
         {
             untracked(owner)
         }
-        (_, Life::Tracked { owner: now }) if now == owner || now == 0 || gone(now) => {
+        (_, Life::Tracked { owner: now }) if now == owner || now == 0 => Life::Tracked { owner },
+        (_, Life::Steady { owner: now } | Life::Tracked { owner: now }) if gone(now) => {
             Life::Tracked { owner }
         }
         (_, Life::Steady { owner: old } | Life::Tracked { owner: old }) => Life::Moved {
@@ -192,8 +192,8 @@ mod tests {
             (steady(1), 1, LATER, &[], None, steady(1)),
             (steady(1), 2, LATER, &[], None, moved(2, 1, false)),
             (steady(1), 0, LATER, &[], None, moved(0, 1, false)),
-            (steady(1), 2, LATER, &[1], None, steady(2)),
-            (steady(1), 0, LATER, &[1], None, Life::Empty),
+            (steady(1), 2, LATER, &[1], None, tracked(2)),
+            (steady(1), 0, LATER, &[1], None, tracked(0)),
             (moved(2, 1, false), 2, LATER, &[], None, moved(2, 1, false)),
             (moved(2, 1, false), 2, SETTLED, &[], None, moved(2, 1, true)),
             (moved(2, 1, true), 3, LATER, &[2], None, moved(3, 1, true)),

@@ -269,6 +269,7 @@ fn report(dry_run: bool) -> ChangeReport {
         tables: vec![TableChange {
             service: "www".into(),
             slots_changed: 10_923,
+            ..TableChange::default()
         }],
         warnings: vec![],
     }
