@@ -6,7 +6,7 @@ use super::{
     ledger::Ledger,
     plan::Action,
     server::TCP_PORT,
-    services::{self, Form, NAMES},
+    services::{self, NAMES},
 };
 use crate::{
     netns::Namespace,
@@ -25,6 +25,7 @@ use nix::sys::signal::Signal;
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -35,6 +36,8 @@ pub(super) const BACKENDS: u8 = 8;
 const LIMIT: Duration = Duration::from_secs(15);
 /// Shortest time between the kill of a server and its return.
 const DEAD: Duration = Duration::from_secs(2);
+/// Drain timeout until the services have settled.
+const SHORT_DRAIN: Duration = Duration::from_secs(1);
 /// Time for which an `lbd` is away.
 const AWAY: Duration = Duration::from_millis(300);
 /// No flow table of a run has more entries.
@@ -48,8 +51,6 @@ pub(super) struct Fleet {
     killed: Vec<Option<Instant>>,
     second: Namespace,
     pub(super) topology: Topology,
-    /// Whether `lbd` knows drain and `limits.flows`.
-    plain: bool,
     session: Session,
 }
 
@@ -58,7 +59,7 @@ impl Fleet {
     ///
     /// # Errors
     /// What a part of it refuses.
-    pub(super) fn set_up(session: Session, plain: bool) -> Result<Self> {
+    pub(super) fn set_up(session: Session) -> Result<Self> {
         let directory = session.directory();
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -74,7 +75,6 @@ impl Fleet {
             killed: vec![None; topology.backends.len()],
             second,
             topology,
-            plain,
             session,
         };
         for backend in 0..fleet.servers.len() {
@@ -89,13 +89,7 @@ impl Fleet {
 
     /// Applies the services; at first with a short drain timeout, so that the slots have settled before the run.
     fn apply_services(&self) -> Result<()> {
-        let (first, then) = if self.plain {
-            (Form::Plain, None)
-        } else {
-            let short = Form::Draining(Duration::from_secs(1));
-            (short, Some(Form::Draining(services::DRAIN)))
-        };
-        self.apply(first)?;
+        self.apply(SHORT_DRAIN)?;
         let names: Vec<&str> = self
             .topology
             .backends
@@ -105,14 +99,15 @@ impl Fleet {
         for node in &self.nodes {
             self.wait_active(node, &names)?;
         }
-        if let Some(form) = then {
-            thread::sleep(Duration::from_secs(4));
-            self.apply(form)?;
+        for node in &self.nodes {
+            wait_until("all slots to be steady", LIMIT, || {
+                Ok((node.stats()?.flows.slots_waiting == 0).then_some(()))
+            })?;
         }
-        Ok(())
+        self.apply(services::DRAIN)
     }
 
-    fn apply(&self, form: Form) -> Result<()> {
+    fn apply(&self, drain: Duration) -> Result<()> {
         let file = self.session.directory().join("services.yaml");
         let backends: Vec<_> = self
             .topology
@@ -120,7 +115,7 @@ impl Fleet {
             .iter()
             .map(|backend| (backend.name.as_str(), backend.v4))
             .collect();
-        fs::write(&file, services::yaml(&backends, form))?;
+        fs::write(&file, services::yaml(&backends, drain))?;
         self.on_all(&format!("apply --file {}", file.display()))
     }
 
@@ -189,12 +184,7 @@ impl Fleet {
     /// Writes a node's configuration with other limits.
     fn configure(&self, node: usize, backends: u32, flows: u32) -> Result<()> {
         let node = &self.nodes[node];
-        let flows = if self.plain {
-            String::new()
-        } else {
-            format!(", flows: {flows}")
-        };
-        let limits = format!("limits: {{ services: 64, backends: {backends}{flows} }}\n");
+        let limits = format!("limits: {{ services: 64, backends: {backends}, flows: {flows} }}\n");
         let text = node.configuration("native");
         let (before, _) = text
             .split_once("limits:")
@@ -257,19 +247,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// Entries of the flow tables of both nodes; `None` when a node has no flow table.
+    /// Entries of the flow tables of both nodes.
     ///
     /// # Errors
     /// When a table cannot be read.
-    pub(super) fn flow_entries(&self) -> Result<Option<usize>> {
-        let mut sum = 0;
-        for node in &self.nodes {
-            match entries(node)? {
-                Some(entries) => sum += entries,
-                None => return Ok(None),
-            }
-        }
-        Ok(Some(sum))
+    pub(super) fn flow_entries(&self) -> Result<usize> {
+        self.nodes.iter().map(entries).sum()
     }
 
     /// Packets that both programs have forwarded.
@@ -303,6 +286,20 @@ impl Fleet {
             .map_err(|_| anyhow::anyhow!("{mac} is no MAC"))
     }
 
+    /// Writes what each `lbd` has logged beside a report.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub(super) fn write_logs(&self, report: &Path) -> Result<()> {
+        for (node, number) in self.nodes.iter().zip(1..) {
+            let mut name = report.as_os_str().to_owned();
+            name.push(format!(".lbd-{number}.log"));
+            let cannot = || format!("cannot write {}", name.display());
+            fs::write(&name, node.log()).with_context(cannot)?;
+        }
+        Ok(())
+    }
+
     /// The end of what each `lbd` has logged.
     pub(super) fn logs(&self, lines: usize) -> String {
         let mut text = String::new();
@@ -316,8 +313,8 @@ impl Fleet {
     }
 }
 
-/// Entries of a node's flow table; `None` when it has none.
-fn entries(node: &Node) -> Result<Option<usize>> {
+/// Entries of a node's flow table.
+fn entries(node: &Node) -> Result<usize> {
     let names = fs::read_dir(node.pins()).context("cannot read the node's pins")?;
     let mut tables: Vec<_> = names
         .flatten()
@@ -326,15 +323,13 @@ fn entries(node: &Node) -> Result<Option<usize>> {
         .collect();
     tables.sort();
     // While maps are replaced there are two generations.
-    let Some(path) = tables.pop() else {
-        return Ok(None);
-    };
+    let path = tables.pop().context("no flow table is pinned")?;
     let data = aya::maps::MapData::from_pin(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
     let table: aya::maps::HashMap<_, FlowKey, FlowEntry> =
         aya::maps::Map::LruHashMap(data).try_into()?;
     // A table that changes can be walked for ever.
-    Ok(Some(table.keys().take(MOST_FLOWS).flatten().count()))
+    Ok(table.keys().take(MOST_FLOWS).flatten().count())
 }
 
 fn listens() -> bool {

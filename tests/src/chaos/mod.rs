@@ -58,7 +58,7 @@ pub struct Arguments {
     /// Where the events are drawn from: the same seed gives the same events [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// File to write the report to
+    /// File to write the report to; the logs of both lbd go beside it, as FILE.lbd-1.log and FILE.lbd-2.log
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Long-lived TCP connections
@@ -70,9 +70,6 @@ pub struct Arguments {
     /// Kinds of events to leave out
     #[arg(long, value_name = "KIND", value_delimiter = ',', value_enum)]
     without: Vec<Kind>,
-    /// For an lbd that knows neither drain nor a flow table: do not ask for them
-    #[arg(long)]
-    plain: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -115,7 +112,7 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     let session = Session::unique();
     let name = session.name().to_owned();
     interrupt::clean_up_on_signals(move || Session::named(&name))?;
-    let mut fleet = Fleet::set_up(session, arguments.plain)?;
+    let mut fleet = Fleet::set_up(session)?;
     println!("two balancers and {} backends are up", fleet::BACKENDS);
 
     let ledger = Arc::new(Ledger::new());
@@ -128,6 +125,7 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&report.json(&ledger))? + "\n";
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        fleet.write_logs(path)?;
     }
     println!(
         "{}",
@@ -189,7 +187,7 @@ fn play(
         thread::sleep(Duration::from_secs(arguments.seconds).saturating_sub(start.elapsed()));
     }
     match fleet.flow_entries() {
-        Ok(entries) => report.flow_entries_at_end = entries,
+        Ok(entries) => report.flow_entries_at_end = Some(entries),
         // The first error is the one to tell.
         Err(error) => report.error = report.error.or(Some(format!("{error:#}"))),
     }
@@ -204,7 +202,7 @@ fn play(
 
 /// The flood, before anything changes: slots are steady, and no packet of it may be recorded.
 fn flood(fleet: &Fleet, seconds: u64, seed: u64) -> Result<FloodReport> {
-    let time = Duration::from_secs((seconds / 12).clamp(2, 10));
+    let time = flood_time(seconds);
     let mac = fleet.router_mac()?;
     let entries_before = fleet.flow_entries()?;
     let forwarded = fleet.forwarded()?;
@@ -223,6 +221,11 @@ fn flood(fleet: &Fleet, seconds: u64, seed: u64) -> Result<FloodReport> {
     })
 }
 
+/// How long the flood is in a run of so many seconds.
+fn flood_time(seconds: u64) -> Duration {
+    Duration::from_secs((seconds / 12).clamp(2, 10))
+}
+
 /// Every event at its time, or as soon after it as the one before has ended.
 fn make_events(
     arguments: &Arguments,
@@ -231,18 +234,18 @@ fn make_events(
     fleet: &mut Fleet,
     ledger: &Ledger,
 ) -> Result<()> {
-    let left_out = if arguments.plain {
-        [&arguments.without[..], &[Kind::Drain]].concat()
-    } else {
-        arguments.without.clone()
-    };
     // What the flood takes is known before, so that the list depends on the arguments only.
-    let flood = Duration::from_secs((arguments.seconds / 12).clamp(2, 10));
-    let length = Duration::from_secs(arguments.seconds).saturating_sub(flood + 2 * QUIET);
+    let time = Duration::from_secs(arguments.seconds);
+    let length = time.saturating_sub(flood_time(arguments.seconds) + 2 * QUIET);
     let begin = start.elapsed() + QUIET;
     let backends = usize::from(fleet::BACKENDS);
-    for Event { at, action } in plan::draw(seed, length, backends, 2, &Kind::all_without(&left_out))
-    {
+    for Event { at, action } in plan::draw(
+        seed,
+        length,
+        backends,
+        2,
+        &Kind::all_without(&arguments.without),
+    ) {
         thread::sleep((begin + at).saturating_sub(start.elapsed()));
         ledger.happens(action.kind().name(), action.to_string());
         fleet
@@ -262,9 +265,6 @@ fn again(arguments: &Arguments, seed: u64) -> String {
     if !arguments.without.is_empty() {
         let kinds: Vec<_> = arguments.without.iter().map(|kind| kind.name()).collect();
         command += &format!(" --without {}", kinds.join(","));
-    }
-    if arguments.plain {
-        command += " --plain";
     }
     command
 }

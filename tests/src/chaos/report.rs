@@ -17,9 +17,9 @@ pub(super) struct FloodReport {
     pub(super) seconds: f64,
     /// Packets that the balancers forwarded meanwhile, the other traffic with them.
     pub(super) forwarded: u64,
-    /// Entries of the flow tables; `None` without flow tables.
-    pub(super) entries_before: Option<usize>,
-    pub(super) entries_after: Option<usize>,
+    /// Entries of the flow tables.
+    pub(super) entries_before: usize,
+    pub(super) entries_after: usize,
 }
 
 impl FloodReport {
@@ -38,7 +38,7 @@ pub(super) struct Report {
     pub(super) open_at_end: usize,
     pub(super) flows: u64,
     pub(super) flood: Option<FloodReport>,
-    /// Entries of the flow tables after the last event; `None` without flow tables.
+    /// Entries of the flow tables after the last event; `None` when they could not be read.
     pub(super) flow_entries_at_end: Option<usize>,
     pub(super) error: Option<String>,
 }
@@ -142,7 +142,8 @@ flow entries at end {}
             causes(&locked(&ledger.open_failures)),
             events.len(),
             kinds.join(", "),
-            entries(self.flow_entries_at_end),
+            self.flow_entries_at_end
+                .map_or("not known".into(), |entries| entries.to_string()),
         );
         if let Some(flood) = &self.flood {
             text += &flood.words();
@@ -163,15 +164,10 @@ impl FloodReport {
             self.seconds,
             self.pps(),
             self.forwarded,
-            entries(self.entries_before),
-            entries(self.entries_after),
+            self.entries_before,
+            self.entries_after,
         )
     }
-}
-
-/// Entries of the flow tables in words.
-fn entries(count: Option<usize>) -> String {
-    count.map_or("no table".into(), |count| count.to_string())
 }
 
 fn by_kind(events: &[Happened]) -> BTreeMap<&'static str, usize> {

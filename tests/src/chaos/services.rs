@@ -10,29 +10,10 @@ pub(super) const NAMES: [&str; 2] = ["www", "quic"];
 /// How long flows stay with a backend that gets no new ones: longer than a run.
 pub(super) const DRAIN: Duration = Duration::from_secs(300);
 
-/// How services are written.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Form {
-    /// Without the fields of drain: an `lbd` that knows none of them takes it.
-    Plain,
-    /// Flows stay for this long.
-    Draining(Duration),
-}
-
-/// Both services, with every backend: name and address.
-pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], form: Form) -> String {
-    let flows = |udp: bool| match form {
-        Form::Plain => String::new(),
-        Form::Draining(time) => {
-            let seconds = time.as_secs();
-            let settle = if udp {
-                format!("    udp_settle: {}s\n", seconds.min(10))
-            } else {
-                String::new()
-            };
-            format!("    drain_timeout: {seconds}s\n{settle}")
-        }
-    };
+/// Both services, with every backend: name and address. Flows stay with a backend that gets no new ones for `drain`.
+pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
+    let drain = drain.as_secs();
+    let settle = format!("    udp_settle: {}s\n", drain.min(10));
     // A refused probe fails at once. The timeout is for lost ones, and as long as it may be: a busy machine must not take
     // backends down.
     let health = format!(
@@ -42,24 +23,24 @@ pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], form: Form) -> String {
         .iter()
         .map(|(name, v4)| format!("      - {{ name: {name}, address: {v4} }}\n"))
         .collect();
-    let service = |name, protocol, port, udp| {
+    let service = |name, protocol, port, settle| {
         format!(
             "  - name: {name}
     address: {VIP_V4}
     protocol: {protocol}
     port: {port}
     mode: ipip
-{}    health: {health}
+    drain_timeout: {drain}s
+{settle}    health: {health}
     backends:
-{backends}",
-            flows(udp)
+{backends}"
         )
     };
     let [tcp, udp] = NAMES;
     format!(
         "services:\n{}{}",
-        service(tcp, "tcp", TCP_PORT, false),
-        service(udp, "udp", UDP_PORT, true)
+        service(tcp, "tcp", TCP_PORT, ""),
+        service(udp, "udp", UDP_PORT, &settle)
     )
 }
 
@@ -98,14 +79,10 @@ mod tests {
     use lb_userspace::spec::{Limits, State, yaml as spec_yaml};
 
     #[test]
-    fn the_file_is_valid_in_both_forms() {
+    fn the_file_is_valid() {
         let limits = Limits::default();
-        for form in [
-            Form::Plain,
-            Form::Draining(Duration::from_secs(1)),
-            Form::Draining(DRAIN),
-        ] {
-            let text = yaml(&[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], form);
+        for drain in [Duration::from_secs(1), DRAIN] {
+            let text = yaml(&[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], drain);
             let spec = spec_yaml::state_from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
             let state = State::parse(&spec, &limits).unwrap_or_else(|e| panic!("{e}: {text}"));
             assert_eq!(state.services.len(), NAMES.len());
