@@ -93,7 +93,7 @@ impl<P: DataPlane> Core<P> {
     /// While there is no usable desired state.
     pub fn drains(&mut self) -> Result<Vec<DrainView>, ErrorBody> {
         self.usable()?;
-        let old_owners: Vec<BTreeMap<u32, u32>> = self
+        let old_owners: Vec<&BTreeMap<u32, u32>> = self
             .mirror
             .known
             .values()

@@ -6,6 +6,7 @@ use anyhow::Result;
 use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowEvent, FlowKey},
+    limits::SLOTS,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -117,7 +118,5 @@ fn counts(mirror: &Mirror, entry: &FlowEntry) -> bool {
 /// Whether the program looks flows of the entry's slot up.
 fn is_tracked(mirror: &Mirror, entry: &FlowEntry) -> bool {
     let table = mirror.known.get(&entry.service);
-    table
-        .and_then(|table| table.slot(entry.slot))
-        .is_some_and(|slot| slot.is_tracked())
+    entry.slot < SLOTS && table.is_some_and(|table| table.is_tracked(entry.slot))
 }

@@ -10,6 +10,7 @@ use super::{
 use anyhow::{Context, Result};
 use lb_common::{
     backend::BackendEntry,
+    limits::SLOTS,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
@@ -122,27 +123,35 @@ pub fn diff(
                 .take()
                 .context("the services map is full: raise `limits.services` in the node config")?,
         };
-        let table = match mirror.known.get(&index) {
-            Some(table) => Cow::Borrowed(table),
-            None if mirror.tables.contains(&index) => {
-                Cow::Owned(Table::found(read_slots(index)?, target.now()))
-            }
-            None => Cow::Owned(Table::empty()),
-        };
-        if !mirror.tables.contains(&index) {
+        let exists = mirror.tables.contains(&index);
+        if !exists {
             tables.push(index);
         }
+        let inputs = inputs(service, &pool.index_of);
+        let known = mirror.known.get(&index);
+        if let Some(table) = known.filter(|table| table.is_settled(&inputs)) {
+            named.extend(table.old_owners().keys().copied());
+            continue;
+        }
+        let words = if exists {
+            read_slots(index)?
+        } else {
+            vec![Slot::EMPTY; SLOTS as usize]
+        };
+        let table = known.map_or_else(
+            || Cow::Owned(Table::found(&words, target.now())),
+            Cow::Borrowed,
+        );
         let rules = Rules {
             now: target.now(),
             policy: &service.policy,
             is_gone: &|owner| mirror.unused.contains(&index) || !pool.alive.contains(&owner),
         };
-        let inputs = inputs(service, &pool.index_of);
-        let Some((slots, next)) = table.next(index, &inputs, &rules, census) else {
-            named.extend(table.old_owners().into_keys());
+        let Some((slots, next)) = table.next(index, words, &inputs, &rules, census) else {
+            named.extend(table.old_owners().keys().copied());
             continue;
         };
-        named.extend(next.old_owners().into_keys());
+        named.extend(next.old_owners().keys().copied());
         table_steps.push(Step::StoreSlots {
             service: index,
             slots,

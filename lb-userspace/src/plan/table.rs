@@ -1,16 +1,18 @@
-//! One service's slot table as planning sees it: who should own each slot, what its word is, since when.
+//! One service's slot table as planning sees it: what it follows from, and since when its slots wait.
+//!
+//! **Invariant.** Once a table has inputs, the owner for new flows in each word is the slot's live owner by those inputs.
 
 use super::{
     census::Census,
     life::{self, Life, Rules},
 };
 use crate::{
-    overlay::{Availability, Overlay},
+    overlay::{Availability, NOBODY, Overlay},
     spec::{FlowPolicy, Tracking},
 };
-use lb_common::{limits::SLOTS, slot::Slot};
+use lb_common::slot::Slot;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -28,41 +30,35 @@ pub struct Inputs {
     pub policy: FlowPolicy,
 }
 
-/// A table in the data plane.
+/// What is known of a table beside its words, which are in the data plane. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Table {
     /// Nothing while only the words are known.
     inputs: Option<Inputs>,
     policy: FlowPolicy,
     overlay: Arc<Overlay>,
-    /// Position of each slot's live owner among the members, counted from 1.
-    live: Vec<u32>,
-    slots: Vec<Slot>,
     /// Since when each slot that has something to wait for is as it is.
     since: BTreeMap<u32, Duration>,
     /// Number of slots of each owner for new flows, by backend index.
     shares: BTreeMap<u32, u32>,
+    /// Number of slots of each owner that has them for old flows only, by backend index.
+    old_owners: BTreeMap<u32, u32>,
 }
 
 impl Table {
     /// A table of which only the words are known: from an earlier daemon, or empty. What it waits for begins anew.
-    pub fn found(slots: Vec<Slot>, now: Duration) -> Self {
-        let waiting = (0..).zip(&slots).filter(|(_, slot)| slot.is_tracked());
-        let since = waiting.map(|(number, _)| (number, now)).collect();
-        Self {
+    pub fn found(words: &[Slot], now: Duration) -> Self {
+        let waiting = (0..).zip(words).filter(|(_, word)| word.is_tracked());
+        let mut table = Self {
             inputs: None,
             policy: FlowPolicy::default(),
             overlay: Arc::new(Overlay::new(&[])),
-            live: vec![crate::overlay::NOBODY; SLOTS as usize],
-            since,
-            shares: shares(&slots),
-            slots,
-        }
-    }
-
-    /// A new, empty table.
-    pub fn empty() -> Self {
-        Self::found(vec![Slot::EMPTY; SLOTS as usize], Duration::ZERO)
+            since: waiting.map(|(number, _)| (number, now)).collect(),
+            shares: BTreeMap::new(),
+            old_owners: BTreeMap::new(),
+        };
+        table.count(words);
+        table
     }
 
     /// The policy that it was stored with.
@@ -75,106 +71,110 @@ impl Table {
         self.inputs.as_ref()
     }
 
-    /// The word of a slot.
-    pub fn slot(&self, number: u32) -> Option<Slot> {
-        self.slots.get(number as usize).copied()
-    }
-
     /// Number of slots of each owner for new flows, by backend index; 0 = nobody.
     pub const fn shares(&self) -> &BTreeMap<u32, u32> {
         &self.shares
     }
 
-    /// The live owner of each slot, as a position among the members counted from 1; 0 = nobody.
-    pub fn live(&self) -> &[u32] {
-        &self.live
+    /// The backends that slots name as owners for old flows only, with the number of those slots.
+    pub const fn old_owners(&self) -> &BTreeMap<u32, u32> {
+        &self.old_owners
     }
 
-    /// Number of slots that wait for something: moved ones, and tracked ones until no flow lives elsewhere.
+    /// Number of slots that wait for something: moved ones, and tracked ones until no entry names another backend.
     pub fn waiting(&self) -> usize {
         self.since.len()
     }
 
-    /// The backends that slots name as owners for old flows only, with the number of those slots.
-    pub fn old_owners(&self) -> BTreeMap<u32, u32> {
-        let mut old = BTreeMap::new();
-        for slot in self.since.keys().filter_map(|number| self.slot(*number)) {
-            if slot.old_owner() != slot.new_owner() {
-                *old.entry(slot.old_owner()).or_default() += 1;
-            }
-        }
-        old
+    /// Whether the program looks flows of a slot up.
+    pub fn is_tracked(&self, slot: u32) -> bool {
+        self.policy.tracking == Tracking::All || self.since.contains_key(&slot)
+    }
+
+    /// Whether nothing is to be done to it.
+    pub fn is_settled(&self, inputs: &Inputs) -> bool {
+        self.since.is_empty() && self.inputs.as_ref() == Some(inputs)
     }
 
     /// The slots that differ from what they should be now, with their words, and the table as it is once they are stored.
-    /// Nothing when it is as it should be.
+    /// Nothing when it is as it should be. `words` are those in the data plane.
     pub fn next(
         &self,
         service: u32,
+        mut words: Vec<Slot>,
         inputs: &Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
     ) -> Option<(Vec<(u32, Slot)>, Self)> {
-        let before = self.inputs.as_ref();
-        if before == Some(inputs) && self.since.is_empty() {
-            return None;
-        }
         let mut next = Self {
             inputs: Some(inputs.clone()),
             policy: inputs.policy,
             ..self.clone()
         };
-        let alike = before.filter(|before| before.members == inputs.members);
-        let only_availability =
-            alike.filter(|before| before.owners == inputs.owners && before.policy == inputs.policy);
-        let touched: BTreeSet<u32> = match only_availability {
-            Some(before) => {
-                let (from, to) = (&before.availability, &inputs.availability);
-                let changed = self.overlay.update(&mut next.live, from, to);
-                changed
-                    .into_iter()
-                    .chain(self.since.keys().copied())
-                    .collect()
-            }
-            None => {
-                if alike.is_none() {
-                    next.overlay = Arc::new(Overlay::new(&inputs.members));
-                }
-                next.live = next.overlay.live(&inputs.availability);
-                (0..SLOTS).collect()
-            }
-        };
         let mut slots = Vec::new();
-        for number in touched {
-            if let Some(slot) = next.step(service, number, inputs, rules, census) {
-                slots.push((number, slot));
+        for (number, owner) in next.wanted(self.inputs.as_ref(), &words) {
+            let Some(word) = words.get_mut(number as usize) else {
+                continue;
+            };
+            let stored = std::mem::replace(
+                word,
+                next.step((service, number), *word, owner, rules, census),
+            );
+            if stored != *word {
+                slots.push((number, *word));
             }
         }
         if !slots.is_empty() {
-            next.shares = shares(&next.slots);
+            next.count(&words);
         }
-        let changed = !slots.is_empty() || before != Some(inputs) || self.since != next.since;
+        let changed = !slots.is_empty() || self.inputs != next.inputs || self.since != next.since;
         changed.then_some((slots, next))
     }
 
-    /// Brings one slot a step on; its word, if that differs.
+    /// The slots that can have to change, with the backend index of the owner that each should have (0 = nobody).
+    fn wanted(&mut self, before: Option<&Inputs>, words: &[Slot]) -> Vec<(u32, u32)> {
+        let Some(inputs) = &self.inputs else {
+            return Vec::new();
+        };
+        let owner = |position: u32| match position {
+            NOBODY => 0,
+            position => inputs
+                .owners
+                .get(position as usize - 1)
+                .copied()
+                .unwrap_or(0),
+        };
+        if before.is_none_or(|before| before.members != inputs.members) {
+            self.overlay = Arc::new(Overlay::new(&inputs.members));
+        }
+        let known = before.filter(|before| {
+            (&before.members, &before.owners, before.policy)
+                == (&inputs.members, &inputs.owners, inputs.policy)
+        });
+        let Some(before) = known else {
+            let live = self.overlay.live(&inputs.availability);
+            return (0..).zip(live.into_iter().map(owner)).collect();
+        };
+        let mut touched: BTreeSet<u32> = self.since.keys().copied().collect();
+        let mut live = positions(words, &inputs.owners);
+        if before.availability != inputs.availability {
+            let (from, to) = (&before.availability, &inputs.availability);
+            touched.extend(self.overlay.update(&mut live, from, to));
+        }
+        let wanted = |number: u32| Some((number, owner(*live.get(number as usize)?)));
+        touched.into_iter().filter_map(wanted).collect()
+    }
+
+    /// Brings one slot (service index, number) a step on: its word.
     fn step(
         &mut self,
-        service: u32,
-        number: u32,
-        inputs: &Inputs,
+        (service, number): (u32, u32),
+        word: Slot,
+        owner: u32,
         rules: &Rules<'_>,
         census: Option<&Census>,
-    ) -> Option<Slot> {
-        let place = number as usize;
-        let position = self.live.get(place).copied().unwrap_or_default();
-        let owner = (position as usize)
-            .checked_sub(1)
-            .and_then(|at| inputs.owners.get(at))
-            .copied()
-            .unwrap_or(0);
-        let word = self.slots.get_mut(place)?;
-        let before = Life::of(*word);
+    ) -> Slot {
+        let before = Life::of(word);
         let since = self.since.get(&number).copied().unwrap_or(rules.now);
         let elsewhere = match before {
             Life::Tracked { owner } => {
@@ -183,23 +183,36 @@ impl Table {
             Life::Empty | Life::Steady { .. } | Life::Moved { .. } => None,
         };
         let (after, since) = life::next((before, since), owner, rules, elsewhere);
-        match after {
-            Life::Empty | Life::Steady { .. } => self.since.remove(&number),
+        let waits = match after {
+            Life::Empty | Life::Steady { .. } => false,
             // Under `tracking: all` a tracked slot waits for nothing.
-            Life::Tracked { .. } if inputs.policy.tracking == Tracking::All => {
-                self.since.remove(&number)
-            }
-            Life::Tracked { .. } | Life::Moved { .. } => self.since.insert(number, since),
+            Life::Tracked { .. } => self.policy.tracking != Tracking::All,
+            Life::Moved { .. } => true,
         };
-        let slot = after.slot();
-        (std::mem::replace(word, slot) != slot).then_some(slot)
+        if waits {
+            self.since.insert(number, since);
+        } else {
+            self.since.remove(&number);
+        }
+        after.slot()
+    }
+
+    /// Counts the owners.
+    fn count(&mut self, words: &[Slot]) {
+        self.shares.clear();
+        self.old_owners.clear();
+        for word in words {
+            *self.shares.entry(word.new_owner()).or_default() += 1;
+            if word.old_owner() != word.new_owner() {
+                *self.old_owners.entry(word.old_owner()).or_default() += 1;
+            }
+        }
     }
 }
 
-fn shares(slots: &[Slot]) -> BTreeMap<u32, u32> {
-    let mut shares = BTreeMap::new();
-    for slot in slots {
-        *shares.entry(slot.new_owner()).or_default() += 1;
-    }
-    shares
+/// The owner for new flows of each slot as a position among `owners` counted from 1; [`NOBODY`] for any other.
+pub fn positions(words: &[Slot], owners: &[u32]) -> Vec<u32> {
+    let position: HashMap<u32, u32> = owners.iter().copied().zip(1..).collect();
+    let of = |word: &Slot| position.get(&word.new_owner()).copied().unwrap_or(NOBODY);
+    words.iter().map(of).collect()
 }

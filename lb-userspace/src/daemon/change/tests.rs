@@ -264,21 +264,24 @@ fn the_digest_tells_nodes_apart_by_what_they_do() {
     theirs.change(&rollback(1), &MAKE).unwrap();
     all_well(&mut ours);
     all_well(&mut theirs);
-    let digest = |core: &Core<FakeDataPlane>| core.digest(7).unwrap();
-    let names: Vec<_> = digest(&ours)
+    let digest = |core: &mut Core<FakeDataPlane>| core.digest(7).unwrap();
+    let names: Vec<_> = digest(&mut ours)
         .services
         .into_iter()
         .map(|service| service.name)
         .collect();
     assert_eq!(names, ["dns", "www"]);
     // Another history, the same state.
-    assert_eq!(digest(&ours), digest(&theirs));
+    assert_eq!(digest(&mut ours), digest(&mut theirs));
     theirs.change(&weight(50), &MAKE).unwrap();
     theirs.reconcile(NOW);
-    assert_eq!(digest(&ours).services[0], digest(&theirs).services[0]);
+    assert_eq!(
+        digest(&mut ours).services[0],
+        digest(&mut theirs).services[0]
+    );
     assert_ne!(
-        digest(&ours).services[1].table,
-        digest(&theirs).services[1].table
+        digest(&mut ours).services[1].table,
+        digest(&mut theirs).services[1].table
     );
 }
 
