@@ -5,9 +5,9 @@
 //! slot when the rank that the slot has for it is below its availability:
 //!
 //! 1. the base owner;
-//! 2. a first stand-in, dealt so that one backend's slots fall to the others as evenly as whole slots allow ([`deal`]);
+//! 2. a first stand-in, dealt so that one backend's slots fall to the others as evenly as whole slots allow (`deal`);
 //! 3. a second stand-in, dealt for services small enough to need it;
-//! 4. the base owners of pseudo-random other slots, so by weight, with a fresh rank each ([`order`]);
+//! 4. the base owners of pseudo-random other slots, so by weight, with a fresh rank each (`order`);
 //! 5. all members, in an order of the slot's own;
 //! 6. the same without ranks, so that a slot has an owner while anybody is available at all.
 //!

@@ -81,6 +81,34 @@ fn what_is_sent_may_have_no_unknown_fields() {
 }
 
 #[test]
+fn what_an_older_lbd_does_not_tell_is_described_and_not_required() {
+    let schemas = &document()["components"]["schemas"];
+    let told = [
+        (
+            "TableChange",
+            "slots_changed",
+            "necessary collateral new_flows_basis_points expiring_slots lost_slots old_flows seconds",
+        ),
+        (
+            "ServiceView",
+            "when_all_down",
+            "tracking on_down drain_timeout_ms udp_settle_ms slow_start_ms",
+        ),
+        ("BackendView", "weight", "drain slow_start_percent"),
+    ];
+    for (name, always, fields) in told {
+        let schema = &schemas[name];
+        let required = schema["required"].as_array().unwrap();
+        assert!(required.contains(&json!(always)), "{name}: {always}");
+        for field in fields.split(' ') {
+            let described = &schema["properties"][field]["description"];
+            assert!(described.is_string(), "{name}: {field}");
+            assert!(!required.contains(&json!(field)), "{name}: {field}");
+        }
+    }
+}
+
+#[test]
 fn every_change_takes_the_same_options() {
     let document = document();
     let mut changes = 0;

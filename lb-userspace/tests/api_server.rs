@@ -270,7 +270,8 @@ fn a_report_is_exact() {
             "changes": [{"action": "change", "kind": "backend", "name": "www/web-1", "detail": "weight 100 -> 50"}],
             "tables": [{
                 "service": "www", "slots_changed": 10923, "necessary": 10000, "collateral": 923,
-                "new_flows_basis_points": 1667, "expiring_slots": 0, "lost_slots": 0, "old_flows": "stay", "seconds": 60,
+                "new_flows_basis_points": 1667, "expiring_slots": 0, "lost_slots": 0, "seconds": 60,
+                "old_flows": "16.67 % stay with their backend unless they send nothing for 1m; the others are not touched",
             }],
             "warnings": [],
         })

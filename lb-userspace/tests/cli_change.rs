@@ -15,13 +15,21 @@ use support::{
 
 const DONE: &str = "\
 ~ backend www/web-1: weight 100 -> 50
-slots of www: 10,923 of 65,537 change owner (16.67 %)
+service www:
+  slots      10,923 of 65,537 change owner (16.67 %): 10,000 necessary, 923 collateral
+  new flows  16.67 % go elsewhere than before
+  old flows  0.00 % have to end (16.67 % stay with their backend unless they send nothing for 1m; the others are not touched)
+  time       at least 1m until its slots are settled
 done: revision 8
 ";
 
 const DRY: &str = "\
 ~ backend www/web-1: weight 100 -> 50
-slots of www: 10,923 of 65,537 change owner (16.67 %)
+service www:
+  slots      10,923 of 65,537 change owner (16.67 %): 10,000 necessary, 923 collateral
+  new flows  16.67 % go elsewhere than before
+  old flows  0.00 % have to end (16.67 % stay with their backend unless they send nothing for 1m; the others are not touched)
+  time       at least 1m until its slots are settled
 dry run: nothing was changed, revision 7 stays
 ";
 
@@ -251,7 +259,8 @@ fn a_report_as_json_is_the_api_s() {
         "changes": [{"action": "change", "kind": "backend", "name": "www/web-1", "detail": "weight 100 -> 50"}],
         "tables": [{
             "service": "www", "slots_changed": 10923, "necessary": 10000, "collateral": 923,
-            "new_flows_basis_points": 1667, "expiring_slots": 0, "lost_slots": 0, "old_flows": "stay", "seconds": 60,
+            "new_flows_basis_points": 1667, "expiring_slots": 0, "lost_slots": 0, "seconds": 60,
+            "old_flows": "16.67 % stay with their backend unless they send nothing for 1m; the others are not touched",
         }],
         "warnings": [],
     });

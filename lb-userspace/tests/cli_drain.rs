@@ -19,7 +19,11 @@ use support::{
 
 const BEGUN: &str = "\
 ~ backend www/web-1: weight 100 -> 50
-slots of www: 10,923 of 65,537 change owner (16.67 %)
+service www:
+  slots      10,923 of 65,537 change owner (16.67 %): 10,000 necessary, 923 collateral
+  new flows  16.67 % go elsewhere than before
+  old flows  0.00 % have to end (16.67 % stay with their backend unless they send nothing for 1m; the others are not touched)
+  time       at least 1m until its slots are settled
 done: revision 8
 ";
 

@@ -68,6 +68,11 @@ protocol       tcp
 port           80
 mode           ipip
 when all down  open
+tracking       moved
+on down        reset
+drain timeout  5m
+udp settle     1m
+slow start     1m 30s
 health         tcp to port 80 every 2s +-10 %, timeout 1s, up after 2, down after 3
 condition      up
 
@@ -83,14 +88,14 @@ fn backends() {
     let lbd = FakeLbd::start();
     let expected = "\
 SERVICE  NAME   ADDRESS        WEIGHT  HEALTH     SLOTS  TRAFFIC
-dns      web-1  2001:db8::1       100  unprobed  65,537  yes
+dns      web-1  2001:db8::1       100  unprobed  65,537  yes: 25 % (slow start)
 www      web-1  198.51.100.11     100  up        65,537  yes
 www      web-2  198.51.100.12     100  down           0  no: down: connection refused
 ";
     assert_eq!(text(&lbd, "backend list"), expected);
     let expected = "\
 SERVICE  NAME   ADDRESS      WEIGHT  HEALTH     SLOTS  TRAFFIC
-dns      web-1  2001:db8::1     100  unprobed  65,537  yes
+dns      web-1  2001:db8::1     100  unprobed  65,537  yes: 25 % (slow start)
 ";
     assert_eq!(text(&lbd, "backend list --service dns"), expected);
 }

@@ -59,6 +59,21 @@ pub struct ServiceView {
     pub mode: String,
     /// `open` or `closed`.
     pub when_all_down: String,
+    /// Established flows that a change does not move: `moved` (those of the slots it moves), `all` or `none`.
+    #[serde(default)]
+    pub tracking: String,
+    /// Flows of a backend that goes down: `reset` or `keep`.
+    #[serde(default)]
+    pub on_down: String,
+    /// Milliseconds that flows stay with a backend that is drained or removed.
+    #[serde(default)]
+    pub drain_timeout_ms: u64,
+    /// Milliseconds that unknown UDP flows still go to a slot's old owner.
+    #[serde(default)]
+    pub udp_settle_ms: u64,
+    /// Milliseconds in which a backend that has come up gets its full share; absent: at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_ms: Option<u64>,
     /// `up`: at least one backend is up; `all_down_open`: none is, all get traffic; `all_down_closed`: none is, none
     /// does; `no_backends`: there is no backend that could get traffic; `starting`: no verdict yet.
     pub condition: String,
@@ -100,6 +115,9 @@ pub struct BackendView {
     pub address: String,
     /// 0-1000.
     pub weight: u16,
+    /// Whether it is drained.
+    #[serde(default)]
+    pub drain: bool,
     /// `up`, `down`, `unknown` (no verdict yet) or `unprobed` (its service has no probes).
     pub health: String,
     /// Why it is down, from the last failed probe; empty otherwise.
@@ -115,6 +133,9 @@ pub struct BackendView {
     pub slots: u32,
     /// Whether it gets traffic now.
     pub active: bool,
+    /// Share of its slots that it takes so far, in percent (1-99); only in its slow start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start_percent: Option<u8>,
     /// Why it gets no traffic; empty when it does.
     pub inactive_reason: String,
 }
@@ -183,18 +204,25 @@ pub struct TableChange {
     /// Slots that change owner, of 65,537.
     pub slots_changed: u32,
     /// Those of them that no table could spare: what backends gain by their new shares.
+    #[serde(default)]
     pub necessary: u32,
     /// The rest: slots that change owner although shares alone would not ask for it.
+    #[serde(default)]
     pub collateral: u32,
     /// Part of the new flows that go to another owner than before, in 1/100 percent.
+    #[serde(default)]
     pub new_flows_basis_points: u32,
     /// Slots whose established flows stay with a drained or removed backend until the drain timeout and then end.
+    #[serde(default)]
     pub expiring_slots: u32,
     /// Slots whose established flows are lost at once.
+    #[serde(default)]
     pub lost_slots: u32,
     /// What becomes of established flows, in a sentence.
+    #[serde(default)]
     pub old_flows: String,
     /// Seconds until the service's slots are settled again, at the earliest.
+    #[serde(default)]
     pub seconds: u64,
 }
 

@@ -1,12 +1,15 @@
 //! What a change did, and what went wrong, in text and as JSON.
 
 use crate::{
-    api::protocol::{ChangeReport, ErrorBody, ErrorCode},
+    api::protocol::{ChangeReport, ErrorBody, ErrorCode, TableChange},
     problem::Problem,
 };
 use lb_common::limits::SLOTS;
 use serde::Serialize;
-use std::fmt::{self, Write};
+use std::{
+    fmt::{self, Write},
+    time::Duration,
+};
 
 /// Why a command was not done: what `lbd` said, or what it would have said had it been asked.
 #[derive(Debug)]
@@ -105,17 +108,8 @@ pub(super) fn changes(report: &ChangeReport) -> String {
             writeln!(text, ": {}", line.detail)
         };
     }
-    for table in &report.tables {
-        let percent = f64::from(table.slots_changed) * 100.0 / f64::from(SLOTS);
-        let (count, of) = (
-            grouped(u64::from(table.slots_changed)),
-            grouped(u64::from(SLOTS)),
-        );
-        let _ = writeln!(
-            text,
-            "slots of {}: {count} of {of} change owner ({percent:.2} %)",
-            table.service
-        );
+    for table in report.tables.iter().filter(|table| table.slots_changed > 0) {
+        text += &consequences(table);
     }
     for warning in &report.warnings {
         let _ = writeln!(text, "warning: {warning}");
@@ -130,6 +124,50 @@ pub(super) fn changes(report: &ChangeReport) -> String {
         (false, _) => writeln!(text, "nothing to change: revision {revision} stays"),
     };
     text
+}
+
+/// What a change does to one service's table and flows: a block of lines.
+fn consequences(table: &TableChange) -> String {
+    let slots = format!(
+        "{} of {} change owner ({})",
+        grouped(table.slots_changed.into()),
+        grouped(SLOTS.into()),
+        percent(share(table.slots_changed))
+    );
+    let TableChange {
+        service, old_flows, ..
+    } = table;
+    // An lbd that does not tell more is an older one.
+    if old_flows.is_empty() {
+        return format!("service {service}:\n  slots      {slots}\n");
+    }
+    let (necessary, collateral) = (
+        grouped(table.necessary.into()),
+        grouped(table.collateral.into()),
+    );
+    let new = percent(table.new_flows_basis_points);
+    let ending = percent(share(table.expiring_slots.saturating_add(table.lost_slots)));
+    let time = match table.seconds {
+        0 => "at once".into(),
+        seconds => format!(
+            "at least {} until its slots are settled",
+            humantime::format_duration(Duration::from_secs(seconds))
+        ),
+    };
+    format!(
+        "service {service}:\n  slots      {slots}: {necessary} necessary, {collateral} collateral\n  new flows  {new} go \
+         elsewhere than before\n  old flows  {ending} have to end ({old_flows})\n  time       {time}\n"
+    )
+}
+
+/// Part of all slots in 1/100 percent, rounded up as the API does it.
+fn share(slots: u32) -> u32 {
+    (u64::from(slots) * 10_000).div_ceil(u64::from(SLOTS)) as u32
+}
+
+/// 1/100 percent as text.
+fn percent(basis_points: u32) -> String {
+    format!("{}.{:02} %", basis_points / 100, basis_points % 100)
 }
 
 /// A number with a comma between groups of three digits.
@@ -148,7 +186,7 @@ pub(super) fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::protocol::{ChangeLine, TableChange};
+    use crate::api::protocol::ChangeLine;
 
     fn line(action: &str, kind: &str, name: &str, detail: &str) -> ChangeLine {
         ChangeLine {
@@ -170,20 +208,64 @@ mod tests {
                 line("change", "backend", "www/web-1", "weight 100 -> 50"),
                 line("remove", "service", "old", ""),
             ],
-            tables: vec![TableChange {
-                service: "www".into(),
-                slots_changed: 13_107,
-                ..TableChange::default()
-            }],
+            tables: vec![
+                TableChange {
+                    service: "old".into(),
+                    slots_changed: SLOTS,
+                    necessary: SLOTS,
+                    new_flows_basis_points: 10_000,
+                    lost_slots: SLOTS,
+                    old_flows: "all end at once, with the service".into(),
+                    ..TableChange::default()
+                },
+                TableChange {
+                    service: "still".into(),
+                    old_flows: "none is affected".into(),
+                    ..TableChange::default()
+                },
+                TableChange {
+                    service: "www".into(),
+                    slots_changed: 7_107,
+                    necessary: 6_554,
+                    collateral: 553,
+                    new_flows_basis_points: 1_085,
+                    expiring_slots: 6_000,
+                    lost_slots: 554,
+                    old_flows: "9.16 % stay, 0.85 % end at once; the others are not touched".into(),
+                    seconds: 300,
+                },
+            ],
             warnings: vec!["old had the only service on 192.0.2.9".into()],
         };
         let expected = "\
 + backend www/web-3: 198.51.100.13, weight 100
 ~ backend www/web-1: weight 100 -> 50
 - service old
-slots of www: 13,107 of 65,537 change owner (20.00 %)
+service old:
+  slots      65,537 of 65,537 change owner (100.00 %): 65,537 necessary, 0 collateral
+  new flows  100.00 % go elsewhere than before
+  old flows  100.00 % have to end (all end at once, with the service)
+  time       at once
+service www:
+  slots      7,107 of 65,537 change owner (10.85 %): 6,554 necessary, 553 collateral
+  new flows  10.85 % go elsewhere than before
+  old flows  10.01 % have to end (9.16 % stay, 0.85 % end at once; the others are not touched)
+  time       at least 5m until its slots are settled
 warning: old had the only service on 192.0.2.9
 dry run: nothing was changed, revision 7 stays
+";
+        assert_eq!(changes(&report), expected);
+    }
+
+    #[test]
+    fn an_older_lbd_tells_only_the_slots() {
+        let json = r#"{"revision": 7, "dry_run": false, "changed": true, "changes": [],
+            "tables": [{"service": "www", "slots_changed": 13107}], "warnings": []}"#;
+        let report: ChangeReport = serde_json::from_str(json).unwrap();
+        let expected = "\
+service www:
+  slots      13,107 of 65,537 change owner (20.00 %)
+done: revision 7
 ";
         assert_eq!(changes(&report), expected);
     }

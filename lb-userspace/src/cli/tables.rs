@@ -137,6 +137,18 @@ pub(super) fn service(service: &ServiceView) -> String {
     facts.add_row(["port", &port(service.port)]);
     facts.add_row(["mode", &service.mode]);
     facts.add_row(["when all down", &service.when_all_down]);
+    // An lbd that is older than these does not tell them.
+    if !service.tracking.is_empty() {
+        let time = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
+        facts.add_row(["tracking", &service.tracking]);
+        facts.add_row(["on down", &service.on_down]);
+        facts.add_row(["drain timeout", &time(service.drain_timeout_ms)]);
+        facts.add_row(["udp settle", &time(service.udp_settle_ms)]);
+        facts.add_row([
+            "slow start",
+            &service.slow_start_ms.map_or("off".into(), time),
+        ]);
+    }
     facts.add_row([
         "health",
         &service.health.as_ref().map_or("not probed".into(), probe),
@@ -152,10 +164,11 @@ pub(super) fn backends(backends: &[BackendView]) -> String {
         "SERVICE", "NAME", "ADDRESS", "WEIGHT", "HEALTH", "SLOTS", "TRAFFIC",
     ]);
     for backend in backends {
-        let traffic = match (backend.active, backend.inactive_reason.is_empty()) {
-            (true, _) => "yes".into(),
-            (false, true) => "no".into(),
-            (false, false) => format!("no: {}", backend.inactive_reason),
+        let traffic = match (backend.active, backend.slow_start_percent) {
+            (true, Some(percent)) => format!("yes: {percent} % (slow start)"),
+            (true, None) => "yes".into(),
+            (false, _) if backend.inactive_reason.is_empty() => "no".into(),
+            (false, _) => format!("no: {}", backend.inactive_reason),
         };
         table.add_row([
             backend.service.clone(),
@@ -304,4 +317,32 @@ fn plain(mut table: Table, numbers: &[usize]) -> String {
         .lines()
         .map(|line| line.trim_end().to_owned() + "\n")
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_lbd_says_nothing_of_flows() {
+        let json = r#"{"name": "www", "address": "192.0.2.1", "protocol": "tcp", "port": 80, "mode": "ipip",
+            "when_all_down": "open", "condition": "up", "backends": [{
+                "service": "www", "name": "web-1", "address": "198.51.100.11", "weight": 100, "health": "unprobed",
+                "health_detail": "", "next_hop": "resolved", "next_hop_detail": "", "slots": 65537, "active": true,
+                "inactive_reason": ""}]}"#;
+        let expected = "\
+name           www
+address        192.0.2.1
+protocol       tcp
+port           80
+mode           ipip
+when all down  open
+health         not probed
+condition      up
+
+SERVICE  NAME   ADDRESS        WEIGHT  HEALTH     SLOTS  TRAFFIC
+www      web-1  198.51.100.11     100  unprobed  65,537  yes
+";
+        assert_eq!(service(&serde_json::from_str(json).unwrap()), expected);
+    }
 }

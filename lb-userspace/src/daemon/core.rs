@@ -150,7 +150,7 @@ impl<P: DataPlane> Core<P> {
     fn refuse_state(&mut self, said: String) {
         let said = format!(
             "{said}; the data plane is left as it is and probes are off until a whole state is given with \
-             `lbctl apply -f FILE`"
+             `lbctl apply -f FILE`, or an earlier one (`lbctl history`) is brought back with `lbctl rollback REVISION`"
         );
         error!(problem = %said, "no usable desired state");
         self.unreadable = Some(said);

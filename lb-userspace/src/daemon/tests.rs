@@ -142,6 +142,40 @@ fn www(core: &Core<FakeDataPlane>) -> ServiceView {
 }
 
 #[test]
+fn views_tell_policy_drain_and_slow_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    let yaml = WWW.replace(
+        "    backends:",
+        "    tracking: all\n    on_down: keep\n    drain_timeout: 10m\n    udp_settle: 2s\n    slow_start: 60s\n    backends:",
+    );
+    let yaml = yaml.replace("10.20.0.2 }", "10.20.0.2, drain: true }");
+    core.change(&Change::Apply(spec(&yaml)), &MAKE).unwrap();
+    all_well(&mut core);
+    for (seconds, percent) in [(0, Some(3)), (15, Some(25)), (59, Some(98)), (60, None)] {
+        core.reconcile(NOW + Duration::from_secs(seconds));
+        let view = www(&core);
+        assert_eq!(
+            (view.tracking.as_str(), view.on_down.as_str()),
+            ("all", "keep")
+        );
+        assert_eq!(
+            (
+                view.drain_timeout_ms,
+                view.udp_settle_ms,
+                view.slow_start_ms
+            ),
+            (600_000, 2_000, Some(60_000))
+        );
+        let backends = view.backends.iter();
+        let told: Vec<_> = backends
+            .map(|backend| (backend.drain, backend.slow_start_percent))
+            .collect();
+        assert_eq!(told, [(false, percent), (true, None)], "after {seconds} s");
+    }
+}
+
+#[test]
 fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());

@@ -8,6 +8,7 @@ use crate::{
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
+    overlay::Availability,
     plan::{
         select::{Condition, Selection, select},
         target::{backend_id, service_key},
@@ -143,6 +144,11 @@ impl<P: DataPlane> Core<P> {
             port: service.port,
             mode: mode_name(service.mode).into(),
             when_all_down: service.when_all_down.as_str().into(),
+            tracking: service.flows.tracking.as_str().into(),
+            on_down: service.flows.on_down.as_str().into(),
+            drain_timeout_ms: service.flows.drain_timeout.as_millis() as u64,
+            udp_settle_ms: service.flows.udp_settle.as_millis() as u64,
+            slow_start_ms: service.flows.slow_start.map(|span| span.as_millis() as u64),
             condition: selection.condition.as_str().into(),
             health: service.health.as_ref().map(health_view),
             backends: backends
@@ -193,6 +199,7 @@ impl<P: DataPlane> Core<P> {
             name: backend.name.to_string(),
             address: backend.address.to_string(),
             weight: backend.weight,
+            drain: backend.drain,
             health: health.into(),
             health_detail: if health == "up" {
                 String::new()
@@ -204,6 +211,7 @@ impl<P: DataPlane> Core<P> {
             next_hop_detail,
             slots: self.slots(service, backend),
             active,
+            slow_start_percent: partial(selection.availability(&backend.name)),
             inactive_reason,
         }
     }
@@ -295,6 +303,15 @@ fn service_stats(
         bytes: counter.bytes,
         backends,
     })
+}
+
+/// An availability between none and full, in percent.
+fn partial(availability: Availability) -> Option<u8> {
+    if availability == Availability::NONE || availability == Availability::FULL {
+        return None;
+    }
+    let percent = availability.parts() * 100 / Availability::FULL.parts();
+    Some(percent.clamp(1, 99) as u8)
 }
 
 fn health_view(check: &HealthCheck) -> HealthView {

@@ -18,6 +18,7 @@ fn backend(service: &str, name: &str, health: &str, slots: u32) -> BackendView {
         name: name.into(),
         address: "10.0.0.1".into(),
         weight: 100,
+        drain: false,
         health: health.into(),
         health_detail: String::new(),
         probe_us: None,
@@ -25,6 +26,7 @@ fn backend(service: &str, name: &str, health: &str, slots: u32) -> BackendView {
         next_hop_detail: String::new(),
         slots,
         active: slots > 0,
+        slow_start_percent: None,
         inactive_reason: String::new(),
     }
 }
@@ -37,6 +39,11 @@ fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         port: 80,
         mode: "ipip".into(),
         when_all_down: "open".into(),
+        tracking: "moved".into(),
+        on_down: "reset".into(),
+        drain_timeout_ms: 300_000,
+        udp_settle_ms: 60_000,
+        slow_start_ms: None,
         condition: "up".into(),
         health: None,
         backends,

@@ -28,7 +28,7 @@ pub(super) fn fate(old: &View<'_>, new: &View<'_>, moved: &[u32], now: bool) -> 
         let slots = match heir {
             _ if untracked => &mut fate.lost,
             None if now => &mut fate.lost,
-            Some(heir) if !heir.drain => &mut fate.kept,
+            Some(heir) if !heir.drain && heir.weight > 0 => &mut fate.kept,
             Some(_) | None => &mut fate.expiring,
         };
         *slots += moved;

@@ -173,16 +173,25 @@ fn weights_and_new_backends_lose_no_flow() {
         let new = backend(11, 100);
         service.backends.insert(new.name.clone(), new);
     });
-    let idle = with(&before, |service| {
-        service.backends.get_mut(&name("b01")).unwrap().weight = 0;
-    });
-    for after in [heavier, larger, idle] {
+    for after in [heavier, larger] {
         let change = table(&before, &after, false);
         assert!(change.necessary >= SLOTS / 13 && change.necessary <= SLOTS / 9);
         assert!(change.collateral < change.necessary / 5);
         assert_eq!((change.lost_slots, change.expiring_slots), (0, 0));
         assert_eq!(change.seconds, 300);
     }
+}
+
+#[test]
+fn weight_0_is_a_drain() {
+    let before = service(&[100; 10]);
+    let idle = with(&before, |service| {
+        service.backends.get_mut(&name("b01")).unwrap().weight = 0;
+    });
+    let change = table(&before, &idle, false);
+    assert!(change.expiring_slots.abs_diff(SLOTS / 10) <= 1);
+    assert!(change.collateral < change.necessary / 5);
+    assert_eq!((change.lost_slots, change.seconds), (0, 300));
 }
 
 #[test]
