@@ -186,6 +186,10 @@ impl<P: DataPlane> Core<P> {
         let before = self.targets();
         let old = std::mem::replace(&mut self.state, state);
         self.revision = revision;
+        if lost {
+            // Which backends are removed is known only now: their time begins.
+            self.facts.departures.clear();
+        }
         self.begin_leaving(&old, options.now);
         self.forget_removed(&before);
         if self.unreadable.take().is_some()

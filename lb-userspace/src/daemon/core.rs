@@ -25,7 +25,7 @@ use crate::{
         select::select,
         target::{backend_id, service_key, target},
     },
-    spec::{Limits, State, StateSpec},
+    spec::{Limits, State, StateSpec, Tracking},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -159,7 +159,8 @@ impl<P: DataPlane> Core<P> {
         self.revision = generations.max().unwrap_or(0).into();
     }
 
-    /// Backends that have slots in the data plane start as up: they were when the last daemon stored them.
+    /// Backends that have slots in the data plane start as up: they were when the last daemon stored them. Those that only
+    /// old flows go to may be down.
     pub(super) fn seed_health(&mut self) -> Result<()> {
         for service in self.state.services.values() {
             let Some(index) = self.mirror.service_index(&service_key(service)) else {
@@ -169,7 +170,7 @@ impl<P: DataPlane> Core<P> {
                 .plane
                 .read_slots(index)?
                 .iter()
-                .flat_map(|slot| [slot.new_owner(), slot.old_owner()])
+                .map(|slot| slot.new_owner())
                 .collect();
             for backend in service.backends.values() {
                 let owner = self.mirror.backend_index(backend_id(service, backend));
@@ -412,13 +413,17 @@ impl<P: DataPlane> Core<P> {
             return Ok(plan.steps);
         }
         let now = self.facts.now;
-        let leaving = self.facts.departures.values_mut().filter(|departure| {
-            departure.reason == departure::Reason::Removed && departure.until > now
-        });
+        let mut leaving: Vec<_> = self.facts.departures.values_mut().collect();
+        leaving.retain(|departure| departure.reason == departure::Reason::Removed);
+        leaving.sort_by_key(|departure| departure.until);
+        // What is given up already makes room, too.
+        leaving.truncate(plan.left_out.len());
         let mut given_up = 0;
         for departure in leaving {
-            departure.until = now;
-            given_up += 1;
+            if departure.until > now {
+                departure.until = now;
+                given_up += 1;
+            }
         }
         if given_up > 0 {
             warn!(
@@ -460,7 +465,9 @@ impl<P: DataPlane> Core<P> {
     /// Counts the flow table, and what departing backends still get, if it is time to.
     pub fn count_flows(&mut self, now: Duration) {
         self.measure_rates(now);
+        let mut services = self.state.services.values();
         let any = self.mirror.is_waiting()
+            || services.any(|service| service.flows.tracking == Tracking::All)
             || self.census.as_ref().is_none_or(|census| census.entries > 0);
         if now < self.census_due || !any || self.unreadable.is_some() {
             return;

@@ -15,7 +15,13 @@ use crate::{
     neighbour::{NextHopUpdate, ResolvedHop},
     spec::{Limits, Name, StateSpec},
 };
-use lb_common::{address::Address, limits::SLOTS, service::ServiceKey};
+use lb_common::{
+    address::Address,
+    backend::BackendEntry,
+    flow_table::{FlowKey, PacketKind},
+    limits::SLOTS,
+    service::ServiceKey,
+};
 use std::{net::IpAddr, path::Path, time::Duration};
 
 const LIMITS: Limits = Limits {
@@ -448,4 +454,176 @@ fn reports_on_backends_that_are_gone_are_ignored() {
     core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert!(!core.on_health(report(target("www", "b9"), HealthState::Up), NOW));
     assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up), NOW));
+}
+
+/// Time passes: second by second, as the loop has it.
+fn pass(core: &mut Core<FakeDataPlane>, from: Duration, seconds: u32) -> Duration {
+    for second in 1..=seconds {
+        let now = from + second * Duration::from_secs(1);
+        core.count_flows(now);
+        core.reconcile(now);
+    }
+    from + seconds * Duration::from_secs(1)
+}
+
+fn is_lost(core: &mut Core<FakeDataPlane>, backend: [u8; 4]) -> bool {
+    let address = Address::from(IpAddr::from(backend));
+    let installed = core.plane.installed().unwrap();
+    let entry = installed.backends.values().find(|b| b.address == address);
+    entry.is_none_or(|entry| entry.flags & BackendEntry::LOST != 0)
+}
+
+fn remove(backend: &str) -> Change {
+    Change::RemoveBackend {
+        service: "www".into(),
+        backend: backend.into(),
+    }
+}
+
+#[test]
+fn a_backend_that_was_down_before_a_restart_gets_no_new_flows_by_it() {
+    let keep = WWW.replace("port: 80", "port: 80\n    on_down: keep\n    health: {}");
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(&keep)), &MAKE).unwrap();
+    all_well(&mut core);
+    // As if packets had come: slots are not free to move.
+    core.mirror.unused.clear();
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
+    core.reconcile(NOW);
+    assert_eq!(slots_of(&core, [10, 20, 0, 2]), 0);
+    let plane = core.plane.clone();
+    drop(core);
+
+    let mut core = start(directory.path(), plane);
+    let initial = |backend| core.targets()[&target("www", backend)].initial;
+    assert_eq!(
+        (initial("b1"), initial("b2")),
+        (HealthState::Up, HealthState::Unknown)
+    );
+    all_reachable(&mut core);
+    core.reconcile(NOW);
+    assert_eq!(slots_of(&core, [10, 20, 0, 2]), 0);
+    assert!(!is_lost(&mut core, [10, 20, 0, 2]), "its flows stay");
+}
+
+#[test]
+fn a_restart_shortens_no_drain_and_takes_up_no_flows_that_were_given_up() {
+    let long = WWW.replace("port: 80", "port: 80\n    drain_timeout: 1h");
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(&long)), &MAKE).unwrap();
+    all_well(&mut core);
+    core.mirror.unused.clear();
+    core.change(&remove("b2"), &MAKE).unwrap();
+    core.reconcile(NOW);
+    let plane = core.plane.clone();
+    drop(core);
+    let mut core = start(directory.path(), plane);
+    all_well(&mut core);
+    core.reconcile(NOW + Duration::from_secs(3_590));
+    assert!(!is_lost(&mut core, [10, 20, 0, 2]));
+    core.reconcile(NOW + Duration::from_secs(3_601));
+    core.reconcile(NOW + Duration::from_secs(3_602));
+    assert!(is_lost(&mut core, [10, 20, 0, 2]));
+
+    let drain = Change::Drain {
+        service: None,
+        backend: "b1".into(),
+        drain: true,
+    };
+    core.advance(NOW);
+    core.change(&drain, &MAKE).unwrap();
+    core.reconcile(NOW);
+    core.reconcile(NOW + Duration::from_secs(3_601));
+    assert!(is_lost(&mut core, [10, 20, 0, 1]));
+    let plane = core.plane.clone();
+    drop(core);
+    let mut core = start(directory.path(), plane);
+    all_well(&mut core);
+    assert!(is_lost(&mut core, [10, 20, 0, 1]), "it was safe to stop");
+}
+
+#[test]
+fn a_lost_state_does_not_use_up_the_time_of_those_that_the_new_one_leaves_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    let plane = core.plane.clone();
+    let other = tempfile::tempdir().unwrap();
+    let mut core = start(other.path(), plane);
+    let later = NOW + Duration::from_secs(1_000);
+    core.advance(later);
+    let one = WWW.replace("      - { name: b2, address: 10.20.0.2 }\n", "");
+    core.change(&Change::Apply(spec(&one)), &MAKE).unwrap();
+    all_reachable(&mut core);
+    core.reconcile(later);
+    assert!(!is_lost(&mut core, [10, 20, 0, 2]));
+    core.reconcile(later + Duration::from_secs(301));
+    core.reconcile(later + Duration::from_secs(302));
+    assert!(is_lost(&mut core, [10, 20, 0, 2]));
+}
+
+#[test]
+fn the_flows_of_a_service_that_tracks_all_are_counted_though_no_slot_waits() {
+    let all = WWW.replace("port: 80", "port: 80\n    tracking: all");
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(&all)), &MAKE).unwrap();
+    all_well(&mut core);
+    let now = pass(&mut core, NOW, 10);
+    let key = ServiceKey::new(IpAddr::from([10, 0, 0, 1]).into(), 6, 80);
+    let flow = FlowKey {
+        source: IpAddr::from([198, 51, 100, 1]).into(),
+        destination: key.address,
+        source_port: 1,
+        destination_port: 80,
+        protocol: 6,
+    };
+    let second = now.as_secs() as u32;
+    core.plane
+        .packet(&key, &flow, 7, PacketKind::TcpSyn, second);
+    assert_eq!(core.plane.flows.len(), 1);
+    let now = pass(&mut core, now, 5);
+    assert_eq!(core.census.as_ref().unwrap().entries, 1);
+    pass(&mut core, now, 310);
+    assert_eq!(core.plane.flows.len(), 0, "a dead one is removed");
+}
+
+#[test]
+fn when_indexes_run_out_no_more_flows_are_given_up_than_need_be() {
+    let directory = tempfile::tempdir().unwrap();
+    // Indexes 1 to 4.
+    let mut core = start(directory.path(), FakeDataPlane::new(8, 5));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    core.mirror.unused.clear();
+    let mut now = NOW;
+    for (name, address) in [
+        ("b1", "10.20.0.3"),
+        ("b2", "10.20.0.4"),
+        ("b1", "10.20.0.5"),
+    ] {
+        now += Duration::from_secs(10);
+        core.advance(now);
+        let mut state = core.state_view().unwrap().state;
+        for backend in &mut state.services[0].backends {
+            if backend.name == name {
+                backend.address = address.into();
+            }
+        }
+        core.change(&Change::Apply(state), &MAKE).unwrap();
+        all_reachable(&mut core);
+        core.reconcile(now);
+    }
+    assert!(core.must_retry(), "no index is free");
+    now = pass(&mut core, now, 3);
+    assert!(!core.must_retry());
+    assert!(slots_of(&core, [10, 20, 0, 5]) > 0);
+    assert!(is_lost(&mut core, [10, 20, 0, 1]), "the first to leave");
+    for kept in [2, 3, 4] {
+        assert!(!is_lost(&mut core, [10, 20, 0, kept]), "{kept}");
+    }
+    pass(&mut core, now, 1);
 }

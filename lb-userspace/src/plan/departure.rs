@@ -7,7 +7,7 @@
 use super::{
     Facts,
     mirror::Mirror,
-    select::{Selection, select},
+    select::{Condition, Selection, select},
     target::{backend_id, service_key},
 };
 use crate::{
@@ -16,8 +16,9 @@ use crate::{
         state::HealthState,
     },
     overlay::Availability,
-    spec::{Backend, FlowPolicy, Name, OnDown, Service, State},
+    spec::{AllDown, Backend, FlowPolicy, Name, OnDown, Service, State},
 };
+use lb_common::backend::BackendEntry;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -50,6 +51,8 @@ pub struct Departure {
     pub until: Duration,
     /// The probe that tells whether a removed backend still lives; nothing: not probed, or it stays with its flows.
     pub probe: Option<(TargetId, Target)>,
+    /// Whether such a probe is not believed: see [`is_believed`].
+    pub doubted: bool,
 }
 
 /// Departures by backend id.
@@ -90,9 +93,34 @@ pub fn remove(
                     since: begun,
                     until,
                     probe: probe(service, backend),
+                    doubted: false,
                 },
             );
         }
+    }
+    part_probes(after, departures);
+}
+
+/// Verdicts have the name of a backend, whatever its address: one that is removed is not probed while its name has another
+/// address, or had one later.
+fn part_probes(state: &State, departures: &mut Departures) {
+    let mut latest: BTreeMap<TargetId, (Duration, IpAddr)> = BTreeMap::new();
+    for departure in departures.values() {
+        if let Some((id, target)) = &departure.probe {
+            let one = (departure.since, target.address);
+            let last = latest.entry(id.clone()).or_insert(one);
+            *last = one.max(*last);
+        }
+    }
+    for departure in departures.values_mut() {
+        let is_other = |(id, target): &mut (TargetId, Target)| {
+            let service = state.services.get(&id.service);
+            let configured = service.and_then(|service| service.backends.get(&id.backend));
+            let address = configured.map(|backend| backend.address);
+            let latest = latest.get(id).map(|(_, address)| *address);
+            address.or(latest) != Some(target.address)
+        };
+        departure.probe.take_if(is_other);
     }
 }
 
@@ -123,33 +151,56 @@ pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
         Reason::Removed => mirror.index_of.contains_key(id) && !configured.contains(id),
         Reason::Drained | Reason::Down => configured.contains(id),
     });
+    // Whose it was is not known any more: nobody's flows get less time than they are promised.
+    let patience = state
+        .services
+        .values()
+        .map(|service| service.flows.drain_timeout)
+        .max()
+        .unwrap_or(FlowPolicy::default().drain_timeout);
     for entry in mirror
         .backends
         .values()
         .filter(|entry| !configured.contains(&entry.id))
     {
+        let until = if is_marked(entry.id, mirror) {
+            facts.now
+        } else {
+            facts.now.saturating_add(patience)
+        };
         departures.entry(entry.id).or_insert_with(|| Departure {
             reason: Reason::Removed,
             name: None,
             address: entry.address.into(),
             since: facts.now,
-            until: facts
-                .now
-                .saturating_add(FlowPolicy::default().drain_timeout),
+            until,
             probe: None,
+            doubted: false,
         });
     }
+    part_probes(state, &mut departures);
     for service in state.services.values() {
         let selection = select(service, facts);
+        let of_service = |departure: &&mut Departure| {
+            let probe = departure.probe.as_ref();
+            probe.is_some_and(|(id, _)| id.service == service.name)
+        };
+        for departure in departures.values_mut().filter(of_service) {
+            departure.doubted = !is_believed(service, &selection);
+        }
         for backend in service.backends.values() {
             let id = backend_id(service, backend);
             let Some(reason) = reason(service, backend, &selection, facts) else {
                 departures.remove(&id);
                 continue;
             };
-            let since = departures
-                .get(&id)
-                .map_or(facts.now, |departure| departure.since);
+            let timeout = service.flows.drain_timeout;
+            let since = match departures.get(&id) {
+                Some(departure) => departure.since,
+                // From an earlier daemon: its deadline has passed.
+                None if is_marked(id, mirror) => facts.now.saturating_sub(timeout),
+                None => facts.now,
+            };
             departures.insert(
                 id,
                 Departure {
@@ -157,13 +208,32 @@ pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
                     name: Some((service.name.clone(), backend.name.clone())),
                     address: backend.address,
                     since,
-                    until: since.saturating_add(service.flows.drain_timeout),
+                    until: since.saturating_add(timeout),
                     probe: None,
+                    doubted: false,
                 },
             );
         }
     }
     facts.departures = departures;
+}
+
+/// Whether the data plane has a backend marked as one whose flows are given up.
+fn is_marked(id: u64, mirror: &Mirror) -> bool {
+    let index = mirror.backend_index(id);
+    index
+        .and_then(|index| mirror.backends.get(&index))
+        .is_some_and(|entry| entry.flags & BackendEntry::LOST != 0)
+}
+
+/// Whether a backend that fails its probes is taken to be down. When none is up and traffic goes on all the same, a
+/// departing backend is no worse than the others.
+fn is_believed(service: &Service, selection: &Selection) -> bool {
+    match selection.condition {
+        Condition::AllDownOpen => false,
+        Condition::NoBackends => service.when_all_down == AllDown::Closed,
+        Condition::Up | Condition::AllDownClosed | Condition::Starting => true,
+    }
 }
 
 /// Why a configured backend departs, if it does.
@@ -177,16 +247,18 @@ fn reason(
         return Some(Reason::Drained);
     }
     let idle = selection.availability(&backend.name) == Availability::NONE;
-    (idle && is_lost(service, backend, facts)).then_some(Reason::Down)
+    (idle && is_lost(service, backend, selection, facts)).then_some(Reason::Down)
 }
 
 /// Whether it is known that a backend cannot be reached or does not serve.
-fn is_lost(service: &Service, backend: &Backend, facts: &Facts) -> bool {
+fn is_lost(service: &Service, backend: &Backend, selection: &Selection, facts: &Facts) -> bool {
     let id = TargetId {
         service: service.name.clone(),
         backend: backend.name.clone(),
     };
-    let down = service.health.is_some() && facts.health.get(&id) == Some(&HealthState::Down);
+    let down = service.health.is_some()
+        && facts.health.get(&id) == Some(&HealthState::Down)
+        && is_believed(service, selection);
     down || facts
         .next_hops
         .get(&backend.address)
@@ -202,14 +274,15 @@ pub fn is_gone(service: &Service, backend: &Backend, selection: &Selection, fact
         .departures
         .get(&backend_id(service, backend))
         .is_some_and(|d| d.until <= facts.now);
-    over || service.flows.on_down == OnDown::Reset && is_lost(service, backend, facts)
+    over || service.flows.on_down == OnDown::Reset && is_lost(service, backend, selection, facts)
 }
 
 /// Whether the flows of a backend that is not in the desired state are given up.
 pub fn has_left(id: u64, facts: &Facts) -> bool {
     facts.departures.get(&id).is_none_or(|departure| {
         let down = |(id, _): &(TargetId, Target)| facts.health.get(id) == Some(&HealthState::Down);
-        departure.until <= facts.now || departure.probe.as_ref().is_some_and(down)
+        departure.until <= facts.now
+            || !departure.doubted && departure.probe.as_ref().is_some_and(down)
     })
 }
 
