@@ -85,6 +85,16 @@ impl Overlay {
         }
     }
 
+    /// Whether the stand-ins are computed.
+    pub fn is_ready(&self) -> bool {
+        self.deal.get().is_some()
+    }
+
+    /// Computes the stand-ins, some 10 ms of work, before they are needed.
+    pub fn make_ready(&self) {
+        self.deal();
+    }
+
     /// The base owner of each slot: position in the list of members counted from 1, or [`NOBODY`].
     pub fn base(&self) -> &[u32] {
         &self.base

@@ -40,6 +40,8 @@ const COMMIT: &str = env!("GUIDEWAY_COMMIT");
 
 /// Least time between two counts of the flow table.
 const CENSUS_INTERVAL: Duration = Duration::from_secs(2);
+/// Time that a look ahead may take.
+const READY: Duration = Duration::from_millis(5);
 /// A count may take this share of the time, as a divisor: a large flow table is counted less often.
 const CENSUS_SHARE: u32 = 20;
 
@@ -56,6 +58,8 @@ pub struct Core<P> {
     pub(super) mirror: Mirror,
     /// The last count of the flow table.
     pub(super) census: Option<Census>,
+    /// When the data plane was last brought up to date, CLOCK_MONOTONIC.
+    brought_up: Duration,
     /// When the flow table is counted again at the earliest.
     census_due: Duration,
     /// Flow-table entries that have vanished between two counts: put out by the kernel.
@@ -97,6 +101,7 @@ impl<P: DataPlane> Core<P> {
             probes: BTreeMap::new(),
             mirror,
             census: None,
+            brought_up: Duration::ZERO,
             census_due: Duration::ZERO,
             evicted: 0,
             rates: Rates::default(),
@@ -389,6 +394,7 @@ impl<P: DataPlane> Core<P> {
         }
         let started = Instant::now();
         self.advance(now);
+        self.brought_up = now;
         departure::follow(&self.state, &mut self.facts, &self.mirror);
         let result = self.plan().and_then(|plan| {
             apply(&plan.steps, &mut self.plane, &mut self.mirror)?;
@@ -447,8 +453,27 @@ impl<P: DataPlane> Core<P> {
         self.must_retry()
             || self.mirror.has_unused_tables()
             || self.mirror.is_waiting()
-            || !self.facts.departures.is_empty()
+            || self.is_leaving_due()
             || self.is_rising()
+    }
+
+    /// Computes stand-ins while nothing else is to be done, for a few milliseconds: a host that fails takes part in many
+    /// services perhaps, and then all of them are needed at once.
+    pub fn make_ready(&self) {
+        let started = Instant::now();
+        let overlays = self.mirror.known.values().map(|table| table.overlay());
+        for overlay in overlays.filter(|overlay| !overlay.is_ready()) {
+            if started.elapsed() > READY {
+                return;
+            }
+            overlay.make_ready();
+        }
+    }
+
+    /// Whether flows of a departing backend are to be given up at a moment after the last reconcile.
+    fn is_leaving_due(&self) -> bool {
+        let mut departures = self.facts.departures.values();
+        departures.any(|departure| departure.until > self.brought_up)
     }
 
     /// Whether a backend is in its slow start.
@@ -526,15 +551,13 @@ impl<P: DataPlane> Core<P> {
         }
         for step in steps {
             if let Step::StoreSlots {
-                name, slots, table, ..
+                name, moved, table, ..
             } = step
+                && *moved > 0
             {
-                if slots.is_empty() {
-                    continue;
-                }
-                self.metrics.table_changed(name, slots.len() as u64);
+                self.metrics.table_changed(name, u64::from(*moved));
                 let micros = started.elapsed().as_micros() as u64;
-                info!(service = %name, slots = slots.len(), waiting = table.waiting(), micros, "table changed");
+                info!(service = %name, slots = moved, waiting = table.waiting(), micros, "table changed");
             }
             if let Step::RemoveService { key } = step {
                 let (address, port) = (IpAddr::from(key.address), u16::from_be(key.port));

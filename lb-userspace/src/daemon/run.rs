@@ -147,6 +147,7 @@ impl Daemon {
         };
         if self.settling.is_none() {
             self.core.count_flows(monotonic());
+            self.core.make_ready();
         }
         self.take_attachments(attachments) | self.core.has_more_to_do()
     }

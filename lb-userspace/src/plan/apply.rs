@@ -49,6 +49,7 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             slots,
             table,
             name,
+            ..
         } => {
             if !slots.is_empty() {
                 mirror.known.remove(service);

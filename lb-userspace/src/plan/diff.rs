@@ -46,6 +46,8 @@ pub enum Step {
         service: u32,
         /// Number and word of each slot that differs.
         slots: Vec<(u32, Slot)>,
+        /// How many of them get another owner for new flows; the others only come to rest.
+        moved: u32,
         /// The table with them.
         table: Box<Table>,
         /// Name of the service, for logs and metrics.
@@ -145,17 +147,19 @@ pub fn diff(
         let rules = Rules {
             now: target.now(),
             policy: &service.policy,
-            is_gone: &|owner| mirror.unused.contains(&index) || !pool.alive.contains(&owner),
+            unused: mirror.unused.contains(&index),
+            is_gone: &|owner| !pool.alive.contains(&owner),
         };
-        let Some((slots, next)) = table.next(index, words, &inputs, &rules, census) else {
+        let Some(due) = table.next(index, words, &inputs, &rules, census) else {
             named.extend(table.old_owners().keys().copied());
             continue;
         };
-        named.extend(next.old_owners().keys().copied());
+        named.extend(due.table.old_owners().keys().copied());
         table_steps.push(Step::StoreSlots {
             service: index,
-            slots,
-            table: Box::new(next),
+            slots: due.slots,
+            moved: due.moved,
+            table: Box::new(due.table),
             name: service.name.clone(),
         });
         if existing.is_none() {

@@ -374,6 +374,7 @@ impl World {
             if let Step::StoreSlots {
                 service,
                 slots,
+                moved,
                 table,
                 name,
             } = &step
@@ -383,6 +384,7 @@ impl World {
                 let half = Step::StoreSlots {
                     service,
                     slots: half,
+                    moved: *moved,
                     table,
                     name,
                 };

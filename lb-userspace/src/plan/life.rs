@@ -84,6 +84,8 @@ pub struct Rules<'a> {
     pub now: Duration,
     /// The service's policy.
     pub policy: &'a FlowPolicy,
+    /// Whether the service has not forwarded a packet yet: there is no flow that a move could break.
+    pub unused: bool,
     /// Whether the flows of a backend index are given up.
     pub is_gone: &'a dyn Fn(u32) -> bool,
 }
@@ -101,6 +103,7 @@ pub fn next(
     let over = |span: Duration| rules.now >= since.saturating_add(span);
     let next = match (rules.policy.tracking, life) {
         (Tracking::None, _) => untracked(owner),
+        (tracking, _) if rules.unused => rest(tracking, owner),
         (tracking, Life::Empty) => rest(tracking, owner),
         (tracking, Life::Steady { owner: now }) if now == owner => rest(tracking, owner),
         (Tracking::Moved, Life::Tracked { owner: now })
@@ -167,6 +170,7 @@ mod tests {
         let rules = Rules {
             now,
             policy: &policy,
+            unused: false,
             is_gone: &|index| gone.contains(&index),
         };
         next((life, T), owner, &rules, elsewhere).0
@@ -224,6 +228,7 @@ mod tests {
         let rules = Rules {
             now: LATER,
             policy: &policy,
+            unused: false,
             is_gone: &|_| false,
         };
         assert_eq!(
@@ -237,6 +242,20 @@ mod tests {
     }
 
     #[test]
+    fn without_traffic_a_slot_moves_at_once() {
+        let policy = FlowPolicy::default();
+        let rules = Rules {
+            now: LATER,
+            policy: &policy,
+            unused: true,
+            is_gone: &|_| false,
+        };
+        for life in [Life::Empty, steady(1), moved(2, 1, true), tracked(5)] {
+            assert_eq!(next((life, T), 7, &rules, None).0, steady(7));
+        }
+    }
+
+    #[test]
     fn tracking_all_never_rests_untracked_and_tracking_none_always_does() {
         let mut policy = FlowPolicy {
             tracking: Tracking::All,
@@ -246,6 +265,7 @@ mod tests {
             let rules = Rules {
                 now: OVER,
                 policy,
+                unused: false,
                 is_gone: &|_| false,
             };
             next((life, T), owner, &rules, Some(false)).0

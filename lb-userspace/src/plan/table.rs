@@ -45,6 +45,17 @@ pub struct Table {
     old_owners: BTreeMap<u32, u32>,
 }
 
+/// What is to be stored in a table.
+#[derive(Debug)]
+pub struct Due {
+    /// Number and word of each slot that differs from what it should be.
+    pub slots: Vec<(u32, Slot)>,
+    /// How many of them get another owner for new flows; the others come a step nearer to rest.
+    pub moved: u32,
+    /// The table once they are stored.
+    pub table: Table,
+}
+
 impl Table {
     /// A table of which only the words are known: from an earlier daemon, or empty. What it waits for begins anew.
     pub fn found(words: &[Slot], now: Duration) -> Self {
@@ -69,6 +80,11 @@ impl Table {
     /// What it follows from.
     pub const fn inputs(&self) -> Option<&Inputs> {
         self.inputs.as_ref()
+    }
+
+    /// The preferences of its slots.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
     }
 
     /// Number of slots of each owner for new flows, by backend index; 0 = nobody.
@@ -96,8 +112,7 @@ impl Table {
         self.since.is_empty() && self.inputs.as_ref() == Some(inputs)
     }
 
-    /// The slots that differ from what they should be now, with their words, and the table as it is once they are stored.
-    /// Nothing when it is as it should be. `words` are those in the data plane.
+    /// What is due now; nothing when the table is as it should be. `words` are those in the data plane.
     pub fn next(
         &self,
         service: u32,
@@ -105,13 +120,13 @@ impl Table {
         inputs: &Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
-    ) -> Option<(Vec<(u32, Slot)>, Self)> {
+    ) -> Option<Due> {
         let mut next = Self {
             inputs: Some(inputs.clone()),
             policy: inputs.policy,
             ..self.clone()
         };
-        let mut slots = Vec::new();
+        let (mut slots, mut moved) = (Vec::new(), 0);
         for (number, owner) in next.wanted(self.inputs.as_ref(), &words) {
             let Some(word) = words.get_mut(number as usize) else {
                 continue;
@@ -122,13 +137,18 @@ impl Table {
             );
             if stored != *word {
                 slots.push((number, *word));
+                moved += u32::from(stored.new_owner() != word.new_owner());
             }
         }
         if !slots.is_empty() {
             next.count(&words);
         }
         let changed = !slots.is_empty() || self.inputs != next.inputs || self.since != next.since;
-        changed.then_some((slots, next))
+        changed.then_some(Due {
+            slots,
+            moved,
+            table: next,
+        })
     }
 
     /// The slots that can have to change, with the backend index of the owner that each should have (0 = nobody).
