@@ -116,7 +116,15 @@ impl Table {
         census: Option<&Census>,
     ) -> Option<(Vec<(u32, Slot)>, Self)> {
         let before = self.inputs.as_ref();
-        if before == Some(inputs) && self.since.is_empty() {
+        // Most of the time nothing is due: no copy is made then.
+        let is_due = |(number, since): (&u32, &Duration)| {
+            let slot = self.slot(*number).unwrap_or_default();
+            let owner = owner(&self.live, *number, inputs);
+            let before = (Life::of(slot), *since);
+            let after = after(service, *number, before, owner, rules, census);
+            after != before || rests(after.0, &inputs.policy)
+        };
+        if before == Some(inputs) && !self.since.iter().any(is_due) {
             return None;
         }
         let mut next = Self {
@@ -166,33 +174,55 @@ impl Table {
         rules: &Rules<'_>,
         census: Option<&Census>,
     ) -> Option<Slot> {
-        let place = number as usize;
-        let position = self.live.get(place).copied().unwrap_or_default();
-        let owner = (position as usize)
-            .checked_sub(1)
-            .and_then(|at| inputs.owners.get(at))
-            .copied()
-            .unwrap_or(0);
-        let word = self.slots.get_mut(place)?;
-        let before = Life::of(*word);
+        let owner = owner(&self.live, number, inputs);
+        let word = self.slots.get_mut(number as usize)?;
         let since = self.since.get(&number).copied().unwrap_or(rules.now);
-        let elsewhere = match before {
-            Life::Tracked { owner } => {
-                census.and_then(|census| census.elsewhere(service, number, owner, since))
-            }
-            Life::Empty | Life::Steady { .. } | Life::Moved { .. } => None,
-        };
-        let (after, since) = life::next((before, since), owner, rules, elsewhere);
-        match after {
-            Life::Empty | Life::Steady { .. } => self.since.remove(&number),
-            // Under `tracking: all` a tracked slot waits for nothing.
-            Life::Tracked { .. } if inputs.policy.tracking == Tracking::All => {
-                self.since.remove(&number)
-            }
-            Life::Tracked { .. } | Life::Moved { .. } => self.since.insert(number, since),
-        };
+        let before = (Life::of(*word), since);
+        let (after, since) = after(service, number, before, owner, rules, census);
+        if rests(after, &inputs.policy) {
+            self.since.remove(&number);
+        } else {
+            self.since.insert(number, since);
+        }
         let slot = after.slot();
         (std::mem::replace(word, slot) != slot).then_some(slot)
+    }
+}
+
+/// The backend index that should own a slot; 0 = nobody.
+fn owner(live: &[u32], number: u32, inputs: &Inputs) -> u32 {
+    let position = live.get(number as usize).copied().unwrap_or_default();
+    (position as usize)
+        .checked_sub(1)
+        .and_then(|at| inputs.owners.get(at))
+        .copied()
+        .unwrap_or(0)
+}
+
+/// What becomes of a slot that is in a state since a moment.
+fn after(
+    service: u32,
+    number: u32,
+    (life, since): (Life, Duration),
+    owner: u32,
+    rules: &Rules<'_>,
+    census: Option<&Census>,
+) -> (Life, Duration) {
+    let elsewhere = match life {
+        Life::Tracked { owner } => {
+            census.and_then(|census| census.elsewhere(service, number, owner, since))
+        }
+        Life::Empty | Life::Steady { .. } | Life::Moved { .. } => None,
+    };
+    life::next((life, since), owner, rules, elsewhere)
+}
+
+/// Whether a slot waits for nothing. Under `tracking: all` a tracked one does not.
+fn rests(life: Life, policy: &FlowPolicy) -> bool {
+    match life {
+        Life::Empty | Life::Steady { .. } => true,
+        Life::Tracked { .. } => policy.tracking == Tracking::All,
+        Life::Moved { .. } => false,
     }
 }
 
