@@ -78,12 +78,17 @@ pub fn take(plane: &mut dyn DataPlane, mirror: &Mirror, now: Duration) -> Result
             Some((service.index, clock::seconds(table.policy().drain_timeout)))
         })
         .collect();
+    let used: BTreeSet<u32> = mirror
+        .services
+        .values()
+        .map(|service| service.index)
+        .collect();
     let second = clock::seconds(now);
     plane.scan_flows(&mut |key: &FlowKey, entry: &FlowEntry| {
         census.entries += 1;
         let idle = entry.idle(second);
         let Some(timeout) = timeouts.get(&entry.service) else {
-            if idle >= UNDISTURBED && !mirror.services.values().any(|s| s.index == entry.service) {
+            if idle >= UNDISTURBED && !used.contains(&entry.service) {
                 dead.push(*key);
             }
             return;
