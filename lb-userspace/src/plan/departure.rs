@@ -51,7 +51,7 @@ pub struct Departure {
     pub until: Duration,
     /// The probe that tells whether a removed backend still lives; nothing: not probed, or it stays with its flows.
     pub probe: Option<(TargetId, Target)>,
-    /// Whether such a probe is not believed: see [`is_believed`].
+    /// Whether such a probe is not believed: see `is_believed`.
     pub doubted: bool,
 }
 
