@@ -12,6 +12,10 @@ use network_types::{eth::EtherType, ip::IpProto};
 pub const ETHERTYPE_IPV4: u16 = EtherType::Ipv4 as u16;
 /// EtherType of IPv6, as it lies in the frame.
 pub const ETHERTYPE_IPV6: u16 = EtherType::Ipv6 as u16;
+/// EtherType of a customer's VLAN tag (IEEE 802.1Q), as it lies in the frame.
+pub const ETHERTYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
+/// EtherType of a service provider's VLAN tag (IEEE 802.1ad), as it lies in the frame.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
 
 /// IP protocol number of IPv4 in IP (RFC 2003).
 pub const PROTOCOL_IPV4: u8 = IpProto::Ipv4 as u8;
@@ -35,7 +39,7 @@ pub const OUTER_TTL: u8 = 64;
 /// A MAC address as three 16-bit words, as they lie in the frame.
 pub type Mac = [u16; 3];
 
-/// Ethernet header, untagged.
+/// Ethernet header, untagged; of a tagged frame the part before the first tag's control field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EthernetHeader {
@@ -45,6 +49,103 @@ pub struct EthernetHeader {
     pub source: Mac,
     /// One of `ETHERTYPE_*`, or another.
     pub ethertype: u16,
+}
+
+/// A VLAN tag without its EtherType, which stands where an untagged frame has that of its payload, and with the
+/// EtherType that follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanTag {
+    /// Priority, drop eligibility and VLAN identifier.
+    pub control: u16,
+    /// What comes next: as in [`EthernetHeader::ethertype`].
+    pub ethertype: u16,
+}
+
+/// Ethernet header with one VLAN tag.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaggedHeader {
+    /// Addresses and the tag's EtherType.
+    pub ethernet: EthernetHeader,
+    /// The tag.
+    pub tag: VlanTag,
+}
+
+/// Ethernet header with two VLAN tags.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoubleTaggedHeader {
+    /// Addresses and the outer tag's EtherType.
+    pub ethernet: EthernetHeader,
+    /// The outer tag.
+    pub outer: VlanTag,
+    /// The inner tag.
+    pub inner: VlanTag,
+}
+
+/// The header of a frame up to the IP packet, with or without VLAN tags.
+pub trait LinkHeader: Copy {
+    /// The same header before another payload: other addresses, the same tags.
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self;
+
+    /// The destination MAC.
+    fn destination(&self) -> Mac;
+}
+
+impl LinkHeader for EthernetHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        Self {
+            destination,
+            source,
+            ethertype,
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.destination
+    }
+}
+
+impl LinkHeader for TaggedHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        let first = self.ethernet.ethertype;
+        Self {
+            ethernet: self.ethernet.readdressed(destination, source, first),
+            tag: VlanTag {
+                ethertype,
+                ..self.tag
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.ethernet.destination
+    }
+}
+
+impl LinkHeader for DoubleTaggedHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        let first = self.ethernet.ethertype;
+        Self {
+            ethernet: self.ethernet.readdressed(destination, source, first),
+            outer: self.outer,
+            inner: VlanTag {
+                ethertype,
+                ..self.inner
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.ethernet.destination
+    }
 }
 
 /// IPv4 header without options (RFC 791, section 3.1).
@@ -102,6 +203,9 @@ pub struct Ports {
 }
 
 const _: () = assert!(size_of::<EthernetHeader>() == 14);
+const _: () = assert!(size_of::<VlanTag>() == 4);
+const _: () = assert!(size_of::<TaggedHeader>() == 18);
+const _: () = assert!(size_of::<DoubleTaggedHeader>() == 22);
 const _: () = assert!(size_of::<Ipv4Header>() == 20);
 const _: () = assert!(size_of::<Ipv6Header>() == 40);
 const _: () = assert!(size_of::<Ports>() == 4);
@@ -222,6 +326,8 @@ mod tests {
     fn numbers_are_those_of_the_registries() {
         assert_eq!(ETHERTYPE_IPV4.to_ne_bytes(), [0x08, 0x00]);
         assert_eq!(ETHERTYPE_IPV6.to_ne_bytes(), [0x86, 0xdd]);
+        assert_eq!(ETHERTYPE_VLAN.to_ne_bytes(), [0x81, 0x00]);
+        assert_eq!(ETHERTYPE_SERVICE_VLAN.to_ne_bytes(), [0x88, 0xa8]);
         let protocols = [PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_IPV6];
         assert_eq!(protocols, [4, 6, 17, 41]);
     }
@@ -270,6 +376,55 @@ mod tests {
         );
         assert_eq!((header.fragment, header.id), (DONT_FRAGMENT.to_be(), 0));
         assert_eq!(Ipv4Header::encapsulating(&INNER, 1, 2).fragment, 0);
+    }
+
+    #[test]
+    fn a_readdressed_header_keeps_its_tags() {
+        let ethernet = EthernetHeader {
+            destination: [1; 3],
+            source: [2; 3],
+            ethertype: ETHERTYPE_VLAN,
+        };
+        let (outer, inner) = (
+            VlanTag {
+                control: 7,
+                ethertype: ETHERTYPE_VLAN,
+            },
+            VlanTag {
+                control: 8,
+                ethertype: ETHERTYPE_IPV6,
+            },
+        );
+        let (to, from) = ([3; 3], [1; 3]);
+        let readdressed = EthernetHeader {
+            destination: to,
+            source: from,
+            ..ethernet
+        };
+        let double = DoubleTaggedHeader {
+            ethernet,
+            outer,
+            inner,
+        };
+        let expected = DoubleTaggedHeader {
+            ethernet: readdressed,
+            outer,
+            inner: VlanTag {
+                ethertype: ETHERTYPE_IPV4,
+                ..inner
+            },
+        };
+        assert_eq!(double.readdressed(to, from, ETHERTYPE_IPV4), expected);
+        let single = TaggedHeader {
+            ethernet,
+            tag: inner,
+        };
+        let expected = TaggedHeader {
+            ethernet: readdressed,
+            tag: expected.inner,
+        };
+        assert_eq!(single.readdressed(to, from, ETHERTYPE_IPV4), expected);
+        assert_eq!(single.destination(), double.destination());
     }
 
     #[test]

@@ -52,7 +52,7 @@ macro_rules! verdicts {
 verdicts! {
     /// Sent to a backend.
     Forwarded = 0, Forward, "forwarded";
-    /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged, LLDP, ...).
+    /// Neither IPv4 nor IPv6 (ARP, LLDP, more than two VLAN tags, ...).
     PassNotIp = 1, Pass, "pass_not_ip";
     /// Neither TCP nor UDP (ICMP, IPv6 extension headers, ...).
     PassNotTcpUdp = 2, Pass, "pass_not_tcp_udp";

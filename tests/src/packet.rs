@@ -13,8 +13,13 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
 /// MAC of the balancer's interface.
 pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x02];
 
-/// Length of an Ethernet header.
+/// Length of an Ethernet header without VLAN tags.
 pub const ETHERNET: usize = 14;
+
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad tag.
+pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// Flags of a TCP header (RFC 9293, section 3.1).
 pub mod flag {
@@ -61,6 +66,8 @@ pub struct Packet {
     pub to: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
+    /// VLAN tags, outermost first: EtherType, and the 16 bits of priority and VLAN.
+    pub tags: Vec<(u16, u16)>,
     /// DSCP and ECN.
     pub traffic_class: u8,
     /// IPv4 only.
@@ -93,6 +100,7 @@ impl Packet {
             from: parse(from),
             to: parse(to),
             protocol,
+            tags: Vec::new(),
             traffic_class: 0,
             dont_fragment: true,
             more_fragments: false,
@@ -108,7 +116,7 @@ impl Packet {
     /// The bytes of the frame.
     pub fn frame(&self) -> Vec<u8> {
         let l4 = self.l4();
-        let mut frame = ethernet(ROUTER_MAC, BALANCER_MAC, self.from.is_ipv4());
+        let mut frame = self.link(ROUTER_MAC, BALANCER_MAC, self.from.is_ipv4());
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let mut header = self.ipv4(from.octets(), to.octets(), l4.len());
@@ -125,6 +133,30 @@ impl Packet {
         // Not zeros: padding that a program took for data would show.
         frame.resize(frame.len() + self.padding, 0xee);
         frame
+    }
+
+    /// Bytes before the IP packet.
+    pub fn l3_offset(&self) -> usize {
+        ETHERNET + 4 * self.tags.len()
+    }
+
+    /// What `frame` should look like when it is sent on at layer 2, to this MAC.
+    pub fn readdressed(&self, next_hop: [u8; 6]) -> Vec<u8> {
+        let mut frame = self.frame();
+        frame[..12].copy_from_slice(&ethernet(BALANCER_MAC, next_hop, true)[..12]);
+        frame
+    }
+
+    /// The Ethernet header with the packet's tags, for a packet of either family.
+    fn link(&self, source: [u8; 6], destination: [u8; 6], is_v4: bool) -> Vec<u8> {
+        let mut header = ethernet(source, destination, is_v4);
+        let ether_type = header.split_off(12);
+        for (tag, control) in &self.tags {
+            header.extend_from_slice(&tag.to_be_bytes());
+            header.extend_from_slice(&control.to_be_bytes());
+        }
+        header.extend_from_slice(&ether_type);
+        header
     }
 
     fn ipv4(&self, source: [u8; 4], destination: [u8; 4], payload: usize) -> Ipv4Header {
@@ -217,7 +249,7 @@ pub fn encapsulated(
     next_hop: [u8; 6],
     flow_label: u32,
 ) -> Vec<u8> {
-    let inner = packet.frame().split_off(ETHERNET);
+    let inner = packet.frame().split_off(packet.l3_offset());
     let length = (inner.len() - packet.padding) as u16;
     let is_v4 = packet.from.is_ipv4();
     let protocol = if is_v4 {
@@ -252,7 +284,7 @@ pub fn encapsulated(
         }
         (source, destination) => panic!("{source} and {destination} are of two families"),
     };
-    let mut frame = ethernet(BALANCER_MAC, next_hop, source.is_ipv4());
+    let mut frame = packet.link(BALANCER_MAC, next_hop, source.is_ipv4());
     outer.write(&mut frame).expect("a Vec takes every write");
     frame.extend_from_slice(&inner);
     frame

@@ -1,22 +1,19 @@
 //! The IPv6 header (RFC 8200). Extension headers, fragments among them, are not followed: such packets pass.
 
-use super::{Fragment, Ip};
+use super::{Fragment, Ip, Tags};
 use lb_common::{
-    header::{EthernetHeader, Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
+    header::{Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
 
-/// Parses the header after Ethernet's.
+/// Parses the header after Ethernet's and these tags.
 #[inline(always)]
-pub fn parse(packet: &Packet) -> Result<Ip, Verdict> {
-    let header: Ipv6Header = packet
-        .read(EthernetHeader::LENGTH)
-        .ok_or(Verdict::PassTruncated)?;
+pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
+    let offset = tags.l3_offset();
+    let header: Ipv6Header = packet.read(offset).ok_or(Verdict::PassTruncated)?;
     let length = Ipv6Header::LENGTH + usize::from(u16::from_be(header.payload_length));
-    if header.version() != 6
-        || length > packet.length() - EthernetHeader::LENGTH
-        || length > usize::from(u16::MAX)
+    if header.version() != 6 || length > packet.length() - offset || length > usize::from(u16::MAX)
     {
         return Err(Verdict::PassMalformed);
     }
@@ -28,13 +25,14 @@ pub fn parse(packet: &Packet) -> Result<Ip, Verdict> {
         return Err(Verdict::PassNoService);
     }
     Ok(Ip {
+        tags,
         is_v4: false,
         source: header.source,
         destination: header.destination,
         protocol: header.next_header,
         traffic_class: header.traffic_class(),
         length: length as u16,
-        l4_offset: EthernetHeader::LENGTH + Ipv6Header::LENGTH,
+        l4_offset: offset + Ipv6Header::LENGTH,
         dont_fragment: true,
         id: 0,
         fragment: Fragment::Whole,

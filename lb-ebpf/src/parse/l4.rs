@@ -3,7 +3,7 @@
 use super::Ip;
 use lb_common::{
     flow_table::{PacketKind, TcpFlags},
-    header::{EthernetHeader, PROTOCOL_TCP, Ports},
+    header::{PROTOCOL_TCP, Ports},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -27,7 +27,7 @@ pub fn kind(packet: &Packet, ip: &Ip) -> PacketKind {
 #[inline(always)]
 fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
     let start = ip.l4_offset + offset;
-    if EthernetHeader::LENGTH + usize::from(ip.length) < start + T::LENGTH {
+    if ip.tags.l3_offset() + usize::from(ip.length) < start + T::LENGTH {
         return None;
     }
     packet.read(start)

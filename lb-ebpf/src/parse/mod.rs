@@ -8,6 +8,8 @@ mod ipv4;
 mod ipv6;
 pub mod l4;
 
+pub use eth::Tags;
+
 use lb_common::{address::Address, verdict::Verdict};
 use lb_ebpf::packet::Packet;
 
@@ -24,6 +26,8 @@ pub enum Fragment {
 
 /// A TCP or UDP packet, as its IP header describes it.
 pub struct Ip {
+    /// VLAN tags of the frame.
+    pub tags: Tags,
     /// IPv4 or IPv6; the addresses say the same, at the price of three comparisons.
     pub is_v4: bool,
     /// Source address.
@@ -46,11 +50,11 @@ pub struct Ip {
     pub fragment: Fragment,
 }
 
-/// Parses the Ethernet and the IP header.
+/// Parses the Ethernet header, VLAN tags and the IP header.
 #[inline(always)]
 pub fn ip(packet: &Packet) -> Result<Ip, Verdict> {
-    match eth::family(packet)? {
-        eth::Family::V4 => ipv4::parse(packet),
-        eth::Family::V6 => ipv6::parse(packet),
+    match eth::parse(packet)? {
+        (eth::Family::V4, tags) => ipv4::parse(packet, tags),
+        (eth::Family::V6, tags) => ipv6::parse(packet, tags),
     }
 }
