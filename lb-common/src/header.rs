@@ -25,6 +25,16 @@ pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
 pub const PROTOCOL_UDP: u8 = IpProto::Udp as u8;
 /// IP protocol number of IPv6 in IP (RFC 2473, RFC 4213).
 pub const PROTOCOL_IPV6: u8 = IpProto::Ipv6 as u8;
+/// IPv6 hop-by-hop options, an extension header (RFC 8200, section 4.3).
+pub const PROTOCOL_HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+/// IPv6 routing header (RFC 8200, section 4.4).
+pub const PROTOCOL_ROUTING: u8 = IpProto::Ipv6Route as u8;
+/// IPv6 fragment header (RFC 8200, section 4.5).
+pub const PROTOCOL_FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+/// Authentication header (RFC 4302).
+pub const PROTOCOL_AUTHENTICATION: u8 = IpProto::Ah as u8;
+/// IPv6 destination options (RFC 8200, section 4.6).
+pub const PROTOCOL_DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 
 /// Flag "more fragments" of [`Ipv4Header::fragment`], host order.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
@@ -192,6 +202,61 @@ pub struct Ipv6Header {
     pub destination: Address,
 }
 
+/// The first four bytes of an IPv6 extension header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtensionHeader {
+    /// Protocol of what follows.
+    pub next_header: u8,
+    /// Length, in units that [`ExtensionHeader::bytes`] knows.
+    pub length: u8,
+    /// Of a fragment header, offset and flags; of a routing header, type and segments left.
+    pub word: u16,
+}
+
+impl ExtensionHeader {
+    /// Whether `protocol` is that of an extension header that can be skipped.
+    #[inline(always)]
+    pub const fn is(protocol: u8) -> bool {
+        matches!(
+            protocol,
+            PROTOCOL_HOP_BY_HOP
+                | PROTOCOL_ROUTING
+                | PROTOCOL_FRAGMENT
+                | PROTOCOL_AUTHENTICATION
+                | PROTOCOL_DESTINATION_OPTIONS
+        )
+    }
+
+    /// Bytes of the whole header, if it is one of this protocol.
+    #[inline(always)]
+    pub const fn bytes(&self, protocol: u8) -> usize {
+        match protocol {
+            PROTOCOL_FRAGMENT => 8,
+            PROTOCOL_AUTHENTICATION => (self.length as usize + 2) * 4,
+            _ => (self.length as usize + 1) * 8,
+        }
+    }
+
+    /// Of a routing header: whether its destination is but a stop on the way.
+    #[inline(always)]
+    pub const fn is_routed_on(&self) -> bool {
+        self.word.to_ne_bytes()[1] != 0
+    }
+
+    /// Of a fragment header: whether it is a later fragment than the first.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be(self.word) & 0xfff8 != 0
+    }
+
+    /// Of a fragment header: whether more fragments follow.
+    #[inline(always)]
+    pub const fn has_more_fragments(&self) -> bool {
+        u16::from_be(self.word) & 1 != 0
+    }
+}
+
 /// The first four bytes of TCP and UDP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,6 +273,7 @@ const _: () = assert!(size_of::<TaggedHeader>() == 18);
 const _: () = assert!(size_of::<DoubleTaggedHeader>() == 22);
 const _: () = assert!(size_of::<Ipv4Header>() == 20);
 const _: () = assert!(size_of::<Ipv6Header>() == 40);
+const _: () = assert!(size_of::<ExtensionHeader>() == 4);
 const _: () = assert!(size_of::<Ports>() == 4);
 
 /// What an outer header takes from the packet that it will carry.
@@ -330,6 +396,39 @@ mod tests {
         assert_eq!(ETHERTYPE_SERVICE_VLAN.to_ne_bytes(), [0x88, 0xa8]);
         let protocols = [PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_IPV6];
         assert_eq!(protocols, [4, 6, 17, 41]);
+        let extensions: Vec<u8> = (0..=255).filter(|p| ExtensionHeader::is(*p)).collect();
+        assert_eq!(extensions, [0, 43, 44, 51, 60]);
+    }
+
+    #[test]
+    fn extension_headers_know_their_length_and_meaning() {
+        let header = |length, word: [u8; 2]| ExtensionHeader {
+            next_header: 6,
+            length,
+            word: u16::from_ne_bytes(word),
+        };
+        for (protocol, length, bytes) in [
+            (0, 0, 8),
+            (43, 2, 24),
+            (60, 255, 2_048),
+            (44, 255, 8),
+            (51, 4, 24),
+            (51, 255, 1_028),
+        ] {
+            assert_eq!(header(length, [0, 0]).bytes(protocol), bytes, "{protocol}");
+        }
+        assert!(header(2, [0, 1]).is_routed_on() && !header(2, [4, 0]).is_routed_on());
+        for (word, later, more) in [
+            ([0, 0], false, false),
+            ([0, 1], false, true),
+            ([0, 8], true, false),
+            ([1, 1], true, true),
+            ([0, 6], false, false),
+        ] {
+            let header = header(0, word);
+            let found = (header.is_later_fragment(), header.has_more_fragments());
+            assert_eq!(found, (later, more), "{word:?}");
+        }
     }
 
     #[test]

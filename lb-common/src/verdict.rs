@@ -54,7 +54,7 @@ verdicts! {
     Forwarded = 0, Forward, "forwarded";
     /// Neither IPv4 nor IPv6 (ARP, LLDP, more than two VLAN tags, ...).
     PassNotIp = 1, Pass, "pass_not_ip";
-    /// Neither TCP nor UDP (ICMP, IPv6 extension headers, ...).
+    /// Neither TCP nor UDP (ICMP, ESP, ...).
     PassNotTcpUdp = 2, Pass, "pass_not_tcp_udp";
     /// Cut off before the end of the headers that name its service.
     PassTruncated = 3, Pass, "pass_truncated";
@@ -78,6 +78,8 @@ verdicts! {
     DropNoHeadroom = 12, Drop, "drop_no_headroom";
     /// The service's slot table or the backend's entry is missing or unreadable: a defect, or maps of another version.
     DropBadState = 13, Drop, "drop_bad_state";
+    /// IPv6 with more than six extension headers or 256 bytes of them, or with a routing header that sends it on.
+    PassExtensionHeaders = 14, Pass, "pass_extension_headers";
 }
 
 impl Verdict {

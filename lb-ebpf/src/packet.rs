@@ -7,7 +7,8 @@ use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     flow_table::TcpFlags,
     header::{
-        DoubleTaggedHeader, EthernetHeader, Ipv4Header, Ipv6Header, Ports, TaggedHeader, VlanTag,
+        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, Ipv4Header, Ipv6Header, Ports,
+        TaggedHeader, VlanTag,
     },
 };
 
@@ -33,12 +34,14 @@ unsafe impl Header for Ipv4Header {}
 // SAFETY: as above.
 unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
+unsafe impl Header for ExtensionHeader {}
+// SAFETY: as above.
 unsafe impl Header for Ports {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
-/// all that precedes a header (14 bytes of Ethernet, VLAN tags and IPv4 options in words) is of even length. Without knowing even
+/// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even
 /// that, the compiler would assemble every field from bytes.
 #[repr(C, packed(2))]
 #[derive(Clone, Copy)]

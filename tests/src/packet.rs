@@ -80,6 +80,9 @@ pub struct Packet {
     pub id: u16,
     /// IPv4 only: options, a multiple of 4 bytes, at most 40.
     pub options: Vec<u8>,
+    /// IPv6 only: extension headers, each with its protocol number and its bytes, of which the first will be replaced
+    /// by the number of what follows.
+    pub extensions: Vec<(u8, Vec<u8>)>,
     /// TCP only: flags, as in [`flag`].
     pub flags: u8,
     /// What follows the TCP or UDP header.
@@ -107,6 +110,7 @@ impl Packet {
             fragment_offset: 0,
             id: 0x1d1d,
             options: Vec::new(),
+            extensions: Vec::new(),
             flags: flag::ACK,
             payload: (0..payload).map(|i| i as u8).collect(),
             padding: 0,
@@ -124,8 +128,13 @@ impl Packet {
                 frame.extend_from_slice(&header.to_bytes());
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
-                frame
-                    .extend_from_slice(&self.ipv6(from.octets(), to.octets(), l4.len()).to_bytes());
+                let extensions = self.extension_headers();
+                let mut header = self.ipv6(from.octets(), to.octets(), extensions.len() + l4.len());
+                if let Some((first, _)) = self.extensions.first() {
+                    header.next_header = IpNumber(*first);
+                }
+                frame.extend_from_slice(&header.to_bytes());
+                frame.extend_from_slice(&extensions);
             }
             (from, to) => panic!("{from} and {to} are of two families"),
         }
@@ -187,6 +196,18 @@ impl Packet {
             source,
             destination,
         }
+    }
+
+    /// The extension headers, each naming what follows it.
+    fn extension_headers(&self) -> Vec<u8> {
+        let followers = self.extensions.iter().skip(1).map(|(number, _)| *number);
+        let followers = followers.chain([self.protocol.number().0]);
+        let mut all = Vec::new();
+        for ((_, bytes), follower) in self.extensions.iter().zip(followers) {
+            all.push(follower);
+            all.extend_from_slice(&bytes[1..]);
+        }
+        all
     }
 
     /// The L4 header and the payload. Its checksum is left at 0: no balancer looks at it.

@@ -158,9 +158,11 @@ fn what_is_not_ip_tcp_or_udp() -> Result<()> {
         let what = format!("protocol {protocol}");
         let v4 = with_ip_byte(tcp.clone(), 9, protocol);
         assert_passed(&balancer, &what, &v4, Verdict::PassNotTcpUdp)?;
-        // Extension headers (0, 43, 44, 60, ...) among them.
-        let v6 = with_ip_byte(v6(Protocol::Tcp).frame(), 6, protocol);
-        assert_passed(&balancer, &what, &v6, Verdict::PassNotTcpUdp)?;
+        // Extension headers have a file of their own.
+        if ![0, 43, 44, 51, 60].contains(&protocol) {
+            let v6 = with_ip_byte(v6(Protocol::Tcp).frame(), 6, protocol);
+            assert_passed(&balancer, &what, &v6, Verdict::PassNotTcpUdp)?;
+        }
     }
     Ok(())
 }

@@ -1,15 +1,14 @@
 //! VLAN-tagged packets: those of services keep their tags, all others pass as they came.
 
 use anyhow::Result;
-use lb_common::{
-    backend::{BackendEntry, Mode},
-    verdict::{Action, Verdict},
-};
+use lb_common::{backend::Mode, verdict::Verdict};
 use lb_tests::{
-    counters::Counters,
-    fixture::{BACKEND, NEXT_HOP, SERVICE, backend, balancer, flow_hash, ip, tunnel, v4, v6},
+    fixture::{
+        NEXT_HOP, assert_forwarded, assert_forwarded_in_all_modes, assert_refused, backend,
+        balancer, flow_hash, ip, tunnel, v4, v6,
+    },
     packet::{ETHERNET, Packet, Protocol, SERVICE_VLAN, VLAN, encapsulated},
-    prog_run::{Balancer, XdpAction},
+    prog_run::XdpAction,
     require,
 };
 
@@ -38,52 +37,13 @@ fn tagged() -> impl Iterator<Item = Packet> {
     })
 }
 
-fn assert_forwarded(packet: &Packet, entry: &BackendEntry, expected: &[u8]) -> Result<()> {
-    let frame = packet.frame();
-    let (outcome, counters) = balancer(packet, entry)?.run_counted(&frame)?;
-    assert_eq!(outcome.action, XdpAction::Tx, "{packet:?}");
-    assert_eq!(outcome.frame, expected, "{packet:?}");
-    let expected = Counters::of_forwarded(SERVICE, BACKEND, frame.len());
-    assert_eq!(counters, expected, "{packet:?}");
-    Ok(())
-}
-
-fn assert_not_forwarded(balancer: &Balancer, frame: &[u8], verdict: Verdict) -> Result<()> {
-    let (outcome, counters) = balancer.run_counted(frame)?;
-    let action = match verdict.action() {
-        Action::Pass => XdpAction::Pass,
-        Action::Drop => XdpAction::Drop,
-        Action::Forward => XdpAction::Tx,
-    };
-    assert_eq!(outcome.action, action, "{verdict:?}");
-    assert_eq!(outcome.frame, frame, "{verdict:?}: altered");
-    assert_eq!(counters, Counters::of_verdict(verdict));
-    Ok(())
-}
-
 #[test]
-fn ipip_keeps_the_tags_in_all_pairs_of_families() -> Result<()> {
+fn tags_are_kept_in_all_modes_and_pairs_of_families() -> Result<()> {
     if !require::bpf() {
         return Ok(());
     }
     for packet in tagged() {
-        for (source, address) in [("10.0.0.2", "10.0.1.7"), ("fd00::2", "fd00:1::7")] {
-            let label = (flow_hash(&packet) >> 44) as u32;
-            let expected = encapsulated(&packet, ip(source), ip(address), NEXT_HOP, label);
-            assert_forwarded(&packet, &backend(Mode::Ipip, source, address), &expected)?;
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn l2_keeps_the_tags() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    for packet in tagged() {
-        let entry = backend(Mode::L2, "0.0.0.0", "10.0.1.7");
-        assert_forwarded(&packet, &entry, &packet.readdressed(NEXT_HOP))?;
+        assert_forwarded_in_all_modes(&packet, &packet, flow_hash(&packet));
     }
     Ok(())
 }
@@ -94,6 +54,7 @@ fn options_and_padding() -> Result<()> {
     if !require::bpf() {
         return Ok(());
     }
+    let balancer = balancer(&v4(Protocol::Udp), &tunnel())?;
     for tags in all_tags() {
         for (words, padding) in [(1, 0), (10, 6)] {
             let packet = Packet {
@@ -104,7 +65,7 @@ fn options_and_padding() -> Result<()> {
                 ..v4(Protocol::Udp)
             };
             let expected = encapsulated(&packet, ip("10.0.0.2"), ip("10.0.1.7"), NEXT_HOP, 0);
-            assert_forwarded(&packet, &tunnel(), &expected)?;
+            assert_forwarded(&balancer, &packet, &expected);
         }
     }
     Ok(())
@@ -130,7 +91,7 @@ fn tags_do_not_count_for_the_mtu() -> Result<()> {
                 payload: vec![0; fits + 1],
                 ..packet
             };
-            assert_not_forwarded(&balancer, &packet.frame(), Verdict::DropTooBig)?;
+            assert_refused(&balancer, "tagged", &packet.frame(), Verdict::DropTooBig);
         }
     }
     Ok(())
@@ -147,7 +108,7 @@ fn three_tags_are_not_ip() -> Result<()> {
             tags: vec![(SERVICE_VLAN, 1), (VLAN, 2), (third, 3)],
             ..v4(Protocol::Tcp)
         };
-        assert_not_forwarded(&balancer, &packet.frame(), Verdict::PassNotIp)?;
+        assert_refused(&balancer, "tagged", &packet.frame(), Verdict::PassNotIp);
     }
     Ok(())
 }
@@ -163,7 +124,7 @@ fn tagged_packets_of_no_service_pass() -> Result<()> {
             tags: tags.clone(),
             ..Packet::new(Protocol::Tcp, "198.51.100.9:40000", "203.0.113.2:443", 9)
         };
-        assert_not_forwarded(&balancer, &other.frame(), Verdict::PassNoService)?;
+        assert_refused(&balancer, "tagged", &other.frame(), Verdict::PassNoService);
         let packet = Packet {
             tags,
             ..v4(Protocol::Tcp)
@@ -171,18 +132,23 @@ fn tagged_packets_of_no_service_pass() -> Result<()> {
         let at = packet.l3_offset();
         let mut arp = packet.frame();
         arp[at - 2..at].copy_from_slice(&0x0806_u16.to_be_bytes());
-        assert_not_forwarded(&balancer, &arp, Verdict::PassNotIp)?;
+        assert_refused(&balancer, "tagged", &arp, Verdict::PassNotIp);
         // A length that is right only if the tags are counted.
         let mut lying = packet.frame();
         let length = (lying.len() - at + 1) as u16;
         lying[at + 2..at + 4].copy_from_slice(&length.to_be_bytes());
-        assert_not_forwarded(&balancer, &lying, Verdict::PassMalformed)?;
+        assert_refused(&balancer, "tagged", &lying, Verdict::PassMalformed);
         let fragment = Packet {
             dont_fragment: false,
             more_fragments: true,
             ..packet
         };
-        assert_not_forwarded(&balancer, &fragment.frame(), Verdict::DropFragment)?;
+        assert_refused(
+            &balancer,
+            "tagged",
+            &fragment.frame(),
+            Verdict::DropFragment,
+        );
     }
     Ok(())
 }
@@ -206,7 +172,7 @@ fn tagged_packets_cut_off_at_every_byte() -> Result<()> {
                 } else {
                     Verdict::PassMalformed
                 };
-                assert_not_forwarded(&balancer, &frame[..length], verdict)?;
+                assert_refused(&balancer, "tagged", &frame[..length], verdict);
             }
             assert_eq!(balancer.run(&frame)?.action, XdpAction::Tx);
         }

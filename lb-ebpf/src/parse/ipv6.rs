@@ -1,8 +1,8 @@
-//! The IPv6 header (RFC 8200). Extension headers, fragments among them, are not followed: such packets pass.
+//! The IPv6 header (RFC 8200) and what is behind its extension headers.
 
-use super::{Fragment, Ip, Tags};
+use super::{Fragment, Ip, Tags, extension};
 use lb_common::{
-    header::{Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
+    header::{ExtensionHeader, Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -17,8 +17,15 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
     {
         return Err(Verdict::PassMalformed);
     }
-    if header.next_header != PROTOCOL_TCP && header.next_header != PROTOCOL_UDP {
-        return Err(Verdict::PassNotTcpUdp);
+    let start = offset + Ipv6Header::LENGTH;
+    let payload = extension::payload(packet, header.next_header, start, offset + length)?;
+    if payload.protocol != PROTOCOL_TCP && payload.protocol != PROTOCOL_UDP {
+        let hidden = payload.fragment == Fragment::Later && ExtensionHeader::is(payload.protocol);
+        return Err(if hidden {
+            Verdict::PassFragment
+        } else {
+            Verdict::PassNotTcpUdp
+        });
     }
     // Written as ::ffff:a.b.c.d it would find the service of a.b.c.d; no such address belongs on a wire (RFC 6890).
     if header.destination.is_v4() {
@@ -29,12 +36,12 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         is_v4: false,
         source: header.source,
         destination: header.destination,
-        protocol: header.next_header,
+        protocol: payload.protocol,
         traffic_class: header.traffic_class(),
         length: length as u16,
-        l4_offset: offset + Ipv6Header::LENGTH,
+        l4_offset: payload.offset,
         dont_fragment: true,
         id: 0,
-        fragment: Fragment::Whole,
+        fragment: payload.fragment,
     })
 }

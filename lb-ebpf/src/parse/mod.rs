@@ -4,6 +4,7 @@
 //! verdict: what cannot be understood cannot be ours.
 
 mod eth;
+mod extension;
 mod ipv4;
 mod ipv6;
 pub mod l4;
@@ -50,7 +51,7 @@ pub struct Ip {
     pub fragment: Fragment,
 }
 
-/// Parses the Ethernet header, VLAN tags and the IP header.
+/// Parses the Ethernet header, VLAN tags, the IP header and what extends it.
 #[inline(always)]
 pub fn ip(packet: &Packet) -> Result<Ip, Verdict> {
     match eth::parse(packet)? {
