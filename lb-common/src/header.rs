@@ -19,6 +19,10 @@ pub const ETHERTYPE_SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
 
 /// IP protocol number of IPv4 in IP (RFC 2003).
 pub const PROTOCOL_IPV4: u8 = IpProto::Ipv4 as u8;
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = IpProto::Icmp as u8;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 /// IP protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
 /// IP protocol number of UDP.
@@ -275,6 +279,45 @@ const _: () = assert!(size_of::<Ipv4Header>() == 20);
 const _: () = assert!(size_of::<Ipv6Header>() == 40);
 const _: () = assert!(size_of::<ExtensionHeader>() == 4);
 const _: () = assert!(size_of::<Ports>() == 4);
+const _: () = assert!(size_of::<IcmpHeader>() == 8);
+
+impl Ports {
+    /// Those of the other direction.
+    #[inline(always)]
+    pub const fn swapped(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+        }
+    }
+}
+
+/// What precedes the quoted packet in an error of ICMP (RFC 792) or ICMPv6 (RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpHeader {
+    /// Type of the message.
+    pub kind: u8,
+    /// What it means depends on the type.
+    pub code: u8,
+    /// Checksum of the message.
+    pub checksum: u16,
+    /// A pointer, an MTU or nothing.
+    pub rest: u32,
+}
+
+impl IcmpHeader {
+    /// Whether the message is an error about a packet, which it quotes: of ICMP destination unreachable, time exceeded
+    /// and parameter problem; of ICMPv6 those and packet too big.
+    #[inline(always)]
+    pub const fn is_error(&self, is_v4: bool) -> bool {
+        if is_v4 {
+            matches!(self.kind, 3 | 11 | 12)
+        } else {
+            matches!(self.kind, 1..=4)
+        }
+    }
+}
 
 /// What an outer header takes from the packet that it will carry.
 #[derive(Clone, Copy, Debug)]
@@ -396,6 +439,7 @@ mod tests {
         assert_eq!(ETHERTYPE_SERVICE_VLAN.to_ne_bytes(), [0x88, 0xa8]);
         let protocols = [PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_IPV6];
         assert_eq!(protocols, [4, 6, 17, 41]);
+        assert_eq!([PROTOCOL_ICMP, PROTOCOL_ICMPV6], [1, 58]);
         let extensions: Vec<u8> = (0..=255).filter(|p| ExtensionHeader::is(*p)).collect();
         assert_eq!(extensions, [0, 43, 44, 51, 60]);
     }
@@ -429,6 +473,23 @@ mod tests {
             let found = (header.is_later_fragment(), header.has_more_fragments());
             assert_eq!(found, (later, more), "{word:?}");
         }
+    }
+
+    #[test]
+    fn errors_are_told_from_other_messages() {
+        let errors = |is_v4| -> Vec<u8> {
+            let header = |kind| IcmpHeader {
+                kind,
+                code: 3,
+                checksum: 0,
+                rest: 0,
+            };
+            (0..=255)
+                .filter(|kind| header(*kind).is_error(is_v4))
+                .collect()
+        };
+        assert_eq!(errors(true), [3, 11, 12]);
+        assert_eq!(errors(false), [1, 2, 3, 4]);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     flow_table::TcpFlags,
     header::{
-        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, Ipv4Header, Ipv6Header, Ports,
-        TaggedHeader, VlanTag,
+        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
+        Ports, TaggedHeader, VlanTag,
     },
 };
 
@@ -37,6 +37,8 @@ unsafe impl Header for Ipv6Header {}
 unsafe impl Header for ExtensionHeader {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
+// SAFETY: as above.
+unsafe impl Header for IcmpHeader {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
 

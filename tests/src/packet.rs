@@ -85,6 +85,8 @@ pub struct Packet {
     pub extensions: Vec<(u8, Vec<u8>)>,
     /// TCP only: flags, as in [`flag`].
     pub flags: u8,
+    /// In place of the TCP or UDP header and what follows it: a message of ICMP, or of ICMPv6 over IPv6.
+    pub icmp: Option<Vec<u8>>,
     /// What follows the TCP or UDP header.
     pub payload: Vec<u8>,
     /// Bytes after the end of the IP packet, as Ethernet pads short frames.
@@ -112,6 +114,7 @@ impl Packet {
             options: Vec::new(),
             extensions: Vec::new(),
             flags: flag::ACK,
+            icmp: None,
             payload: (0..payload).map(|i| i as u8).collect(),
             padding: 0,
         }
@@ -142,6 +145,15 @@ impl Packet {
         // Not zeros: padding that a program took for data would show.
         frame.resize(frame.len() + self.padding, 0xee);
         frame
+    }
+
+    /// Protocol number of what follows the IP header and its extensions.
+    fn number(&self) -> IpNumber {
+        match (&self.icmp, self.from.is_ipv4()) {
+            (None, _) => self.protocol.number(),
+            (Some(_), true) => IpNumber::ICMP,
+            (Some(_), false) => IpNumber::IPV6_ICMP,
+        }
     }
 
     /// Bytes before the IP packet.
@@ -178,7 +190,7 @@ impl Packet {
             more_fragments: self.more_fragments,
             fragment_offset: IpFragOffset::try_new(self.fragment_offset).expect("13 bits"),
             time_to_live: 57,
-            protocol: self.protocol.number(),
+            protocol: self.number(),
             header_checksum: 0,
             source,
             destination,
@@ -191,7 +203,7 @@ impl Packet {
             traffic_class: self.traffic_class,
             flow_label: Ipv6FlowLabel::try_new(0x54321).expect("20 bits"),
             payload_length: payload as u16,
-            next_header: self.protocol.number(),
+            next_header: self.number(),
             hop_limit: 57,
             source,
             destination,
@@ -201,7 +213,7 @@ impl Packet {
     /// The extension headers, each naming what follows it.
     fn extension_headers(&self) -> Vec<u8> {
         let followers = self.extensions.iter().skip(1).map(|(number, _)| *number);
-        let followers = followers.chain([self.protocol.number().0]);
+        let followers = followers.chain([self.number().0]);
         let mut all = Vec::new();
         for ((_, bytes), follower) in self.extensions.iter().zip(followers) {
             all.push(follower);
@@ -212,6 +224,9 @@ impl Packet {
 
     /// The L4 header and the payload. Its checksum is left at 0: no balancer looks at it.
     fn l4(&self) -> Vec<u8> {
+        if let Some(message) = &self.icmp {
+            return message.clone();
+        }
         let (source, destination) = (self.from.port(), self.to.port());
         let mut bytes = match self.protocol {
             Protocol::Tcp => {

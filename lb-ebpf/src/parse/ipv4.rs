@@ -5,7 +5,8 @@ use super::{Fragment, Ip, Tags};
 use lb_common::{
     address::Address,
     header::{
-        DONT_FRAGMENT, FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS, PROTOCOL_TCP, PROTOCOL_UDP,
+        DONT_FRAGMENT, FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS, PROTOCOL_ICMP, PROTOCOL_TCP,
+        PROTOCOL_UDP,
     },
     verdict::Verdict,
 };
@@ -25,10 +26,13 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
     {
         return Err(Verdict::PassMalformed);
     }
-    if header.protocol != PROTOCOL_TCP && header.protocol != PROTOCOL_UDP {
-        return Err(Verdict::PassNotTcpUdp);
-    }
     let flags = u16::from_be(header.fragment);
+    let fragment = fragment(flags);
+    match header.protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP => {}
+        PROTOCOL_ICMP if fragment == Fragment::Whole => {}
+        _ => return Err(Verdict::PassNotTcpUdp),
+    }
     Ok(Ip {
         tags,
         is_v4: true,
@@ -40,12 +44,13 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         l4_offset: offset + header_length,
         dont_fragment: flags & DONT_FRAGMENT != 0,
         id: header.id,
-        fragment: fragment(flags),
+        fragment,
     })
 }
 
+/// What these flags, in host order, say.
 #[inline(always)]
-fn fragment(flags: u16) -> Fragment {
+pub fn fragment(flags: u16) -> Fragment {
     if flags & FRAGMENT_OFFSET != 0 {
         Fragment::Later
     } else if flags & MORE_FRAGMENTS != 0 {

@@ -2,7 +2,7 @@
 
 use super::{Fragment, Ip, Tags, extension};
 use lb_common::{
-    header::{ExtensionHeader, Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
+    header::{ExtensionHeader, Ipv6Header, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -19,13 +19,12 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
     }
     let start = offset + Ipv6Header::LENGTH;
     let payload = extension::payload(packet, header.next_header, start, offset + length)?;
-    if payload.protocol != PROTOCOL_TCP && payload.protocol != PROTOCOL_UDP {
-        let hidden = payload.fragment == Fragment::Later && ExtensionHeader::is(payload.protocol);
-        return Err(if hidden {
-            Verdict::PassFragment
-        } else {
-            Verdict::PassNotTcpUdp
-        });
+    match payload.protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP => {}
+        PROTOCOL_ICMPV6 if payload.fragment == Fragment::Whole => {}
+        // Only of a later fragment.
+        hidden if ExtensionHeader::is(hidden) => return Err(Verdict::PassFragment),
+        _ => return Err(Verdict::PassNotTcpUdp),
     }
     // Written as ::ffff:a.b.c.d it would find the service of a.b.c.d; no such address belongs on a wire (RFC 6890).
     if header.destination.is_v4() {

@@ -25,7 +25,7 @@ pub fn kind(packet: &Packet, ip: &Ip) -> PacketKind {
 
 /// What is at `offset` bytes from the start of the L4 header, if the IP packet goes that far.
 #[inline(always)]
-fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
+pub fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
     let start = ip.l4_offset + offset;
     if ip.tags.l3_offset() + usize::from(ip.length) < start + T::LENGTH {
         return None;
