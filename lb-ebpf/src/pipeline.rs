@@ -6,7 +6,7 @@ use crate::{
     backend,
     flow_table::{self, Place},
     forward,
-    parse::{self, Flow, Fragment, Ip, l4},
+    parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
     service, slot, stats,
 };
 use aya_ebpf::Global;
@@ -24,8 +24,18 @@ static HASH_SEED: Global<u64> = Global::new(0);
 /// Sends the packet to the backend of its flow, or says why not.
 #[inline(always)]
 pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
+    // Twice the same path: without tags the offsets are constants.
+    match parse::link(packet)? {
+        (family, Tags::None) => balance_ip(packet, family, Tags::None),
+        (family, tags) => balance_ip(packet, family, tags),
+    }
+}
+
+/// Sends the IP packet behind these tags to the backend of its flow, or says why not.
+#[inline(always)]
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Verdict> {
     let received = packet.length() as u64;
-    let ip = parse::ip(packet)?;
+    let ip = parse::ip(packet, family, tags)?;
     if ip.fragment == Fragment::Later {
         return Err(fragment(service::find_any_port(
             ip.destination,

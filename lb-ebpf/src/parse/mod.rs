@@ -10,7 +10,7 @@ mod ipv4;
 mod ipv6;
 pub mod l4;
 
-pub use eth::Tags;
+pub use eth::{Family, Tags, parse as link};
 
 use lb_common::{
     address::Address,
@@ -56,12 +56,12 @@ pub struct Ip {
     pub fragment: Fragment,
 }
 
-/// Parses the Ethernet header, VLAN tags, the IP header and what extends it.
+/// Parses the IP header behind these tags and what extends it.
 #[inline(always)]
-pub fn ip(packet: &Packet) -> Result<Ip, Verdict> {
-    match eth::parse(packet)? {
-        (eth::Family::V4, tags) => ipv4::parse(packet, tags),
-        (eth::Family::V6, tags) => ipv6::parse(packet, tags),
+pub fn ip(packet: &Packet, family: Family, tags: Tags) -> Result<Ip, Verdict> {
+    match family {
+        Family::V4 => ipv4::parse(packet, tags),
+        Family::V6 => ipv6::parse(packet, tags),
     }
 }
 
