@@ -12,15 +12,33 @@ use network_types::{eth::EtherType, ip::IpProto};
 pub const ETHERTYPE_IPV4: u16 = EtherType::Ipv4 as u16;
 /// EtherType of IPv6, as it lies in the frame.
 pub const ETHERTYPE_IPV6: u16 = EtherType::Ipv6 as u16;
+/// EtherType of a customer's VLAN tag (IEEE 802.1Q), as it lies in the frame.
+pub const ETHERTYPE_VLAN: u16 = EtherType::Ieee8021q as u16;
+/// EtherType of a service provider's VLAN tag (IEEE 802.1ad), as it lies in the frame.
+pub const ETHERTYPE_SERVICE_VLAN: u16 = EtherType::Ieee8021ad as u16;
 
 /// IP protocol number of IPv4 in IP (RFC 2003).
 pub const PROTOCOL_IPV4: u8 = IpProto::Ipv4 as u8;
+/// IP protocol number of ICMP.
+pub const PROTOCOL_ICMP: u8 = IpProto::Icmp as u8;
+/// IP protocol number of ICMPv6.
+pub const PROTOCOL_ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 /// IP protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
 /// IP protocol number of UDP.
 pub const PROTOCOL_UDP: u8 = IpProto::Udp as u8;
 /// IP protocol number of IPv6 in IP (RFC 2473, RFC 4213).
 pub const PROTOCOL_IPV6: u8 = IpProto::Ipv6 as u8;
+/// IPv6 hop-by-hop options, an extension header (RFC 8200, section 4.3).
+pub const PROTOCOL_HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+/// IPv6 routing header (RFC 8200, section 4.4).
+pub const PROTOCOL_ROUTING: u8 = IpProto::Ipv6Route as u8;
+/// IPv6 fragment header (RFC 8200, section 4.5).
+pub const PROTOCOL_FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+/// Authentication header (RFC 4302).
+pub const PROTOCOL_AUTHENTICATION: u8 = IpProto::Ah as u8;
+/// IPv6 destination options (RFC 8200, section 4.6).
+pub const PROTOCOL_DESTINATION_OPTIONS: u8 = IpProto::Ipv6Opts as u8;
 
 /// Flag "more fragments" of [`Ipv4Header::fragment`], host order.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
@@ -35,7 +53,7 @@ pub const OUTER_TTL: u8 = 64;
 /// A MAC address as three 16-bit words, as they lie in the frame.
 pub type Mac = [u16; 3];
 
-/// Ethernet header, untagged.
+/// Ethernet header, untagged; of a tagged frame the part before the first tag's control field.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EthernetHeader {
@@ -45,6 +63,103 @@ pub struct EthernetHeader {
     pub source: Mac,
     /// One of `ETHERTYPE_*`, or another.
     pub ethertype: u16,
+}
+
+/// A VLAN tag without its EtherType, which stands where an untagged frame has that of its payload, and with the
+/// EtherType that follows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VlanTag {
+    /// Priority, drop eligibility and VLAN identifier.
+    pub control: u16,
+    /// What comes next: as in [`EthernetHeader::ethertype`].
+    pub ethertype: u16,
+}
+
+/// Ethernet header with one VLAN tag.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaggedHeader {
+    /// Addresses and the tag's EtherType.
+    pub ethernet: EthernetHeader,
+    /// The tag.
+    pub tag: VlanTag,
+}
+
+/// Ethernet header with two VLAN tags.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DoubleTaggedHeader {
+    /// Addresses and the outer tag's EtherType.
+    pub ethernet: EthernetHeader,
+    /// The outer tag.
+    pub outer: VlanTag,
+    /// The inner tag.
+    pub inner: VlanTag,
+}
+
+/// The header of a frame up to the IP packet, with or without VLAN tags.
+pub trait LinkHeader: Copy {
+    /// The same header before another payload: other addresses, the same tags.
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self;
+
+    /// The destination MAC.
+    fn destination(&self) -> Mac;
+}
+
+impl LinkHeader for EthernetHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        Self {
+            destination,
+            source,
+            ethertype,
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.destination
+    }
+}
+
+impl LinkHeader for TaggedHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        let first = self.ethernet.ethertype;
+        Self {
+            ethernet: self.ethernet.readdressed(destination, source, first),
+            tag: VlanTag {
+                ethertype,
+                ..self.tag
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.ethernet.destination
+    }
+}
+
+impl LinkHeader for DoubleTaggedHeader {
+    #[inline(always)]
+    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        let first = self.ethernet.ethertype;
+        Self {
+            ethernet: self.ethernet.readdressed(destination, source, first),
+            outer: self.outer,
+            inner: VlanTag {
+                ethertype,
+                ..self.inner
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Mac {
+        self.ethernet.destination
+    }
 }
 
 /// IPv4 header without options (RFC 791, section 3.1).
@@ -91,6 +206,61 @@ pub struct Ipv6Header {
     pub destination: Address,
 }
 
+/// The first four bytes of an IPv6 extension header.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtensionHeader {
+    /// Protocol of what follows.
+    pub next_header: u8,
+    /// Length, in units that [`ExtensionHeader::bytes`] knows.
+    pub length: u8,
+    /// Of a fragment header, offset and flags; of a routing header, type and segments left.
+    pub word: u16,
+}
+
+impl ExtensionHeader {
+    /// Whether `protocol` is that of an extension header that can be skipped.
+    #[inline(always)]
+    pub const fn is(protocol: u8) -> bool {
+        matches!(
+            protocol,
+            PROTOCOL_HOP_BY_HOP
+                | PROTOCOL_ROUTING
+                | PROTOCOL_FRAGMENT
+                | PROTOCOL_AUTHENTICATION
+                | PROTOCOL_DESTINATION_OPTIONS
+        )
+    }
+
+    /// Bytes of the whole header, if it is one of this protocol.
+    #[inline(always)]
+    pub const fn bytes(&self, protocol: u8) -> usize {
+        match protocol {
+            PROTOCOL_FRAGMENT => 8,
+            PROTOCOL_AUTHENTICATION => (self.length as usize + 2) * 4,
+            _ => (self.length as usize + 1) * 8,
+        }
+    }
+
+    /// Of a routing header: whether its destination is but a stop on the way.
+    #[inline(always)]
+    pub const fn is_routed_on(&self) -> bool {
+        self.word.to_ne_bytes()[1] != 0
+    }
+
+    /// Of a fragment header: whether it is a later fragment than the first.
+    #[inline(always)]
+    pub const fn is_later_fragment(&self) -> bool {
+        u16::from_be(self.word) & 0xfff8 != 0
+    }
+
+    /// Of a fragment header: whether more fragments follow.
+    #[inline(always)]
+    pub const fn has_more_fragments(&self) -> bool {
+        u16::from_be(self.word) & 1 != 0
+    }
+}
+
 /// The first four bytes of TCP and UDP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,9 +272,52 @@ pub struct Ports {
 }
 
 const _: () = assert!(size_of::<EthernetHeader>() == 14);
+const _: () = assert!(size_of::<VlanTag>() == 4);
+const _: () = assert!(size_of::<TaggedHeader>() == 18);
+const _: () = assert!(size_of::<DoubleTaggedHeader>() == 22);
 const _: () = assert!(size_of::<Ipv4Header>() == 20);
 const _: () = assert!(size_of::<Ipv6Header>() == 40);
+const _: () = assert!(size_of::<ExtensionHeader>() == 4);
 const _: () = assert!(size_of::<Ports>() == 4);
+const _: () = assert!(size_of::<IcmpHeader>() == 8);
+
+impl Ports {
+    /// Those of the other direction.
+    #[inline(always)]
+    pub const fn swapped(self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+        }
+    }
+}
+
+/// What precedes the quoted packet in an error of ICMP (RFC 792) or ICMPv6 (RFC 4443).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpHeader {
+    /// Type of the message.
+    pub kind: u8,
+    /// What it means depends on the type.
+    pub code: u8,
+    /// Checksum of the message.
+    pub checksum: u16,
+    /// A pointer, an MTU or nothing.
+    pub rest: u32,
+}
+
+impl IcmpHeader {
+    /// Whether the message is an error about a packet, which it quotes: of ICMP destination unreachable, time exceeded
+    /// and parameter problem; of ICMPv6 those and packet too big.
+    #[inline(always)]
+    pub const fn is_error(&self, is_v4: bool) -> bool {
+        if is_v4 {
+            matches!(self.kind, 3 | 11 | 12)
+        } else {
+            matches!(self.kind, 1..=4)
+        }
+    }
+}
 
 /// What an outer header takes from the packet that it will carry.
 #[derive(Clone, Copy, Debug)]
@@ -222,8 +435,61 @@ mod tests {
     fn numbers_are_those_of_the_registries() {
         assert_eq!(ETHERTYPE_IPV4.to_ne_bytes(), [0x08, 0x00]);
         assert_eq!(ETHERTYPE_IPV6.to_ne_bytes(), [0x86, 0xdd]);
+        assert_eq!(ETHERTYPE_VLAN.to_ne_bytes(), [0x81, 0x00]);
+        assert_eq!(ETHERTYPE_SERVICE_VLAN.to_ne_bytes(), [0x88, 0xa8]);
         let protocols = [PROTOCOL_IPV4, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_IPV6];
         assert_eq!(protocols, [4, 6, 17, 41]);
+        assert_eq!([PROTOCOL_ICMP, PROTOCOL_ICMPV6], [1, 58]);
+        let extensions: Vec<u8> = (0..=255).filter(|p| ExtensionHeader::is(*p)).collect();
+        assert_eq!(extensions, [0, 43, 44, 51, 60]);
+    }
+
+    #[test]
+    fn extension_headers_know_their_length_and_meaning() {
+        let header = |length, word: [u8; 2]| ExtensionHeader {
+            next_header: 6,
+            length,
+            word: u16::from_ne_bytes(word),
+        };
+        for (protocol, length, bytes) in [
+            (0, 0, 8),
+            (43, 2, 24),
+            (60, 255, 2_048),
+            (44, 255, 8),
+            (51, 4, 24),
+            (51, 255, 1_028),
+        ] {
+            assert_eq!(header(length, [0, 0]).bytes(protocol), bytes, "{protocol}");
+        }
+        assert!(header(2, [0, 1]).is_routed_on() && !header(2, [4, 0]).is_routed_on());
+        for (word, later, more) in [
+            ([0, 0], false, false),
+            ([0, 1], false, true),
+            ([0, 8], true, false),
+            ([1, 1], true, true),
+            ([0, 6], false, false),
+        ] {
+            let header = header(0, word);
+            let found = (header.is_later_fragment(), header.has_more_fragments());
+            assert_eq!(found, (later, more), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn errors_are_told_from_other_messages() {
+        let errors = |is_v4| -> Vec<u8> {
+            let header = |kind| IcmpHeader {
+                kind,
+                code: 3,
+                checksum: 0,
+                rest: 0,
+            };
+            (0..=255)
+                .filter(|kind| header(*kind).is_error(is_v4))
+                .collect()
+        };
+        assert_eq!(errors(true), [3, 11, 12]);
+        assert_eq!(errors(false), [1, 2, 3, 4]);
     }
 
     #[test]
@@ -270,6 +536,55 @@ mod tests {
         );
         assert_eq!((header.fragment, header.id), (DONT_FRAGMENT.to_be(), 0));
         assert_eq!(Ipv4Header::encapsulating(&INNER, 1, 2).fragment, 0);
+    }
+
+    #[test]
+    fn a_readdressed_header_keeps_its_tags() {
+        let ethernet = EthernetHeader {
+            destination: [1; 3],
+            source: [2; 3],
+            ethertype: ETHERTYPE_VLAN,
+        };
+        let (outer, inner) = (
+            VlanTag {
+                control: 7,
+                ethertype: ETHERTYPE_VLAN,
+            },
+            VlanTag {
+                control: 8,
+                ethertype: ETHERTYPE_IPV6,
+            },
+        );
+        let (to, from) = ([3; 3], [1; 3]);
+        let readdressed = EthernetHeader {
+            destination: to,
+            source: from,
+            ..ethernet
+        };
+        let double = DoubleTaggedHeader {
+            ethernet,
+            outer,
+            inner,
+        };
+        let expected = DoubleTaggedHeader {
+            ethernet: readdressed,
+            outer,
+            inner: VlanTag {
+                ethertype: ETHERTYPE_IPV4,
+                ..inner
+            },
+        };
+        assert_eq!(double.readdressed(to, from, ETHERTYPE_IPV4), expected);
+        let single = TaggedHeader {
+            ethernet,
+            tag: inner,
+        };
+        let expected = TaggedHeader {
+            ethernet: readdressed,
+            tag: expected.inner,
+        };
+        assert_eq!(single.readdressed(to, from, ETHERTYPE_IPV4), expected);
+        assert_eq!(single.destination(), double.destination());
     }
 
     #[test]

@@ -52,9 +52,9 @@ macro_rules! verdicts {
 verdicts! {
     /// Sent to a backend.
     Forwarded = 0, Forward, "forwarded";
-    /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged, LLDP, ...).
+    /// Neither IPv4 nor IPv6 (ARP, LLDP, more than two VLAN tags, ...).
     PassNotIp = 1, Pass, "pass_not_ip";
-    /// Neither TCP nor UDP (ICMP, IPv6 extension headers, ...).
+    /// Neither TCP nor UDP, nor an ICMP error about one of them (ping, ESP, ...).
     PassNotTcpUdp = 2, Pass, "pass_not_tcp_udp";
     /// Cut off before the end of the headers that name its service.
     PassTruncated = 3, Pass, "pass_truncated";
@@ -62,7 +62,7 @@ verdicts! {
     PassMalformed = 4, Pass, "pass_malformed";
     /// A fragment that names no service.
     PassFragment = 5, Pass, "pass_fragment";
-    /// TCP or UDP for an address, protocol and port that is no service's.
+    /// TCP or UDP, or an ICMP error about it, for an address, protocol and port that is no service's.
     PassNoService = 6, Pass, "pass_no_service";
     /// For a service, but a fragment: fragments are not balanced.
     DropFragment = 7, Drop, "drop_fragment";
@@ -78,6 +78,8 @@ verdicts! {
     DropNoHeadroom = 12, Drop, "drop_no_headroom";
     /// The service's slot table or the backend's entry is missing or unreadable: a defect, or maps of another version.
     DropBadState = 13, Drop, "drop_bad_state";
+    /// IPv6 with more than six extension headers or 256 bytes of them, or with a routing header that sends it on.
+    PassExtensionHeaders = 14, Pass, "pass_extension_headers";
 }
 
 impl Verdict {

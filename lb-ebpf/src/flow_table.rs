@@ -3,14 +3,13 @@
 //! **Invariants.** Packets of steady slots never come here: no look-up, no clock and no flags on their path. Whatever goes
 //! wrong with the table, a packet goes to an owner of its slot.
 
-use crate::{backend, parse::Ip, stats};
+use crate::{backend, parse::Flow, stats};
 use aya_ebpf::{
     bindings::BPF_ANY, btf_maps::LruHashMap, helpers::generated::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
-    header::Ports,
     limits::DEFAULT_FLOWS,
     slot::Slot,
     verdict::Verdict,
@@ -34,8 +33,8 @@ pub struct Place {
 /// Index of the backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the
 /// slot's owner for packets of this kind, which is remembered.
 #[inline(always)]
-pub fn owner(ip: &Ip, ports: Ports, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
-    let key = FlowKey::new(ip.source, ip.destination, ports, ip.protocol);
+pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
+    let key = key(flow);
     // SAFETY: the helper reads a clock and takes nothing.
     let now = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
     let found = FLOWS.get_ptr_mut(key);
@@ -65,6 +64,30 @@ pub fn owner(ip: &Ip, ports: Ports, kind: PacketKind, place: &Place) -> Result<u
         });
     }
     Ok(owner)
+}
+
+/// Index of the backend that an ICMP error about a flow of a tracked slot goes to: its flow's, if that is known and still
+/// there, else the slot's old owner, which is the likely sender of what the error quotes. Nothing is remembered: it takes
+/// no more than a guess to send an error.
+#[inline(always)]
+pub fn owner_of_error(flow: &Flow, place: &Place) -> Result<u32, Verdict> {
+    if let Some(entry) = FLOWS.get_ptr(key(flow)) {
+        // SAFETY: as in `follow`.
+        let known = unsafe { entry.read_volatile() };
+        if known.service == place.service && backend::keeps_flows(known.backend, known.generation) {
+            stats::count_flow(FlowEvent::Hit);
+            return Ok(known.backend);
+        }
+    }
+    match place.slot.old_owner() {
+        0 => Err(Verdict::DropNoBackend),
+        owner => Ok(owner),
+    }
+}
+
+#[inline(always)]
+fn key(flow: &Flow) -> FlowKey {
+    FlowKey::new(flow.source, flow.destination, flow.ports, flow.protocol)
 }
 
 /// The backend of an entry, if the entry counts for such a packet; then it is marked as seen.

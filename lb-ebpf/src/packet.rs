@@ -6,7 +6,10 @@
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     flow_table::TcpFlags,
-    header::{EthernetHeader, Ipv4Header, Ipv6Header, Ports},
+    header::{
+        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
+        Ports, TaggedHeader, VlanTag,
+    },
 };
 
 /// A header that can be read from any bytes and written to any place.
@@ -21,16 +24,26 @@ pub unsafe trait Header: Copy {
 // SAFETY: `repr(C)`, integers only, sizes asserted beside the definition.
 unsafe impl Header for EthernetHeader {}
 // SAFETY: as above.
+unsafe impl Header for VlanTag {}
+// SAFETY: as above.
+unsafe impl Header for TaggedHeader {}
+// SAFETY: as above.
+unsafe impl Header for DoubleTaggedHeader {}
+// SAFETY: as above.
 unsafe impl Header for Ipv4Header {}
 // SAFETY: as above.
 unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
+unsafe impl Header for ExtensionHeader {}
+// SAFETY: as above.
 unsafe impl Header for Ports {}
+// SAFETY: as above.
+unsafe impl Header for IcmpHeader {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
-/// all that precedes a header (14 bytes of Ethernet, IPv4 options in words) is of even length. Without knowing even
+/// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even
 /// that, the compiler would assemble every field from bytes.
 #[repr(C, packed(2))]
 #[derive(Clone, Copy)]

@@ -6,13 +6,12 @@ use crate::{
     backend,
     flow_table::{self, Place},
     forward,
-    parse::{self, Fragment, Ip, l4},
+    parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
     service, slot, stats,
 };
 use aya_ebpf::Global;
 use lb_common::{
     flow::{FlowV4, FlowV6, slot_of},
-    header::Ports,
     service::ServiceEntry,
     verdict::Verdict,
 };
@@ -25,19 +24,32 @@ static HASH_SEED: Global<u64> = Global::new(0);
 /// Sends the packet to the backend of its flow, or says why not.
 #[inline(always)]
 pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
-    let received = packet.length() as u64;
-    let ip = parse::ip(packet)?;
-    if ip.fragment == Fragment::Later {
-        return Err(fragment(service::find_any_port(&ip)));
+    // Twice the same path: without tags the offsets are constants.
+    match parse::link(packet)? {
+        (family, Tags::None) => balance_ip(packet, family, Tags::None),
+        (family, tags) => balance_ip(packet, family, tags),
     }
-    let ports = l4::ports(packet, &ip)?;
-    let found = service::find(&ip, ports);
+}
+
+/// Sends the IP packet behind these tags to the backend of its flow, or says why not.
+#[inline(always)]
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Verdict> {
+    let received = packet.length() as u64;
+    let ip = parse::ip(packet, family, tags)?;
+    if ip.fragment == Fragment::Later {
+        return Err(fragment(service::find_any_port(
+            ip.destination,
+            ip.protocol,
+        )));
+    }
+    let flow = parse::flow(packet, &ip)?;
+    let found = service::find(&flow);
     if ip.fragment == Fragment::First {
         return Err(fragment(found));
     }
     let service = found.ok_or(Verdict::PassNoService)?;
-    let hash = flow_hash(&ip, ports);
-    let owner = owner(packet, &ip, ports, service.index, slot_of(hash))?;
+    let hash = flow_hash(ip.is_v4, &flow);
+    let owner = owner(packet, &ip, &flow, service.index, slot_of(hash))?;
     let backend = backend::get(owner)?;
     forward::send(packet, &ip, hash, &backend)?;
     stats::count_forwarded(service.index, owner, received);
@@ -46,13 +58,7 @@ pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
 
 /// Index of the backend that the packet goes to. A steady slot says it by itself.
 #[inline(always)]
-fn owner(
-    packet: &Packet,
-    ip: &Ip,
-    ports: Ports,
-    service: u32,
-    number: u32,
-) -> Result<u32, Verdict> {
+fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Result<u32, Verdict> {
     let slot = slot::get(service, number)?;
     if slot.is_tracked() {
         let place = Place {
@@ -60,7 +66,11 @@ fn owner(
             number,
             slot,
         };
-        return flow_table::owner(ip, ports, l4::kind(packet, ip), &place);
+        return if flow.is_error {
+            flow_table::owner_of_error(flow, &place)
+        } else {
+            flow_table::owner(flow, l4::kind(packet, ip), &place)
+        };
     }
     match slot.new_owner() {
         0 => Err(Verdict::DropNoBackend),
@@ -78,16 +88,17 @@ fn fragment(service: Option<ServiceEntry>) -> Verdict {
 }
 
 #[inline(always)]
-fn flow_hash(ip: &Ip, ports: Ports) -> u64 {
-    if ip.is_v4 {
-        FlowV4::new(
-            ip.source.v4_word(),
-            ip.destination.v4_word(),
-            ports,
-            ip.protocol,
-        )
-        .hash(HASH_SEED.load())
+fn flow_hash(is_v4: bool, flow: &Flow) -> u64 {
+    let Flow {
+        source,
+        destination,
+        ports,
+        protocol,
+        ..
+    } = *flow;
+    if is_v4 {
+        FlowV4::new(source.v4_word(), destination.v4_word(), ports, protocol).hash(HASH_SEED.load())
     } else {
-        FlowV6::new(ip.source, ip.destination, ports, ip.protocol).hash(HASH_SEED.load())
+        FlowV6::new(source, destination, ports, protocol).hash(HASH_SEED.load())
     }
 }

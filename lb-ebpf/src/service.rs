@@ -1,9 +1,9 @@
 //! The services map: which service, if any, a packet is for.
 
-use crate::parse::Ip;
+use crate::parse::Flow;
 use aya_ebpf::{btf_maps::HashMap, macros::btf_map};
 use lb_common::{
-    header::Ports,
+    address::Address,
     limits::DEFAULT_SERVICES,
     service::{ServiceEntry, ServiceKey},
 };
@@ -14,24 +14,25 @@ static SERVICES: HashMap<ServiceKey, ServiceEntry, { DEFAULT_SERVICES as usize }
 /// Matches any port.
 const ANY_PORT: u16 = 0;
 
-/// The service of a packet with ports: the exact port's, else the address's service for any port.
+/// The service of a flow: the exact port's, else the address's service for any port.
 #[inline(always)]
-pub fn find(ip: &Ip, ports: Ports) -> Option<ServiceEntry> {
-    look_up(ip, ports.destination).or_else(|| find_any_port(ip))
+pub fn find(flow: &Flow) -> Option<ServiceEntry> {
+    look_up(flow.destination, flow.protocol, flow.ports.destination)
+        .or_else(|| find_any_port(flow.destination, flow.protocol))
 }
 
-/// The service for any port of the packet's destination.
+/// The service for any port of an address.
 #[inline(always)]
-pub fn find_any_port(ip: &Ip) -> Option<ServiceEntry> {
-    look_up(ip, ANY_PORT)
+pub fn find_any_port(address: Address, protocol: u8) -> Option<ServiceEntry> {
+    look_up(address, protocol, ANY_PORT)
 }
 
 #[inline(always)]
-fn look_up(ip: &Ip, port: u16) -> Option<ServiceEntry> {
+fn look_up(address: Address, protocol: u8, port: u16) -> Option<ServiceEntry> {
     let key = ServiceKey {
-        address: ip.destination,
+        address,
         port,
-        protocol: ip.protocol,
+        protocol,
         zero: 0,
     };
     // SAFETY: the entry is copied at once, and is valid for every bit pattern. A packet that races with the removal

@@ -1,8 +1,9 @@
 //! The balancer that most program tests want: one service, one backend, and the packets that go there.
 
 use crate::{
-    packet::{Packet, Protocol},
-    prog_run::{Balancer, INTERFACE, SEED},
+    counters::Counters,
+    packet::{Packet, Protocol, encapsulated},
+    prog_run::{Balancer, INTERFACE, SEED, XdpAction},
 };
 use anyhow::Result;
 use lb_common::{
@@ -12,6 +13,7 @@ use lb_common::{
     flow_table::FlowKey,
     header::Ports,
     service::ServiceKey,
+    verdict::{Action, Verdict},
 };
 use std::net::IpAddr;
 
@@ -78,6 +80,46 @@ pub fn balancer(packet: &Packet, entry: &BackendEntry) -> Result<Balancer> {
     balancer.set_backend(BACKEND, entry)?;
     balancer.add_service(key(packet, packet.to.port()), SERVICE, |_| BACKEND)?;
     Ok(balancer)
+}
+
+/// Runs `packet` and demands exactly `expected`, and exactly the counters of one packet forwarded to [`BACKEND`].
+#[track_caller]
+pub fn assert_forwarded(balancer: &Balancer, packet: &Packet, expected: &[u8]) {
+    let frame = packet.frame();
+    let (outcome, counters) = balancer.run_counted(&frame).expect("it runs");
+    assert_eq!(outcome.action, XdpAction::Tx, "{counters:?}: {packet:?}");
+    assert_eq!(outcome.frame, expected, "{packet:?}");
+    let expected = Counters::of_forwarded(SERVICE, BACKEND, frame.len());
+    assert_eq!(counters, expected, "{packet:?}");
+}
+
+/// Demands that `packet` is forwarded right by a backend in mode `l2` and by tunnels of both families; an outer IPv6
+/// header has the high 20 bits of `hash` as its flow label.
+#[track_caller]
+pub fn assert_forwarded_in_all_modes(service: &Packet, packet: &Packet, hash: u64) {
+    let load = |entry| balancer(service, &entry).expect("it loads");
+    let l2 = load(backend(Mode::L2, "0.0.0.0", "10.0.1.7"));
+    assert_forwarded(&l2, packet, &packet.readdressed(NEXT_HOP));
+    for (source, address) in [("10.0.0.2", "10.0.1.7"), ("fd00::2", "fd00:1::7")] {
+        let tunnel = load(backend(Mode::Ipip, source, address));
+        let label = (hash >> 44) as u32;
+        let expected = encapsulated(packet, ip(source), ip(address), NEXT_HOP, label);
+        assert_forwarded(&tunnel, packet, &expected);
+    }
+}
+
+/// Demands that a frame is passed or dropped unaltered under this verdict, and that nothing else is counted.
+#[track_caller]
+pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Verdict) {
+    let action = match verdict.action() {
+        Action::Pass => XdpAction::Pass,
+        Action::Drop => XdpAction::Drop,
+        Action::Forward => panic!("{verdict:?} refuses nothing"),
+    };
+    let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
+    assert_eq!(counters, Counters::of_verdict(verdict), "{what}");
+    assert_eq!(outcome.action, action, "{what}: {verdict:?}");
+    assert_eq!(outcome.frame, frame, "{what}: altered");
 }
 
 /// The flow hash of a packet, computed in user space.

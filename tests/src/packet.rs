@@ -13,8 +13,13 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x01];
 /// MAC of the balancer's interface.
 pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x02];
 
-/// Length of an Ethernet header.
+/// Length of an Ethernet header without VLAN tags.
 pub const ETHERNET: usize = 14;
+
+/// EtherType of an 802.1Q tag.
+pub const VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad tag.
+pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// Flags of a TCP header (RFC 9293, section 3.1).
 pub mod flag {
@@ -61,6 +66,8 @@ pub struct Packet {
     pub to: SocketAddr,
     /// TCP or UDP.
     pub protocol: Protocol,
+    /// VLAN tags, outermost first: EtherType, and the 16 bits of priority and VLAN.
+    pub tags: Vec<(u16, u16)>,
     /// DSCP and ECN.
     pub traffic_class: u8,
     /// IPv4 only.
@@ -73,8 +80,13 @@ pub struct Packet {
     pub id: u16,
     /// IPv4 only: options, a multiple of 4 bytes, at most 40.
     pub options: Vec<u8>,
+    /// IPv6 only: extension headers, each with its protocol number and its bytes, of which the first will be replaced
+    /// by the number of what follows.
+    pub extensions: Vec<(u8, Vec<u8>)>,
     /// TCP only: flags, as in [`flag`].
     pub flags: u8,
+    /// In place of the TCP or UDP header and what follows it: a message of ICMP, or of ICMPv6 over IPv6.
+    pub icmp: Option<Vec<u8>>,
     /// What follows the TCP or UDP header.
     pub payload: Vec<u8>,
     /// Bytes after the end of the IP packet, as Ethernet pads short frames.
@@ -93,13 +105,16 @@ impl Packet {
             from: parse(from),
             to: parse(to),
             protocol,
+            tags: Vec::new(),
             traffic_class: 0,
             dont_fragment: true,
             more_fragments: false,
             fragment_offset: 0,
             id: 0x1d1d,
             options: Vec::new(),
+            extensions: Vec::new(),
             flags: flag::ACK,
+            icmp: None,
             payload: (0..payload).map(|i| i as u8).collect(),
             padding: 0,
         }
@@ -108,7 +123,7 @@ impl Packet {
     /// The bytes of the frame.
     pub fn frame(&self) -> Vec<u8> {
         let l4 = self.l4();
-        let mut frame = ethernet(ROUTER_MAC, BALANCER_MAC, self.from.is_ipv4());
+        let mut frame = self.link(ROUTER_MAC, BALANCER_MAC, self.from.is_ipv4());
         match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let mut header = self.ipv4(from.octets(), to.octets(), l4.len());
@@ -116,8 +131,13 @@ impl Packet {
                 frame.extend_from_slice(&header.to_bytes());
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => {
-                frame
-                    .extend_from_slice(&self.ipv6(from.octets(), to.octets(), l4.len()).to_bytes());
+                let extensions = self.extension_headers();
+                let mut header = self.ipv6(from.octets(), to.octets(), extensions.len() + l4.len());
+                if let Some((first, _)) = self.extensions.first() {
+                    header.next_header = IpNumber(*first);
+                }
+                frame.extend_from_slice(&header.to_bytes());
+                frame.extend_from_slice(&extensions);
             }
             (from, to) => panic!("{from} and {to} are of two families"),
         }
@@ -125,6 +145,39 @@ impl Packet {
         // Not zeros: padding that a program took for data would show.
         frame.resize(frame.len() + self.padding, 0xee);
         frame
+    }
+
+    /// Protocol number of what follows the IP header and its extensions.
+    fn number(&self) -> IpNumber {
+        match (&self.icmp, self.from.is_ipv4()) {
+            (None, _) => self.protocol.number(),
+            (Some(_), true) => IpNumber::ICMP,
+            (Some(_), false) => IpNumber::IPV6_ICMP,
+        }
+    }
+
+    /// Bytes before the IP packet.
+    pub fn l3_offset(&self) -> usize {
+        ETHERNET + 4 * self.tags.len()
+    }
+
+    /// What `frame` should look like when it is sent on at layer 2, to this MAC.
+    pub fn readdressed(&self, next_hop: [u8; 6]) -> Vec<u8> {
+        let mut frame = self.frame();
+        frame[..12].copy_from_slice(&ethernet(BALANCER_MAC, next_hop, true)[..12]);
+        frame
+    }
+
+    /// The Ethernet header with the packet's tags, for a packet of either family.
+    fn link(&self, source: [u8; 6], destination: [u8; 6], is_v4: bool) -> Vec<u8> {
+        let mut header = ethernet(source, destination, is_v4);
+        let ether_type = header.split_off(12);
+        for (tag, control) in &self.tags {
+            header.extend_from_slice(&tag.to_be_bytes());
+            header.extend_from_slice(&control.to_be_bytes());
+        }
+        header.extend_from_slice(&ether_type);
+        header
     }
 
     fn ipv4(&self, source: [u8; 4], destination: [u8; 4], payload: usize) -> Ipv4Header {
@@ -137,7 +190,7 @@ impl Packet {
             more_fragments: self.more_fragments,
             fragment_offset: IpFragOffset::try_new(self.fragment_offset).expect("13 bits"),
             time_to_live: 57,
-            protocol: self.protocol.number(),
+            protocol: self.number(),
             header_checksum: 0,
             source,
             destination,
@@ -150,15 +203,30 @@ impl Packet {
             traffic_class: self.traffic_class,
             flow_label: Ipv6FlowLabel::try_new(0x54321).expect("20 bits"),
             payload_length: payload as u16,
-            next_header: self.protocol.number(),
+            next_header: self.number(),
             hop_limit: 57,
             source,
             destination,
         }
     }
 
+    /// The extension headers, each naming what follows it.
+    fn extension_headers(&self) -> Vec<u8> {
+        let followers = self.extensions.iter().skip(1).map(|(number, _)| *number);
+        let followers = followers.chain([self.number().0]);
+        let mut all = Vec::new();
+        for ((_, bytes), follower) in self.extensions.iter().zip(followers) {
+            all.push(follower);
+            all.extend_from_slice(&bytes[1..]);
+        }
+        all
+    }
+
     /// The L4 header and the payload. Its checksum is left at 0: no balancer looks at it.
     fn l4(&self) -> Vec<u8> {
+        if let Some(message) = &self.icmp {
+            return message.clone();
+        }
         let (source, destination) = (self.from.port(), self.to.port());
         let mut bytes = match self.protocol {
             Protocol::Tcp => {
@@ -217,7 +285,7 @@ pub fn encapsulated(
     next_hop: [u8; 6],
     flow_label: u32,
 ) -> Vec<u8> {
-    let inner = packet.frame().split_off(ETHERNET);
+    let inner = packet.frame().split_off(packet.l3_offset());
     let length = (inner.len() - packet.padding) as u16;
     let is_v4 = packet.from.is_ipv4();
     let protocol = if is_v4 {
@@ -252,7 +320,7 @@ pub fn encapsulated(
         }
         (source, destination) => panic!("{source} and {destination} are of two families"),
     };
-    let mut frame = ethernet(BALANCER_MAC, next_hop, source.is_ipv4());
+    let mut frame = packet.link(BALANCER_MAC, next_hop, source.is_ipv4());
     outer.write(&mut frame).expect("a Vec takes every write");
     frame.extend_from_slice(&inner);
     frame

@@ -5,7 +5,7 @@ use lb_common::backend::Mode;
 use lb_tests::{
     counters::Counters,
     fixture::{BACKEND, NEXT_HOP, SERVICE, backend, balancer, flow_hash, ip, key, v4, v6},
-    packet::{BALANCER_MAC, ETHERNET, Packet, Protocol, encapsulated, ethernet},
+    packet::{Packet, Protocol, encapsulated},
     prog_run::{Balancer, XdpAction},
     require,
 };
@@ -32,13 +32,6 @@ fn assert_encapsulated(packet: &Packet, source: &str, address: &str) -> Result<(
     assert_forwarded(&balancer, packet, &expected)
 }
 
-/// What `packet` should look like when it is sent on at layer 2.
-fn readdressed(packet: &Packet) -> Vec<u8> {
-    let mut frame = packet.frame();
-    frame[..ETHERNET].copy_from_slice(&ethernet(BALANCER_MAC, NEXT_HOP, packet.from.is_ipv4()));
-    frame
-}
-
 #[test]
 fn ipip_in_all_four_pairs_of_families() -> Result<()> {
     if !require::bpf() {
@@ -61,7 +54,7 @@ fn l2_changes_the_addresses_of_the_frame_and_nothing_else() -> Result<()> {
     for protocol in Protocol::ALL {
         for packet in [v4(protocol), v6(protocol)] {
             let balancer = balancer(&packet, &backend(Mode::L2, "0.0.0.0", "10.0.1.7"))?;
-            assert_forwarded(&balancer, &packet, &readdressed(&packet))?;
+            assert_forwarded(&balancer, &packet, &packet.readdressed(NEXT_HOP))?;
         }
     }
     Ok(())
@@ -146,7 +139,7 @@ fn the_largest_packet_that_fits_is_forwarded() -> Result<()> {
         ..v4(Protocol::Udp)
     };
     let balancer = balancer(&packet, &backend(Mode::L2, "0.0.0.0", "10.0.1.7"))?;
-    assert_forwarded(&balancer, &packet, &readdressed(&packet))
+    assert_forwarded(&balancer, &packet, &packet.readdressed(NEXT_HOP))
 }
 
 #[test]

@@ -1,17 +1,20 @@
 //! IP in IP, all four pairs of families; the outer family is the backend's.
 
 use super::{check_size, destination};
-use crate::{backend::Backend, parse::Ip};
+use crate::{
+    backend::Backend,
+    parse::{Ip, Tags},
+};
 use lb_common::{
     header::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Inner, Ipv4Header, Ipv6Header,
-        PROTOCOL_IPV4, PROTOCOL_IPV6,
+        DoubleTaggedHeader, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Inner, Ipv4Header,
+        Ipv6Header, LinkHeader, PROTOCOL_IPV4, PROTOCOL_IPV6, TaggedHeader,
     },
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
 
-/// Puts an outer IP header before the packet and new MAC addresses before that.
+/// Puts an outer IP header before the packet, and before that the frame's VLAN tags and new MAC addresses.
 #[inline(always)]
 pub fn encapsulate(
     packet: &mut Packet,
@@ -45,7 +48,7 @@ pub fn encapsulate(
     }
 }
 
-/// Writes the new headers over the room made for them and over the old Ethernet header.
+/// Refuses what is too large, and puts the new headers before the packet.
 #[inline(always)]
 fn prepend<T: Header>(
     packet: &mut Packet,
@@ -55,18 +58,29 @@ fn prepend<T: Header>(
     outer: T,
 ) -> Result<(), Verdict> {
     check_size(T::LENGTH + usize::from(ip.length), backend)?;
-    let old: EthernetHeader = packet.read(0).ok_or(Verdict::PassTruncated)?;
-    let new = EthernetHeader {
-        destination: destination(backend),
-        source: old.destination,
-        ethertype,
-    };
+    match ip.tags {
+        Tags::None => write::<EthernetHeader, T>(packet, backend, ethertype, outer),
+        Tags::One => write::<TaggedHeader, T>(packet, backend, ethertype, outer),
+        Tags::Two => write::<DoubleTaggedHeader, T>(packet, backend, ethertype, outer),
+    }
+}
+
+/// Writes the new headers over the room made for them and over the old link header, `L`.
+#[inline(always)]
+fn write<L: Header + LinkHeader, T: Header>(
+    packet: &mut Packet,
+    backend: &Backend,
+    ethertype: u16,
+    outer: T,
+) -> Result<(), Verdict> {
+    let old: L = packet.read(0).ok_or(Verdict::PassTruncated)?;
+    let new = old.readdressed(destination(backend), old.destination(), ethertype);
     packet
         .move_head(-(T::LENGTH as i32))
         .ok_or(Verdict::DropNoHeadroom)?;
     // The frame has grown by the outer header's length, so neither write can fail; the verifier wants the checks.
     packet.write(0, new).ok_or(Verdict::DropNoHeadroom)?;
     packet
-        .write(EthernetHeader::LENGTH, outer)
+        .write(L::LENGTH, outer)
         .ok_or(Verdict::DropNoHeadroom)
 }

@@ -1,4 +1,4 @@
-//! Forwarding on the same segment: new MAC addresses, nothing else.
+//! Forwarding on the same segment: new MAC addresses, nothing else. VLAN tags stay where they are.
 
 use super::{check_size, destination};
 use crate::{backend::Backend, parse::Ip};

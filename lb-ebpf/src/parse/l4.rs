@@ -3,7 +3,7 @@
 use super::Ip;
 use lb_common::{
     flow_table::{PacketKind, TcpFlags},
-    header::{EthernetHeader, PROTOCOL_TCP, Ports},
+    header::{PROTOCOL_TCP, Ports},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -25,9 +25,9 @@ pub fn kind(packet: &Packet, ip: &Ip) -> PacketKind {
 
 /// What is at `offset` bytes from the start of the L4 header, if the IP packet goes that far.
 #[inline(always)]
-fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
+pub fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
     let start = ip.l4_offset + offset;
-    if EthernetHeader::LENGTH + usize::from(ip.length) < start + T::LENGTH {
+    if ip.tags.l3_offset() + usize::from(ip.length) < start + T::LENGTH {
         return None;
     }
     packet.read(start)

@@ -4,11 +4,19 @@
 //! verdict: what cannot be understood cannot be ours.
 
 mod eth;
+mod extension;
+mod icmp;
 mod ipv4;
 mod ipv6;
 pub mod l4;
 
-use lb_common::{address::Address, verdict::Verdict};
+pub use eth::{Family, Tags, parse as link};
+
+use lb_common::{
+    address::Address,
+    header::{PROTOCOL_TCP, PROTOCOL_UDP, Ports},
+    verdict::Verdict,
+};
 use lb_ebpf::packet::Packet;
 
 /// Which part of an IP packet this is.
@@ -22,15 +30,17 @@ pub enum Fragment {
     Later,
 }
 
-/// A TCP or UDP packet, as its IP header describes it.
+/// A packet of TCP, UDP or ICMP, as its IP header describes it.
 pub struct Ip {
+    /// VLAN tags of the frame.
+    pub tags: Tags,
     /// IPv4 or IPv6; the addresses say the same, at the price of three comparisons.
     pub is_v4: bool,
     /// Source address.
     pub source: Address,
     /// Destination address: perhaps a VIP.
     pub destination: Address,
-    /// TCP or UDP.
+    /// TCP or UDP, or ICMP of the packet's family; ICMP is never a fragment.
     pub protocol: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
@@ -46,11 +56,40 @@ pub struct Ip {
     pub fragment: Fragment,
 }
 
-/// Parses the Ethernet and the IP header.
+/// Parses the IP header behind these tags and what extends it.
 #[inline(always)]
-pub fn ip(packet: &Packet) -> Result<Ip, Verdict> {
-    match eth::family(packet)? {
-        eth::Family::V4 => ipv4::parse(packet),
-        eth::Family::V6 => ipv6::parse(packet),
+pub fn ip(packet: &Packet, family: Family, tags: Tags) -> Result<Ip, Verdict> {
+    match family {
+        Family::V4 => ipv4::parse(packet, tags),
+        Family::V6 => ipv6::parse(packet, tags),
     }
+}
+
+/// The flow that a packet is about, as the client's packets have it.
+pub struct Flow {
+    /// Address of the client.
+    pub source: Address,
+    /// Perhaps a VIP.
+    pub destination: Address,
+    /// Ports of both.
+    pub ports: Ports,
+    /// TCP or UDP.
+    pub protocol: u8,
+    /// Whether the packet is an ICMP error about the flow, and not of it.
+    pub is_error: bool,
+}
+
+/// The flow of a TCP or UDP packet, or the one that an ICMP error quotes.
+#[inline(always)]
+pub fn flow(packet: &Packet, ip: &Ip) -> Result<Flow, Verdict> {
+    if ip.protocol != PROTOCOL_TCP && ip.protocol != PROTOCOL_UDP {
+        return icmp::quoted(packet, ip);
+    }
+    Ok(Flow {
+        source: ip.source,
+        destination: ip.destination,
+        ports: l4::ports(packet, ip)?,
+        protocol: ip.protocol,
+        is_error: false,
+    })
 }
