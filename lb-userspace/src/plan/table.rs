@@ -12,7 +12,7 @@ use crate::{
 };
 use lb_common::slot::Slot;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -121,41 +121,54 @@ impl Table {
         rules: &Rules<'_>,
         census: Option<&Census>,
     ) -> Option<Due> {
-        let mut next = Self {
+        let before = self.inputs.as_ref();
+        let overlay = match before {
+            Some(before) if before.members == inputs.members => Arc::clone(&self.overlay),
+            Some(_) | None => Arc::new(Overlay::new(&inputs.members)),
+        };
+        let step = |(number, owner): (u32, u32)| {
+            let word = words.get(number as usize)?;
+            self.step((service, number), *word, owner, inputs, rules, census)
+        };
+        let wanted = self.wanted(&overlay, inputs, &words);
+        let steps: Vec<SlotStep> = wanted.into_iter().filter_map(step).collect();
+        // Most of the time nothing is due to the slots that wait: no copy is made then.
+        if steps.is_empty() && before == Some(inputs) {
+            return None;
+        }
+        let mut table = Self {
             inputs: Some(inputs.clone()),
             policy: inputs.policy,
+            overlay,
             ..self.clone()
         };
         let (mut slots, mut moved) = (Vec::new(), 0);
-        for (number, owner) in next.wanted(self.inputs.as_ref(), &words) {
-            let Some(word) = words.get_mut(number as usize) else {
+        for step in steps {
+            match step.waits_since {
+                Some(since) => table.since.insert(step.number, since),
+                None => table.since.remove(&step.number),
+            };
+            let Some(word) = words.get_mut(step.number as usize) else {
                 continue;
             };
-            let stored = std::mem::replace(
-                word,
-                next.step((service, number), *word, owner, rules, census),
-            );
-            if stored != *word {
-                slots.push((number, *word));
-                moved += u32::from(stored.new_owner() != word.new_owner());
+            let stored = std::mem::replace(word, step.word);
+            if stored != step.word {
+                slots.push((step.number, step.word));
+                moved += u32::from(stored.new_owner() != step.word.new_owner());
             }
         }
         if !slots.is_empty() {
-            next.count(&words);
+            table.count(&words);
         }
-        let changed = !slots.is_empty() || self.inputs != next.inputs || self.since != next.since;
-        changed.then_some(Due {
+        Some(Due {
             slots,
             moved,
-            table: next,
+            table,
         })
     }
 
     /// The slots that can have to change, with the backend index of the owner that each should have (0 = nobody).
-    fn wanted(&mut self, before: Option<&Inputs>, words: &[Slot]) -> Vec<(u32, u32)> {
-        let Some(inputs) = &self.inputs else {
-            return Vec::new();
-        };
+    fn wanted(&self, overlay: &Overlay, inputs: &Inputs, words: &[Slot]) -> Vec<(u32, u32)> {
         let owner = |position: u32| match position {
             NOBODY => 0,
             position => inputs
@@ -164,38 +177,39 @@ impl Table {
                 .copied()
                 .unwrap_or(0),
         };
-        if before.is_none_or(|before| before.members != inputs.members) {
-            self.overlay = Arc::new(Overlay::new(&inputs.members));
-        }
-        let known = before.filter(|before| {
+        let known = self.inputs.as_ref().filter(|before| {
             (&before.members, &before.owners, before.policy)
                 == (&inputs.members, &inputs.owners, inputs.policy)
         });
         let Some(before) = known else {
-            let live = self.overlay.live(&inputs.availability);
+            let live = overlay.live(&inputs.availability);
             return (0..).zip(live.into_iter().map(owner)).collect();
         };
-        let mut touched: BTreeSet<u32> = self.since.keys().copied().collect();
-        let mut live = positions(words, &inputs.owners);
-        if before.availability != inputs.availability {
-            let (from, to) = (&before.availability, &inputs.availability);
-            touched.extend(self.overlay.update(&mut live, from, to));
+        if before.availability == inputs.availability {
+            let as_it_is = |number: &u32| Some((*number, words.get(*number as usize)?.new_owner()));
+            return self.since.keys().filter_map(as_it_is).collect();
         }
+        let mut live = positions(words, &inputs.owners);
+        let changed = overlay.update(&mut live, &before.availability, &inputs.availability);
+        let waiting = self.since.keys().copied();
+        let touched: BTreeSet<u32> = changed.into_iter().chain(waiting).collect();
         let wanted = |number: u32| Some((number, owner(*live.get(number as usize)?)));
         touched.into_iter().filter_map(wanted).collect()
     }
 
-    /// Brings one slot (service index, number) a step on: its word.
+    /// The next step of one slot (service index, number), if one is due.
     fn step(
-        &mut self,
+        &self,
         (service, number): (u32, u32),
         word: Slot,
         owner: u32,
+        inputs: &Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
-    ) -> Slot {
+    ) -> Option<SlotStep> {
         let before = Life::of(word);
-        let since = self.since.get(&number).copied().unwrap_or(rules.now);
+        let waited = self.since.get(&number).copied();
+        let since = waited.unwrap_or(rules.now);
         let elsewhere = match before {
             Life::Tracked { owner } => {
                 census.and_then(|census| census.elsewhere(service, number, owner, since))
@@ -206,15 +220,15 @@ impl Table {
         let waits = match after {
             Life::Empty | Life::Steady { .. } => false,
             // Under `tracking: all` a tracked slot waits for nothing.
-            Life::Tracked { .. } => self.policy.tracking != Tracking::All,
+            Life::Tracked { .. } => inputs.policy.tracking != Tracking::All,
             Life::Moved { .. } => true,
         };
-        if waits {
-            self.since.insert(number, since);
-        } else {
-            self.since.remove(&number);
-        }
-        after.slot()
+        let step = SlotStep {
+            number,
+            word: after.slot(),
+            waits_since: waits.then_some(since),
+        };
+        (step.word != word || step.waits_since != waited).then_some(step)
     }
 
     /// Counts the owners.
@@ -230,9 +244,28 @@ impl Table {
     }
 }
 
+/// What one slot comes to.
+struct SlotStep {
+    number: u32,
+    word: Slot,
+    /// Since when it waits for something, if it does.
+    waits_since: Option<Duration>,
+}
+
 /// The owner for new flows of each slot as a position among `owners` counted from 1; [`NOBODY`] for any other.
 pub fn positions(words: &[Slot], owners: &[u32]) -> Vec<u32> {
-    let position: HashMap<u32, u32> = owners.iter().copied().zip(1..).collect();
-    let of = |word: &Slot| position.get(&word.new_owner()).copied().unwrap_or(NOBODY);
+    let highest = owners.iter().max().map_or(0, |owner| *owner as usize);
+    let mut position = vec![NOBODY; highest + 1];
+    for (owner, number) in owners.iter().zip(1..) {
+        if let Some(place) = position.get_mut(*owner as usize) {
+            *place = number;
+        }
+    }
+    let of = |word: &Slot| {
+        position
+            .get(word.new_owner() as usize)
+            .copied()
+            .unwrap_or(NOBODY)
+    };
     words.iter().map(of).collect()
 }
