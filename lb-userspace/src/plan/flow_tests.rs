@@ -277,11 +277,12 @@ impl World {
             let selection = select(service, &self.facts);
             for backend in service.backends.values() {
                 if backend_id(service, backend) == home {
-                    let up = self.facts.health.get(&TargetId {
+                    // Of one that has not been probed yet nothing bad is known.
+                    let down = self.facts.health.get(&TargetId {
                         service: service.name.clone(),
                         backend: backend.name.clone(),
-                    }) == Some(&HealthState::Up);
-                    let stays = up
+                    }) == Some(&HealthState::Down);
+                    let stays = !down
                         || self.rule.on_down == OnDown::Keep
                         || selection.condition == Condition::AllDownOpen;
                     return selection.availability(&backend.name) != Availability::NONE
@@ -476,7 +477,8 @@ impl World {
                 });
                 // One that comes back up has nothing to wait for.
                 for service in ["tcp", "udp"] {
-                    if self.facts.health.get(&id(service, number)) == Some(&HealthState::Up) {
+                    let up = self.facts.health.get(&id(service, number)) == Some(&HealthState::Up);
+                    if up && self.takes_traffic(service, number) {
                         let back = self.current(service, number);
                         self.leaving.remove(&back);
                     }
@@ -559,11 +561,8 @@ impl World {
                         != Some(HealthState::Up)
                     {
                         self.facts.risen.insert(id(service, number), self.facts.now);
-                        let back = self.current(service, number);
-                        let configured = self.state.services[&name(service)].backends.values();
-                        if configured.clone().any(|b| {
-                            b.name == id(service, number).backend && !b.drain && b.weight > 0
-                        }) {
+                        if self.takes_traffic(service, number) {
+                            let back = self.current(service, number);
                             self.leaving.remove(&back);
                         }
                     }
@@ -583,6 +582,13 @@ impl World {
             Event::Close(count) => (0..count).for_each(|_| self.close()),
         }
         self.reconcile();
+    }
+
+    /// Whether it is configured, has a weight and is not drained.
+    fn takes_traffic(&self, service: &str, number: u8) -> bool {
+        let service = &self.state.services[&name(service)];
+        let backend = service.backends.get(&backend(number).name);
+        backend.is_some_and(|backend| !backend.drain && backend.weight > 0)
     }
 
     fn address(&self, number: u8) -> IpAddr {

@@ -14,10 +14,10 @@ pub(super) const DRAIN: Duration = Duration::from_secs(300);
 pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
     let drain = drain.as_secs();
     let settle = format!("    udp_settle: {}s\n", drain.min(10));
-    // A refused probe fails at once. The timeout is for lost ones, and as long as it may be: a busy machine must not take
-    // backends down.
+    // A machine that is busy, or stands still for a second, must not take backends down: their connections would be
+    // counted as broken. Five probes are lost only to a server that is dead.
     let health = format!(
-        "{{ type: tcp, port: {TCP_PORT}, interval: 200ms, timeout: 200ms, rise: 2, fall: 2 }}"
+        "{{ type: tcp, port: {TCP_PORT}, interval: 500ms, timeout: 500ms, rise: 2, fall: 5 }}"
     );
     let backends: String = backends
         .iter()
