@@ -209,6 +209,8 @@ struct World {
     flows: Vec<Flow>,
     /// When each backend that is on its way out began to leave, by id.
     leaving: BTreeMap<u64, Duration>,
+    /// Backends that failed their probes after they were removed, by id.
+    failed: BTreeMap<u64, TargetId>,
     opened: u32,
     random: u64,
     rule: Rule,
@@ -248,6 +250,7 @@ impl World {
             census: None,
             flows: Vec::new(),
             leaving: BTreeMap::new(),
+            failed: BTreeMap::new(),
             opened: 0,
             random: 7,
             rule,
@@ -290,7 +293,21 @@ impl World {
                 }
             }
         }
-        self.leaving.contains_key(&home) && timely(&home)
+        self.leaving.contains_key(&home) && timely(&home) && !self.has_failed(home)
+    }
+
+    /// Whether a removed backend is known to be down: while nobody is up, the probes may be believed or not.
+    fn has_failed(&self, home: u64) -> bool {
+        let Some(target) = self.failed.get(&home) else {
+            return false;
+        };
+        let condition = select(&self.state.services[&target.service], &self.facts).condition;
+        let believed = match condition {
+            Condition::AllDownOpen => false,
+            Condition::NoBackends => self.rule.when_all_down == AllDown::Closed,
+            Condition::Up | Condition::AllDownClosed | Condition::Starting => true,
+        };
+        believed && self.facts.health.get(target) == Some(&HealthState::Down)
     }
 
     fn id_of(&self, index: u32) -> Option<u64> {
@@ -478,8 +495,9 @@ impl World {
                 // One that comes back up has nothing to wait for.
                 for service in ["tcp", "udp"] {
                     let up = self.facts.health.get(&id(service, number)) == Some(&HealthState::Up);
+                    let back = self.current(service, number);
+                    self.failed.remove(&back);
                     if up && self.takes_traffic(service, number) {
-                        let back = self.current(service, number);
                         self.leaving.remove(&back);
                     }
                 }
@@ -536,13 +554,15 @@ impl World {
                 // Of a removed backend, too, it is noticed: its flows are given up.
                 let configured: Vec<u64> = self.ids();
                 for service in ["tcp", "udp"] {
-                    let id = self.current(service, number);
-                    if configured.contains(&id) {
-                        if self.rule.on_down == OnDown::Keep {
-                            self.leaving.entry(id).or_insert(self.facts.now);
+                    let current = self.current(service, number);
+                    match self.rule.on_down {
+                        OnDown::Keep if configured.contains(&current) => {
+                            self.leaving.entry(current).or_insert(self.facts.now);
                         }
-                    } else if self.rule.on_down == OnDown::Reset && self.leaving.contains_key(&id) {
-                        self.leaving.insert(id, Duration::ZERO);
+                        OnDown::Reset if !configured.contains(&current) => {
+                            self.failed.insert(current, id(service, number));
+                        }
+                        OnDown::Keep | OnDown::Reset => {}
                     }
                 }
                 for service in ["tcp", "udp"] {
