@@ -10,6 +10,8 @@ pub enum Mode {
     L2 = 1,
     /// IP in IP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4).
     Ipip = 2,
+    /// UDP with a GUE header (draft-ietf-intarea-gue-09, version 0).
+    Gue = 3,
 }
 
 impl Mode {
@@ -19,6 +21,7 @@ impl Mode {
         match value {
             1 => Some(Self::L2),
             2 => Some(Self::Ipip),
+            3 => Some(Self::Gue),
             _ => None,
         }
     }
@@ -75,12 +78,14 @@ pub struct BackendEntry {
     pub mtu: u16,
     /// A [`Mode`]; 0 in an unused entry.
     pub mode: u8,
-    /// [`BackendEntry::LOST`] or 0.
+    /// [`BackendEntry::LOST`] and [`BackendEntry::ENTROPY`], or 0.
     pub flags: u8,
     /// Counts the uses of this index; a flow-table entry of an earlier use does not match.
     pub generation: u32,
+    /// Outer destination port of mode `gue` in network byte order; 0 in other modes.
+    pub port: u16,
     /// Always 0.
-    pub zero2: u32,
+    pub zero2: u16,
     /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
     pub id: u64,
 }
@@ -89,6 +94,8 @@ impl BackendEntry {
     /// In `flags`: the flows of this backend are given up, and flow-table entries that name it count for nothing. A
     /// slot that still names it is followed.
     pub const LOST: u8 = 1;
+    /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's.
+    pub const ENTROPY: u8 = 2;
 }
 
 const _: () = assert!(size_of::<NextHop>() == 8);

@@ -41,5 +41,6 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// Changes whenever the meaning of a map's bytes changes without its shape changing. Kept in the program's rodata
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 ///
-/// Version 1 had steady slots only and no flow table; what it had means the same.
-pub const LAYOUT_VERSION: u32 = 2;
+/// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
+/// means the same.
+pub const LAYOUT_VERSION: u32 = 3;

@@ -9,6 +9,8 @@ pub enum Action {
     Pass,
     /// Dropped.
     Drop,
+    /// Answered by the balancer itself: the answer leaves by the interface the packet came in on.
+    Answer,
 }
 
 macro_rules! verdicts {
@@ -80,6 +82,10 @@ verdicts! {
     DropBadState = 13, Drop, "drop_bad_state";
     /// IPv6 with more than six extension headers or 256 bytes of them, or with a routing header that sends it on.
     PassExtensionHeaders = 14, Pass, "pass_extension_headers";
+    /// Larger than the way to the backend takes, once encapsulated: the client was told the size that fits.
+    AnsweredTooBig = 15, Answer, "answered_too_big";
+    /// A ping to a service's address, answered.
+    AnsweredEcho = 16, Answer, "answered_echo";
 }
 
 impl Verdict {
@@ -99,6 +105,7 @@ mod tests {
                 Action::Forward => "forwarded",
                 Action::Pass => "pass_",
                 Action::Drop => "drop_",
+                Action::Answer => "answered_",
             };
             assert!(verdict.name().starts_with(prefix), "{verdict:?}");
             assert!(!verdict.description().starts_with(' '));

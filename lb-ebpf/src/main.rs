@@ -39,7 +39,7 @@ fn guideway(context: XdpContext) -> u32 {
     };
     stats::count_verdict(verdict);
     match verdict.action() {
-        Action::Forward => xdp_action::XDP_TX,
+        Action::Forward | Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
             debug!(

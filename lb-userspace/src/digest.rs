@@ -11,9 +11,8 @@ pub use compare::compare;
 
 use crate::{
     overlay::{Availability, NOBODY},
-    spec::{FlowPolicy, OnDown, Service, Tracking},
+    spec::{FlowPolicy, OnDown, Service, Tracking, mode_name},
 };
-use lb_common::backend::Mode;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 use utoipa::ToSchema;
@@ -120,10 +119,7 @@ pub fn service_digest(
         address: service.address.to_string(),
         protocol: service.protocol.as_str().into(),
         port: service.port,
-        mode: match service.mode {
-            Mode::Ipip => "ipip".into(),
-            Mode::L2 => "l2".into(),
-        },
+        mode: mode_name(service.mode).into(),
         flows: FlowsDigest::from(&service.flows),
         table: table(members, live),
         inputs: String::new(),

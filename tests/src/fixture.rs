@@ -114,7 +114,7 @@ pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Ve
     let action = match verdict.action() {
         Action::Pass => XdpAction::Pass,
         Action::Drop => XdpAction::Drop,
-        Action::Forward => panic!("{verdict:?} refuses nothing"),
+        Action::Forward | Action::Answer => panic!("{verdict:?} refuses nothing"),
     };
     let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
     assert_eq!(counters, Counters::of_verdict(verdict), "{what}");

@@ -18,6 +18,7 @@ pub fn send(packet: &mut Packet, ip: &Ip, hash: u64, backend: &Backend) -> Resul
     match backend.mode {
         Mode::L2 => l2::rewrite(packet, ip, backend),
         Mode::Ipip => ipip::encapsulate(packet, ip, hash, backend),
+        Mode::Gue => Err(Verdict::DropBadState),
     }
 }
 

@@ -331,5 +331,6 @@ const fn action(action: Action) -> &'static str {
         Action::Forward => "forward",
         Action::Pass => "pass",
         Action::Drop => "drop",
+        Action::Answer => "answer",
     }
 }

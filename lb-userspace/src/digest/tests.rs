@@ -3,6 +3,7 @@ use crate::{
     overlay::Overlay,
     spec::{AllDown, Backend, Name, Protocol},
 };
+use lb_common::backend::Mode;
 use std::net::IpAddr;
 
 const FULL: Availability = Availability::FULL;

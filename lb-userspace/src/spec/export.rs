@@ -9,11 +9,12 @@ use super::{
 use lb_common::backend::Mode;
 use std::time::Duration;
 
-/// `ipip` or `l2`.
+/// `ipip`, `l2` or `gue`.
 pub const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Ipip => "ipip",
         Mode::L2 => "l2",
+        Mode::Gue => "gue",
     }
 }
 
