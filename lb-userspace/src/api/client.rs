@@ -3,6 +3,7 @@
 
 use super::{
     handle::{Change, ChangeOptions},
+    path::{ExplainRequest, Explanation},
     protocol::{
         ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
         Status,
@@ -86,6 +87,12 @@ impl Client {
     /// Revisions that are kept, newest first.
     pub async fn history(&self) -> Result<Vec<RevisionView>, ErrorBody> {
         self.get(&["history"]).await
+    }
+
+    /// What the program would do with a packet.
+    pub async fn explain(&self, packet: &ExplainRequest) -> Result<Explanation, ErrorBody> {
+        self.send(self.with_body(Method::POST, &["explain"], packet)?)
+            .await
     }
 
     /// Makes a change, or asks what it would do.

@@ -2,6 +2,7 @@
 
 pub use super::options::{ChangeOptions, NoPercent, Percent};
 
+use super::path::{ExplainRequest, Explanation};
 use super::protocol::{
     ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
     Status,
@@ -117,6 +118,13 @@ pub enum Request {
     Drains(Reply<Result<Vec<DrainView>, ErrorBody>>),
     /// Revisions of the desired state that are kept, newest first.
     History(Reply<Result<Vec<RevisionView>, ErrorBody>>),
+    /// What the program would do with a packet.
+    Explain {
+        /// The packet.
+        request: ExplainRequest,
+        /// The answer.
+        reply: Reply<Result<Explanation, ErrorBody>>,
+    },
     /// Metrics in Prometheus text format.
     Metrics(Reply<String>),
 }

@@ -8,6 +8,7 @@ use super::{
     },
     handle::{Change, ChangeOptions, Handle, Request},
     openapi,
+    path::{ExplainRequest, Explanation},
     protocol::{
         ChangeReport, DrainView, ErrorCode, RevisionView, ServiceView, StateView, Stats, Status,
     },
@@ -34,6 +35,7 @@ pub(super) fn router(base: utoipa::openapi::OpenApi) -> OpenApiRouter<Handle> {
         .routes(routes!(get_digest))
         .routes(routes!(get_drains))
         .routes(routes!(put_drain, delete_drain))
+        .routes(routes!(post_explain))
         .routes(routes!(get_history))
         .routes(routes!(post_rollback))
         .routes(routes!(get_openapi))
@@ -251,6 +253,18 @@ async fn delete_drain(
     Parameters(parameters): Parameters<DrainParameters>,
 ) -> Answer<ChangeReport> {
     drain(&lbd, backend, parameters, false).await
+}
+
+/// What the program would do with a packet now, and why. Leaves no trace in counters or the flow table.
+#[utoipa::path(post, path = "/v1/explain", tag = "node", request_body = ExplainRequest,
+    responses((status = 200, description = "What becomes of the packet.", body = Explanation)))]
+async fn post_explain(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+    Body(request): Body<ExplainRequest>,
+) -> Answer<Explanation> {
+    let answer = lbd.ask(|reply| Request::Explain { request, reply }).await;
+    answer.flatten().map(Json).map_err(Refusal)
 }
 
 /// Revisions of the desired state that are kept, newest first.

@@ -121,6 +121,17 @@ on both.")]
         #[arg(long, value_name = "FILE")]
         compare: Option<PathBuf>,
     },
+    /// Show what the running program would do with a packet, stage by stage, and why
+    #[command(after_help = "\
+Examples:
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443 --flags ack --size 1500
+  lbctl explain udp [2001:db8::9]:5353 [2001:db8::1]:53 --interface eth0
+  lbctl explain icmp 198.51.100.9 192.0.2.1
+  lbctl explain --pcap strange.pcapng --packets 3
+
+It leaves no trace in counters or the flow table.")]
+    Explain(Box<Explain>),
     /// List the newest revisions of the services and backends
     #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
     History,
@@ -150,6 +161,39 @@ Examples:
     /// Write the OpenAPI document of lbd's API
     #[command(hide = true, after_help = "Examples:\n  lbctl openapi > guideway.json")]
     Openapi,
+}
+
+/// A packet to explain, or a capture of some.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Protocol: tcp, udp, or icmp for an echo request
+    #[arg(
+        value_name = "PROTOCOL",
+        required_unless_present = "pcap",
+        conflicts_with = "pcap"
+    )]
+    pub protocol: Option<String>,
+    /// Address and port of the sender, such as 198.51.100.9:40000; for icmp the address alone
+    #[arg(value_name = "SOURCE", required_unless_present = "pcap")]
+    pub source: Option<String>,
+    /// Address and port that it is sent to
+    #[arg(value_name = "DESTINATION", required_unless_present = "pcap")]
+    pub destination: Option<String>,
+    /// TCP flags, such as ack or fin,ack [default: syn]
+    #[arg(long, value_name = "FLAGS", conflicts_with = "pcap")]
+    pub flags: Option<String>,
+    /// Bytes of the IP packet [default: as small as can be]
+    #[arg(long, value_name = "BYTES", conflicts_with = "pcap")]
+    pub size: Option<u16>,
+    /// Interface that it comes in on [default: the first that is attached]
+    #[arg(long, value_name = "INTERFACE")]
+    pub interface: Option<String>,
+    /// Explain the packets of a pcap or pcapng file
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// How many of them at most, from the first on
+    #[arg(long, value_name = "COUNT", default_value_t = 10, requires = "pcap")]
+    pub packets: usize,
 }
 
 /// Commands on services.

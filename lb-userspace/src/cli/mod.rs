@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod drain;
+mod explain;
 mod file;
 mod report;
 mod tables;

@@ -7,7 +7,9 @@ mod change;
 pub mod core;
 mod digest;
 mod drains;
+mod explain;
 mod impact;
+mod look;
 mod run;
 pub mod start;
 #[cfg(test)]

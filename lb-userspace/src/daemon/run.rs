@@ -4,7 +4,12 @@
 //! keep flowing. Until every backend has a first verdict (or 5 s have passed) the data plane is left as the last
 //! daemon left it, so that a restart moves no slot.
 
-use super::{change::revisions, core::Core, start::read_config};
+use super::{
+    change::revisions,
+    core::Core,
+    look::{Loaded, Looking},
+    start::read_config,
+};
 use crate::{
     api::{
         handle::Request,
@@ -46,6 +51,8 @@ pub(super) struct Daemon {
     pub(super) settling: Option<tokio::time::Instant>,
     /// Whether the program is to be attached once there is something to attach it with.
     pub(super) fresh: bool,
+    /// What looks on.
+    pub(super) looking: Looking,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
 }
@@ -55,6 +62,7 @@ pub(super) struct Events {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) health: mpsc::Receiver<HealthReport>,
     pub(super) next_hops: mpsc::Receiver<NextHopUpdate>,
+    pub(super) loaded: mpsc::Receiver<Loaded>,
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
     pub(super) reload: Signal,
@@ -86,6 +94,7 @@ impl Daemon {
                     self.core.advance(monotonic());
                     self.answer(request);
                 }
+                Some(loaded) = events.loaded.recv() => self.on_loaded(loaded),
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
@@ -242,6 +251,7 @@ impl Daemon {
             Request::Metrics(reply) => {
                 drop(reply.send(self.core.metrics_text(self.started.elapsed())))
             }
+            Request::Explain { request, reply } => self.on_explain(request, reply),
             Request::Change {
                 change,
                 options,

@@ -4,3 +4,4 @@ pub mod advice;
 pub mod decode;
 pub mod frame;
 pub mod hex;
+pub mod pcap;
