@@ -50,6 +50,7 @@ fn it_describes_exactly_the_routes_that_exist() {
         "PUT /v1/state",
         "GET /v1/stats",
         "GET /v1/status",
+        "GET /v1/trace",
     ];
     assert_eq!(operations, expected);
 }

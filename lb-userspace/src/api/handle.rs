@@ -2,12 +2,13 @@
 
 pub use super::options::{ChangeOptions, NoPercent, Percent};
 
-use super::path::{ExplainRequest, Explanation};
+use super::path::{ExplainRequest, Explanation, TraceRequest};
 use super::protocol::{
     ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
     Status,
 };
 use crate::{
+    daemon::Lines,
     digest::DigestView,
     spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
 };
@@ -124,6 +125,13 @@ pub enum Request {
         request: ExplainRequest,
         /// The answer.
         reply: Reply<Result<Explanation, ErrorBody>>,
+    },
+    /// Packets as they come.
+    Trace {
+        /// Which of them.
+        request: TraceRequest,
+        /// Where they come from.
+        reply: Reply<Result<Lines, ErrorBody>>,
     },
     /// Metrics in Prometheus text format.
     Metrics(Reply<String>),

@@ -179,3 +179,76 @@ pub struct FrameView {
     /// Its headers, a line each.
     pub headers: Vec<String>,
 }
+
+/// Which packets are traced: the query of `GET /v1/trace`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TraceRequest {
+    /// Only packets of this service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Only packets of senders in this prefix, such as `198.51.100.0/24`, or of this address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Only packets with one of these verdicts, separated by commas; `drops`, `passes` and `all` stand for several.
+    /// Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// One packet in so many. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<u32>,
+    /// Packets a second on each CPU at most; more are counted as lost. Default: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// A line of the answer to `GET /v1/trace`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum TraceLine {
+    /// A packet.
+    Packet(Box<TracedPacket>),
+    /// Once a second: how it goes.
+    Status(TraceStatus),
+}
+
+/// A packet that was traced. Parts that it did not come to are absent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TracedPacket {
+    /// When it came, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Interface that it came in on.
+    pub interface: String,
+    /// Name of its verdict, as in `lbctl stats`.
+    pub verdict: String,
+    /// The flow it is of, or about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flow: Option<FlowView>,
+    /// Name of its service; empty when the desired state has none for it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Number of its slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
+    /// The backend that it goes to, `service/backend`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Bytes of the frame as it came.
+    pub length_in: u32,
+    /// Bytes of the frame as it left; 0 when it was passed or dropped.
+    pub length_out: u32,
+    /// The first 256 bytes of the frame as it came, in hexadecimal digits.
+    pub input: String,
+    /// The first 256 bytes of the frame as it left, likewise; empty when it was passed or dropped.
+    pub output: String,
+}
+
+/// How a trace goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TraceStatus {
+    /// Packets that were sent to the client.
+    pub packets: u64,
+    /// Packets that should have been: over the limit, or the client did not keep up.
+    pub lost: u64,
+}

@@ -4,7 +4,7 @@ use super::{
     args::{BackendCommand, BackendName, Cli, Command, Output, ServiceCommand},
     drain, explain, file, print,
     report::{self, Failure},
-    tables,
+    tables, trace,
 };
 use crate::{
     api::{
@@ -39,6 +39,7 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
             tables::drains(drains)
         })),
         Command::Digest { compare } => digest(compare.as_deref(), &client, output).await,
+        Command::Trace(arguments) => trace::run(*arguments, &client, output).await,
         Command::Explain(arguments) => explain::run(*arguments, &client, output).await,
         Command::History => Ok(say(output, &client.history().await?, |revisions| {
             tables::history(revisions)

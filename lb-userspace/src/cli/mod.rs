@@ -10,6 +10,7 @@ mod explain;
 mod file;
 mod report;
 mod tables;
+mod trace;
 
 use args::{Cli, Output};
 use clap::Parser;

@@ -24,7 +24,10 @@ use lb_common::{
     trace::Record,
     verdict::{Action, Verdict},
 };
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 /// Bytes of an outer UDP header and a GUE header.
 const GUE: u32 = 8 + 4;
@@ -84,6 +87,32 @@ impl<P: DataPlane> Core<P> {
             (None, Some((service, backend))) => format!("{service}/{backend}"),
             (None, None) => format!("index {index} ({})", IpAddr::from(entry.address)),
         }
+    }
+
+    /// The names of all backends, as [`Core::backend_name`] says them.
+    pub(super) fn backend_names(&self) -> BTreeMap<u32, String> {
+        let names: BTreeMap<u64, String> = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| {
+                service
+                    .backends
+                    .values()
+                    .map(move |backend| (service, backend))
+            })
+            .map(|(service, backend)| {
+                let name = format!("{}/{}", service.name, backend.name);
+                (backend_id(service, backend), name)
+            })
+            .collect();
+        let entries = self.mirror.backends.iter();
+        entries
+            .map(|(index, entry)| {
+                let known = names.get(&entry.id).cloned();
+                (*index, known.unwrap_or_else(|| self.backend_name(*index)))
+            })
+            .collect()
     }
 
     fn find_backend(&self, id: u64) -> Option<(&Service, &Backend)> {

@@ -1,14 +1,17 @@
 //! Requests to look on: the program is loaded once more in another thread, because the verifier takes longer than the loop
 //! may stand still.
 
-use super::run::Daemon;
+use super::{
+    run::Daemon,
+    trace::{Session, TraceReply},
+};
 use crate::{
     api::{
         handle::Reply,
         path::{ExplainRequest, Explanation},
         protocol::{ErrorBody, ErrorCode},
     },
-    dataplane::{Explainer, SHORTEST},
+    dataplane::{Explainer, SHORTEST, Tracer},
     explain::{frame, hex},
     problem::Problem,
 };
@@ -23,14 +26,22 @@ type Question = (ExplainRequest, Reply<Result<Explanation, ErrorBody>>);
 pub(super) enum Loaded {
     /// To explain.
     Explainer(Result<Explainer>),
+    /// To trace.
+    Tracer(Result<Tracer>),
 }
 
 /// What looks on.
 pub(super) struct Looking {
-    loaded: mpsc::Sender<Loaded>,
+    pub(super) loaded: mpsc::Sender<Loaded>,
     explainer: Option<Explainer>,
     /// Questions that wait for the explainer.
     waiting: Vec<Question>,
+    /// Who waits for the program that traces.
+    pub(super) pending: Option<TraceReply>,
+    /// The trace under way.
+    pub(super) session: Option<Session>,
+    /// Whether a reconcile is due by what was attached.
+    pub(super) due: bool,
 }
 
 impl Looking {
@@ -40,7 +51,20 @@ impl Looking {
             loaded,
             explainer: None,
             waiting: Vec::new(),
+            pending: None,
+            session: None,
+            due: false,
         }
+    }
+
+    /// Whether a trace is under way, or about to be.
+    pub(super) fn is_tracing(&self) -> bool {
+        self.pending.is_some() || self.session.is_some()
+    }
+
+    /// A trace is about to be under way.
+    pub(super) fn begin(&mut self, reply: TraceReply) {
+        self.pending = Some(reply);
     }
 }
 
@@ -67,7 +91,10 @@ impl Daemon {
 
     /// Takes a program that was loaded.
     pub(super) fn on_loaded(&mut self, loaded: Loaded) {
-        let Loaded::Explainer(explainer) = loaded;
+        let explainer = match loaded {
+            Loaded::Explainer(explainer) => explainer,
+            Loaded::Tracer(tracer) => return self.on_tracer(tracer),
+        };
         let problem = match explainer {
             Ok(explainer) => {
                 self.looking.explainer = Some(explainer);
@@ -209,7 +236,7 @@ fn mac_of(interface: &str) -> [u8; 6] {
         .unwrap_or_default()
 }
 
-fn invalid(problem: Problem) -> ErrorBody {
+pub(super) fn invalid(problem: Problem) -> ErrorBody {
     ErrorBody {
         code: ErrorCode::Invalid,
         message: problem.to_string(),
@@ -217,6 +244,6 @@ fn invalid(problem: Problem) -> ErrorBody {
     }
 }
 
-fn failed(problem: &anyhow::Error) -> ErrorBody {
+pub(super) fn failed(problem: &anyhow::Error) -> ErrorBody {
     ErrorBody::new(ErrorCode::Failed, format!("{problem:#}"))
 }

@@ -14,7 +14,10 @@ mod run;
 pub mod start;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod views;
+
+pub use trace::Lines;
 
 use crate::{
     health::checker::TargetId,

@@ -9,6 +9,7 @@ use super::{
     core::Core,
     look::{Loaded, Looking},
     start::read_config,
+    trace::POLL,
 };
 use crate::{
     api::{
@@ -73,6 +74,8 @@ impl Daemon {
     pub(super) async fn serve(&mut self, events: &mut Events) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if !self.fresh {
             // The maps are in use already: the new program can take over at once.
             let attachments = self.core.plane.activate();
@@ -98,10 +101,12 @@ impl Daemon {
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
+                _ = poll.tick(), if self.looking.session.is_some() => self.on_trace_tick(),
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     due |= self.settle("not every backend answered in time");
                 }
             }
+            due |= std::mem::take(&mut self.looking.due);
             // What came together is reconciled together.
             while let Ok(report) = events.health.try_recv() {
                 due |= self.core.on_health(report, monotonic());
@@ -183,7 +188,7 @@ impl Daemon {
 
     /// Takes what is attached where; whether a reconcile is due. When that could not be read, what was known stays in
     /// force: an interface that cannot be seen for a moment still forwards.
-    fn take_attachments(&mut self, found: Result<Vec<Attachment>>) -> bool {
+    pub(super) fn take_attachments(&mut self, found: Result<Vec<Attachment>>) -> bool {
         match found {
             Ok(attachments) => {
                 self.blind = false;
@@ -251,6 +256,7 @@ impl Daemon {
             Request::Metrics(reply) => {
                 drop(reply.send(self.core.metrics_text(self.started.elapsed())))
             }
+            Request::Trace { request, reply } => self.on_trace(&request, reply),
             Request::Explain { request, reply } => self.on_explain(request, reply),
             Request::Change {
                 change,

@@ -104,6 +104,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         "lbd started"
     );
     daemon.serve(&mut events).await;
+    daemon.end_trace();
     drop(stop);
     // The API answers what it has accepted; a second is enough for that.
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;

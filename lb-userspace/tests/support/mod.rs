@@ -168,6 +168,10 @@ fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unansw
             };
             drop(reply.send(Ok(answer)));
         }
+        Request::Trace { reply, .. } => drop(reply.send(Err(ErrorBody::new(
+            ErrorCode::Failed,
+            "this lbd has no program",
+        )))),
         Request::Explain { reply, .. } => drop(reply.send(Err(ErrorBody::new(
             ErrorCode::Failed,
             "this lbd has no program",
