@@ -83,9 +83,11 @@ fn add(
         "service add {service} --address {address} --port {port} --protocol {protocol} --health none"
     ))?;
     for backend in scenario.topology.backends.iter().take(backends) {
+        // One name is one host, so an address of the other family has another.
+        let family = if address.is_ipv4() { "" } else { "-v6" };
+        let name = format!("{}{family}", backend.name);
         node.ok(&format!(
-            "backend add {} --service {service} --address {}",
-            backend.name,
+            "backend add {name} --service {service} --address {}",
             backend.address_like(address)
         ))?;
     }

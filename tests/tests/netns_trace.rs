@@ -107,16 +107,15 @@ fn loaded() -> usize {
 }
 
 fn send(scenario: &Scenario, to: SocketAddr, packets: usize) -> Result<SocketAddr> {
+    let from = match to {
+        SocketAddr::V4(_) => IpAddr::from(CLIENT_V4),
+        SocketAddr::V6(_) => CLIENT_V6.into(),
+    };
     scenario.topology.client.run(|| {
-        let any: IpAddr = if to.is_ipv4() {
-            [0; 4].into()
-        } else {
-            [0_u16; 8].into()
-        };
-        let socket = UdpSocket::bind((any, 0))?;
-        socket.connect(to)?;
+        let socket = UdpSocket::bind((from, 0))?;
+        // Not connected: nobody listens on the backends, and they say so.
         for _ in 0..packets {
-            socket.send(b"which?")?;
+            socket.send_to(b"which?", to)?;
         }
         Ok(socket.local_addr()?)
     })
@@ -129,9 +128,11 @@ fn add_services(scenario: &Scenario) -> Result<()> {
             "service add {service} --address {address} --port {DNS} --protocol udp --health none"
         ))?;
         for backend in &scenario.topology.backends {
+            // One name is one host, so an address of the other family has another.
+            let family = if address.is_ipv4() { "" } else { "-v6" };
+            let name = format!("{}{family}", backend.name);
             node.ok(&format!(
-                "backend add {} --service {service} --address {}",
-                backend.name,
+                "backend add {name} --service {service} --address {}",
                 backend.address_like(address)
             ))?;
         }

@@ -59,9 +59,12 @@ fn balancer(form: u32, is_moved: bool) -> Result<Balancer> {
 }
 
 fn syn() -> Packet {
+    let mut packet = v4(Protocol::Tcp);
+    // A flow of its own: one that another packet has had recorded would go where that one went.
+    packet.from.set_port(40_001);
     Packet {
         flags: flag::SYN,
-        ..v4(Protocol::Tcp)
+        ..packet
     }
 }
 
