@@ -18,11 +18,12 @@ pub mod maps;
 pub mod service;
 pub mod slot;
 pub mod stats;
+pub mod trace;
 pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, service, stats};
+    use crate::{address, backend, flow_table, service, stats, trace};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -39,4 +40,10 @@ mod pod {
     unsafe impl aya::Pod for flow_table::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for flow_table::FlowEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Filter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Scratch {}
 }

@@ -30,6 +30,20 @@ pub const ALL: [&str; 8] = [
     FLOW_EVENTS,
 ];
 
+/// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
+/// has for itself, so that what it counts is nobody's traffic.
+pub const SHARED_TO_EXPLAIN: [&str; 4] = [SERVICES, SLOT_TABLES, BACKENDS, FLOWS];
+
+/// Ring buffer of [`crate::trace::Event`]. Each loaded program has its own; that of the one which forwards stays empty.
+pub const EVENTS: &str = "EVENTS";
+/// Per-CPU array with one [`crate::trace::Scratch`], each program's own.
+pub const TRACE_SCRATCH: &str = "TRACE_SCRATCH";
+/// Array with one [`crate::trace::Filter`], each program's own.
+pub const TRACE_FILTER: &str = "TRACE_FILTER";
+
+/// Load-time constant `u32`: [`crate::trace::OFF`], [`crate::trace::TRACE`] or [`crate::trace::EXPLAIN`].
+pub const TRACE: &str = "TRACE";
+
 /// Load-time constant `u64`: seed of the flow hash.
 pub const HASH_SEED: &str = "HASH_SEED";
 

@@ -15,6 +15,7 @@ mod pipeline;
 mod service;
 mod slot;
 mod stats;
+mod trace;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
@@ -33,11 +34,13 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
     let mut packet = Packet::new(context);
+    trace::begin(&packet);
     let verdict = match pipeline::balance(&mut packet) {
         Ok(()) => Verdict::Forwarded,
         Err(verdict) => verdict,
     };
     stats::count_verdict(verdict);
+    trace::end(&packet, verdict);
     match verdict.action() {
         Action::Forward | Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,

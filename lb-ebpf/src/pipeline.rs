@@ -7,7 +7,7 @@ use crate::{
     flow_table::{self, Place},
     forward,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
-    service, slot, stats,
+    service, slot, stats, trace,
 };
 use aya_ebpf::Global;
 use lb_common::{
@@ -36,6 +36,7 @@ pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
 fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Verdict> {
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
+    trace::ip(&ip);
     if ip.fragment == Fragment::Later {
         return Err(fragment(service::find_any_port(
             ip.destination,
@@ -43,13 +44,16 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Ver
         )));
     }
     let flow = parse::flow(packet, &ip)?;
+    trace::flow(&flow);
     let found = service::find(&flow);
     if ip.fragment == Fragment::First {
         return Err(fragment(found));
     }
     let service = found.ok_or(Verdict::PassNoService)?;
     let hash = flow_hash(ip.is_v4, &flow);
+    trace::service(&service, hash);
     let owner = owner(packet, &ip, &flow, service.index, slot_of(hash))?;
+    trace::backend(owner);
     let backend = backend::get(owner)?;
     forward::send(packet, &ip, hash, &backend)?;
     stats::count_forwarded(service.index, owner, received);
@@ -60,6 +64,7 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Ver
 #[inline(always)]
 fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Result<u32, Verdict> {
     let slot = slot::get(service, number)?;
+    trace::slot(slot);
     if slot.is_tracked() {
         let place = Place {
             service,

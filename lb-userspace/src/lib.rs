@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod dataplane;
 pub mod desired;
 pub mod digest;
+pub mod explain;
 pub mod health;
 pub mod maglev;
 pub mod metrics;

@@ -3,10 +3,10 @@
 //! **Invariant.** Every program object is loaded with maps of its own, so tests run in parallel.
 
 use crate::counters::Counters;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::Xdp,
 };
 use lb_common::{
@@ -16,6 +16,7 @@ use lb_common::{
     maps,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
+    trace::{self, Event, Filter, Scratch},
 };
 use lb_userspace::dataplane::object;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -34,6 +35,8 @@ pub const SEED: u64 = 0x5eed_0f7e_57f1_0e55;
 const SERVICES: u32 = 32;
 const BACKENDS: u32 = 256;
 const FLOWS: u32 = 1 << 14;
+/// Bytes: room for some 90 events.
+const EVENTS: u32 = 1 << 16;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -70,9 +73,20 @@ impl Balancer {
 
     /// Loads the program with a flow table of this many entries.
     pub fn with_flows(flows: u32) -> Result<Self> {
+        Self::loaded(flows, trace::OFF)
+    }
+
+    /// Loads the program as one that traces ([`trace::TRACE`]) or explains ([`trace::EXPLAIN`]).
+    pub fn looking(trace: u32) -> Result<Self> {
+        Self::loaded(FLOWS, trace)
+    }
+
+    fn loaded(flows: u32, trace: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
+            .override_global(maps::TRACE, &trace, true)
+            .map_max_entries(maps::EVENTS, EVENTS)
             .map_max_entries(maps::SERVICES, SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
@@ -85,6 +99,36 @@ impl Balancer {
             .load()
             .context("the verifier refused the balancer")?;
         Ok(Self { ebpf })
+    }
+
+    /// Says what a program that traces is to record.
+    pub fn set_filter(&mut self, filter: &Filter) -> Result<()> {
+        let mut map: Array<_, Filter> =
+            Array::try_from(map_mut(&mut self.ebpf, maps::TRACE_FILTER)?)?;
+        Ok(map.set(0, filter, 0)?)
+    }
+
+    /// What a program that looks on has recorded since this was asked last.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let mut ring = RingBuf::try_from(map_mut(&mut self.ebpf, maps::EVENTS)?)?;
+        let mut events = Vec::new();
+        while let Some(bytes) = ring.next() {
+            ensure!(
+                bytes.len() == size_of::<Event>(),
+                "an event of {} bytes",
+                bytes.len()
+            );
+            // SAFETY: as many bytes are there; an event is plain data, valid for every bit pattern.
+            events.push(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        Ok(events)
+    }
+
+    /// Events that were wanted and could not be recorded.
+    pub fn lost_events(&self) -> Result<u64> {
+        let map = self.ebpf.map(maps::TRACE_SCRATCH).context("no scratch")?;
+        let map: PerCpuArray<_, Scratch> = PerCpuArray::try_from(map)?;
+        Ok(map.get(&0, 0)?.iter().map(|cpu| cpu.lost).sum())
     }
 
     /// Writes a backend entry.

@@ -9,7 +9,7 @@ use crate::{
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 /// Where help shows what every command takes: after its own options.
 const HEADING: &str = "Options of every command";
@@ -121,6 +121,28 @@ on both.")]
         #[arg(long, value_name = "FILE")]
         compare: Option<PathBuf>,
     },
+    /// Show what the running program would do with a packet, stage by stage, and why
+    #[command(after_help = "\
+Examples:
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443 --flags ack --size 1500
+  lbctl explain udp [2001:db8::9]:5353 [2001:db8::1]:53 --interface eth0
+  lbctl explain icmp 198.51.100.9 192.0.2.1
+  lbctl explain --pcap strange.pcapng --packets 3
+
+It leaves no trace in counters or the flow table.")]
+    Explain(Box<Explain>),
+    /// Show packets as they come, with what becomes of each and why
+    #[command(after_help = "\
+Examples:
+  lbctl trace --count 20
+  lbctl trace --service www --source 198.51.100.0/24
+  lbctl trace --reason drops --pcap drops.pcapng
+  lbctl trace --reason drop_no_backend,pass_no_service --sample 1/100
+
+While it runs, a slower program is attached in place of the usual one; end it with Ctrl-C. A capture
+has two interfaces: `in` for packets as they came, `out` for them as they left.")]
+    Trace(Box<Trace>),
     /// List the newest revisions of the services and backends
     #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
     History,
@@ -150,6 +172,81 @@ Examples:
     /// Write the OpenAPI document of lbd's API
     #[command(hide = true, after_help = "Examples:\n  lbctl openapi > guideway.json")]
     Openapi,
+}
+
+/// A packet to explain, or a capture of some.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Protocol: tcp, udp, or icmp for an echo request
+    #[arg(
+        value_name = "PROTOCOL",
+        required_unless_present = "pcap",
+        conflicts_with = "pcap"
+    )]
+    pub protocol: Option<String>,
+    /// Address and port of the sender, such as 198.51.100.9:40000; for icmp the address alone
+    #[arg(value_name = "SOURCE", required_unless_present = "pcap")]
+    pub source: Option<String>,
+    /// Address and port that it is sent to
+    #[arg(value_name = "DESTINATION", required_unless_present = "pcap")]
+    pub destination: Option<String>,
+    /// TCP flags, such as ack or fin,ack [default: syn]
+    #[arg(long, value_name = "FLAGS", conflicts_with = "pcap")]
+    pub flags: Option<String>,
+    /// Bytes of the IP packet [default: as small as can be]
+    #[arg(long, value_name = "BYTES", conflicts_with = "pcap")]
+    pub size: Option<u16>,
+    /// Interface that it comes in on [default: the first that is attached]
+    #[arg(long, value_name = "INTERFACE")]
+    pub interface: Option<String>,
+    /// Explain the packets of a pcap or pcapng file
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// How many of them at most, from the first on
+    #[arg(long, value_name = "COUNT", default_value_t = 10, requires = "pcap")]
+    pub packets: usize,
+}
+
+/// Which packets are traced.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Only packets of this service
+    #[arg(long, short, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Only packets of senders in this prefix
+    #[arg(long, value_name = "PREFIX")]
+    pub source: Option<String>,
+    /// Only packets with these verdicts: names from `lbctl stats --all`, drops, passes, all [default: all]
+    #[arg(long, value_name = "VERDICTS")]
+    pub reason: Option<String>,
+    /// Only one packet in so many, such as 1/100 [default: 1/1]
+    #[arg(long, value_name = "SHARE")]
+    pub sample: Option<Sample>,
+    /// Packets a second on each CPU at most [default: 1000]
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u32>,
+    /// End after so many packets
+    #[arg(long, value_name = "COUNT")]
+    pub count: Option<u64>,
+    /// Write them to a pcapng file, too
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+}
+
+/// One in so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample(pub u32);
+
+impl FromStr for Sample {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("1/").unwrap_or(text);
+        number
+            .parse()
+            .map(Self)
+            .map_err(|_| "not a share; give one like 1/100".into())
+    }
 }
 
 /// Commands on services.

@@ -6,9 +6,11 @@
 mod args;
 mod commands;
 mod drain;
+mod explain;
 mod file;
 mod report;
 mod tables;
+mod trace;
 
 use args::{Cli, Output};
 use clap::Parser;

@@ -192,6 +192,11 @@ impl<P: DataPlane> Core<P> {
         Ok(())
     }
 
+    /// What is attached where.
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
     /// Takes the time, CLOCK_MONOTONIC.
     pub const fn advance(&mut self, now: Duration) {
         self.facts.now = now;

@@ -7,12 +7,17 @@ mod change;
 pub mod core;
 mod digest;
 mod drains;
+mod explain;
 mod impact;
+mod look;
 mod run;
 pub mod start;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod views;
+
+pub use trace::Lines;
 
 use crate::{
     health::checker::TargetId,

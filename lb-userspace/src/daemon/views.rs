@@ -167,7 +167,12 @@ impl<P: DataPlane> Core<P> {
         slots.copied().unwrap_or(0)
     }
 
-    fn backend(&self, service: &Service, backend: &Backend, selection: &Selection) -> BackendView {
+    pub(super) fn backend(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        selection: &Selection,
+    ) -> BackendView {
         let id = target_id(service, backend);
         let memory = self.probes.get(&id).cloned().unwrap_or_default();
         let health = match (&service.health, self.facts.health.get(&id)) {
@@ -326,7 +331,7 @@ fn health_view(check: &HealthCheck) -> HealthView {
     }
 }
 
-const fn action(action: Action) -> &'static str {
+pub(super) const fn action(action: Action) -> &'static str {
     match action {
         Action::Forward => "forward",
         Action::Pass => "pass",

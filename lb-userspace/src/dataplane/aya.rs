@@ -13,6 +13,7 @@ use super::{
     drop_log::DropLog,
     interfaces,
     loader::{self, Maps},
+    looking::{Loader, Tracer},
     object::BALANCER,
     pins::{Generation, PinDirectory},
     shape::{Sizes, Wanted},
@@ -67,6 +68,7 @@ impl Settings {
 
 /// The program in the kernel, its maps, and the interfaces it is attached to.
 pub struct AyaDataPlane {
+    settings: Settings,
     pins: PinDirectory,
     generation: Generation,
     attacher: Attacher,
@@ -116,6 +118,7 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
         Found::Fitting(_) => (reused(&maps)?, None),
     };
     let data_plane = AyaDataPlane {
+        settings: settings.clone(),
         pins,
         generation,
         attacher,
@@ -222,6 +225,32 @@ impl AyaDataPlane {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
         Ok(attachments)
+    }
+
+    /// What loads the program once more, to look on.
+    pub fn loader(&self) -> Loader {
+        Loader {
+            settings: self.settings.clone(),
+            generation: self.generation.clone(),
+        }
+    }
+
+    /// Puts a program that traces in the place of the attached one, on every interface, each at once.
+    ///
+    /// # Errors
+    /// When the kernel does not hand out the program, or does not say which interfaces there are.
+    pub fn trace(&mut self, tracer: &mut Tracer) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(Some(tracer.program()?));
+        self.activate()
+    }
+
+    /// Puts the program that only forwards back in its place.
+    ///
+    /// # Errors
+    /// As [`AyaDataPlane::activate`].
+    pub fn end_trace(&mut self) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(None);
+        self.activate()
     }
 
     /// Copies the flows that the old program has recorded since.

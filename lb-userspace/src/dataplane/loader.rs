@@ -35,32 +35,12 @@ pub(super) fn load(
     wanted: &Wanted,
     generation: &Generation,
 ) -> Result<(Attacher, Maps, DropLog)> {
-    let mut loader = EbpfLoader::new();
-    loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
+    let mut loader = with_pins(settings, generation, &maps::ALL);
     let log_level = DropLog::level();
     loader.override_global(maps::LOG_LEVEL, &log_level, true);
-    for name in maps::ALL {
-        loader.map_pin_path(name, generation.path.join(name));
-        if let Some(entries) = settings.sizes().entries(name) {
-            loader.map_max_entries(name, entries);
-        }
-    }
-    let mut ebpf = loader
-        .load(BALANCER)
-        .context("cannot create the maps of the XDP program")?;
+    let mut ebpf = load_program(&mut loader)?;
     let drop_log = DropLog::open(&mut ebpf, log_level)?;
-    let program: &mut Xdp = ebpf
-        .program_mut(maps::PROGRAM)
-        .with_context(|| {
-            format!(
-                "the embedded eBPF object has no program {}; build again",
-                maps::PROGRAM
-            )
-        })?
-        .try_into()?;
-    program
-        .load()
-        .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
+    let program = program(&mut ebpf)?;
     let attacher = Attacher::new(program, settings.interfaces.clone())?;
 
     let mut map = |name| take(&mut ebpf, name);
@@ -77,7 +57,49 @@ pub(super) fn load(
     Ok((attacher, maps, drop_log))
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
+/// A loader of the program, its log off, with those of a generation's maps that are named; the others are made.
+pub(super) fn with_pins<'a>(
+    settings: &'a Settings,
+    generation: &Generation,
+    names: &[&'static str],
+) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
+    loader.override_global(maps::LOG_LEVEL, &0_u8, true);
+    for name in names {
+        loader.map_pin_path(*name, generation.path.join(name));
+    }
+    for name in maps::ALL {
+        if let Some(entries) = settings.sizes().entries(name) {
+            loader.map_max_entries(name, entries);
+        }
+    }
+    loader
+}
+
+/// Loads the program into the kernel.
+pub(super) fn load_program(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
+    let mut ebpf = loader
+        .load(BALANCER)
+        .context("cannot create the maps of the XDP program")?;
+    program(&mut ebpf)?
+        .load()
+        .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
+    Ok(ebpf)
+}
+
+/// The program of a loaded object.
+pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(maps::PROGRAM).with_context(|| {
+        format!(
+            "the embedded eBPF object has no program {}; build again",
+            maps::PROGRAM
+        )
+    })?;
+    Ok(program.try_into()?)
+}
+
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
     ebpf.take_map(name)
         .with_context(|| format!("the embedded eBPF object has no map {name}; build again"))
 }

@@ -15,6 +15,7 @@ pub mod fake;
 mod flows;
 mod interfaces;
 mod loader;
+mod looking;
 mod mapped;
 pub mod object;
 mod pins;
@@ -30,6 +31,7 @@ pub use self::{
     aya::{AyaDataPlane, Settings},
     carry::Carried,
     interfaces::XdpMode,
+    looking::{Explained, Explainer, Loader, SHORTEST, Tracer},
 };
 
 use anyhow::Result;
