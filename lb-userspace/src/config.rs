@@ -21,7 +21,7 @@ pub const DEFAULT_PATH: &str = "/etc/guideway/lbd.yaml";
 /// The checked settings of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// Interfaces to balance on; at least one.
+    /// Interfaces that packets come in on or leave by; at least one.
     pub interfaces: Vec<InterfaceSetting>,
     /// Directory of the desired state.
     pub state_directory: PathBuf,
@@ -246,6 +246,10 @@ fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSe
             "is empty",
             "name at least one, such as `- name: eth0`",
         ));
+    }
+    if raw.len() > limits::MAX_EXITS as usize {
+        let hint = format!("name at most {}", limits::MAX_EXITS);
+        found.push(Problem::new("interfaces", raw.len(), "are too many", hint));
     }
     let mut interfaces: Vec<InterfaceSetting> = Vec::new();
     for (i, interface) in raw.iter().enumerate() {
