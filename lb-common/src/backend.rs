@@ -120,6 +120,14 @@ impl BackendEntry {
     /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's. For mode `ipip` alone.
     pub const ENTROPY: u8 = 2;
 
+    /// The same entry with or without [`BackendEntry::LOST`].
+    #[must_use]
+    pub const fn with_lost(self, lost: bool) -> Self {
+        let others = self.flags & !Self::LOST;
+        let flags = if lost { others | Self::LOST } else { others };
+        Self { flags, ..self }
+    }
+
     /// The outer source of a flow's packets under [`BackendEntry::ENTROPY`]: the prefix filled with bits of the flow's hash
     /// that its slot does not depend on, so that all flows of a backend differ.
     #[inline(always)]
