@@ -2,6 +2,8 @@
 
 /// The XDP program that balances.
 pub const PROGRAM: &str = "guideway";
+/// The same for interfaces with jumbo frames, which come in several buffers: `xdp.frags`, Linux 5.18.
+pub const FRAGS_PROGRAM: &str = "guideway_frags";
 /// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
 pub const SERVICES: &str = "SERVICES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).

@@ -33,7 +33,17 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 /// Entry point: see [`maps::PROGRAM`].
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
-    let mut packet = Packet::new(context);
+    run(Packet::new(context))
+}
+
+/// Entry point: see [`maps::FRAGS_PROGRAM`].
+#[xdp(frags)]
+fn guideway_frags(context: XdpContext) -> u32 {
+    run(Packet::in_frags(context))
+}
+
+#[inline(always)]
+fn run(mut packet: Packet) -> u32 {
     let (verdict, forward) = match pipeline::balance(&mut packet) {
         Ok(exit) => (Verdict::Forwarded, exit.action()),
         Err(verdict) => (verdict, xdp_action::XDP_ABORTED),

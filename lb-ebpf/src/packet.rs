@@ -3,7 +3,10 @@
 //! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 use lb_common::{
     flow_table::TcpFlags,
     gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
@@ -61,18 +64,36 @@ struct Even<T: Header>(T);
 /// The frame that an XDP program was called for.
 pub struct Packet {
     context: XdpContext,
+    in_frags: bool,
 }
 
 impl Packet {
     /// The frame of `context`.
     #[inline(always)]
     pub fn new(context: XdpContext) -> Self {
-        Self { context }
+        Self {
+            context,
+            in_frags: false,
+        }
+    }
+
+    /// The frame of `context`, of a program in section `xdp.frags`. Its headers are in the first buffer; the rest may be in
+    /// others, which nothing here looks at.
+    #[inline(always)]
+    pub fn in_frags(context: XdpContext) -> Self {
+        Self {
+            context,
+            in_frags: true,
+        }
     }
 
     /// Bytes of the frame, Ethernet header included.
     #[inline(always)]
     pub fn length(&self) -> usize {
+        if self.in_frags {
+            // SAFETY: the kernel gave us this context; the helper reads lengths alone.
+            return unsafe { bpf_xdp_get_buff_len(self.context.ctx) } as usize;
+        }
         self.context.data_end() - self.context.data()
     }
 

@@ -62,6 +62,7 @@ pub struct Outcome {
 /// The balancer, loaded but not attached.
 pub struct Balancer {
     ebpf: Ebpf,
+    program: &'static str,
 }
 
 impl Balancer {
@@ -70,8 +71,17 @@ impl Balancer {
         Self::with_flows(FLOWS)
     }
 
+    /// Loads the program for jumbo frames with empty maps and logging off.
+    pub fn for_jumbo_frames() -> Result<Self> {
+        Self::of(maps::FRAGS_PROGRAM, FLOWS)
+    }
+
     /// Loads the program with a flow table of this many entries.
     pub fn with_flows(flows: u32) -> Result<Self> {
+        Self::of(maps::PROGRAM, flows)
+    }
+
+    fn of(program: &'static str, flows: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
@@ -83,10 +93,10 @@ impl Balancer {
             .map_max_entries(maps::FLOWS, flows)
             .load(object::BALANCER)
             .context("loading the balancer")?;
-        program_mut(&mut ebpf, maps::PROGRAM)?
+        program_mut(&mut ebpf, program)?
             .load()
             .context("the verifier refused the balancer")?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, program })
     }
 
     /// Writes a backend entry.
@@ -199,7 +209,7 @@ impl Balancer {
 
     /// Sends a frame through the program as if it came in on [`INTERFACE`].
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(program(&self.ebpf, maps::PROGRAM)?, frame)
+        run(program(&self.ebpf, self.program)?, frame)
     }
 
     /// Sends a frame through the program and says which counters moved as well.
@@ -211,7 +221,7 @@ impl Balancer {
 
     /// Instructions that the verifier went through to accept the program.
     pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(program(&self.ebpf, maps::PROGRAM)?
+        Ok(program(&self.ebpf, self.program)?
             .info()?
             .verified_instruction_count())
     }

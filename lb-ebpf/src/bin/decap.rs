@@ -31,8 +31,8 @@ fn decap(context: XdpContext) -> u32 {
 }
 
 /// Entry point of a program that passes every frame: a veth takes what its peer sends by XDP_TX only if it runs a native
-/// program itself, and a router between the balancer and its backends must not decapsulate.
-#[xdp]
+/// program itself, and a router between the balancer and its backends must not decapsulate. Jumbo frames are no matter to it.
+#[xdp(frags)]
 fn pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }

@@ -240,6 +240,7 @@ mod tests {
                 .map(|index| Interface {
                     name: format!("eth{index}"),
                     index,
+                    mtu: 1_500,
                     mac: (index < 3).then_some([2, 0, 0, 0, 0, index as u8]),
                     xdp: None,
                 })

@@ -1,8 +1,17 @@
 //! The program and its maps, loaded into the kernel from the embedded object.
 
 use super::{
-    attach::Attacher, aya::Settings, backends::BackendArray, drop_log::DropLog, exits::Exits,
-    flows::FlowTable, object::BALANCER, pins::Generation, shape::Wanted, slots::SlotTables,
+    attach::{Attacher, InterfaceSetting},
+    aya::Settings,
+    backends::BackendArray,
+    drop_log::DropLog,
+    exits::Exits,
+    flows::FlowTable,
+    interfaces,
+    object::BALANCER,
+    pins::Generation,
+    shape::Wanted,
+    slots::SlotTables,
 };
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -50,18 +59,7 @@ pub(super) fn load(
         .load(BALANCER)
         .context("cannot create the maps of the XDP program")?;
     let drop_log = DropLog::open(&mut ebpf, log_level)?;
-    let program: &mut Xdp = ebpf
-        .program_mut(maps::PROGRAM)
-        .with_context(|| {
-            format!(
-                "the embedded eBPF object has no program {}; build again",
-                maps::PROGRAM
-            )
-        })?
-        .try_into()?;
-    program
-        .load()
-        .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
+    let program = load_program(&mut ebpf, has_jumbo_frames(&settings.interfaces)?)?;
     let attacher = Attacher::new(program, settings.interfaces.clone())?;
 
     let mut map = |name| take(&mut ebpf, name);
@@ -77,6 +75,46 @@ pub(super) fn load(
         exits: Exits::open(map(maps::EXITS)?, map(maps::EXIT_MACS)?)?,
     };
     Ok((attacher, maps, drop_log))
+}
+
+/// An MTU above this may need several buffers a frame: drivers split pages, and veth has some 3,500 bytes for one.
+const JUMBO: u32 = 2_000;
+
+fn has_jumbo_frames(settings: &[InterfaceSetting]) -> Result<bool> {
+    let configured = |name: &str| settings.iter().any(|setting| setting.name == name);
+    Ok(interfaces::list()?
+        .iter()
+        .any(|interface| interface.mtu > JUMBO && configured(&interface.name)))
+}
+
+/// Loads the program for jumbo frames if there are any and the kernel has it, else the ordinary one.
+fn load_program(ebpf: &mut Ebpf, jumbo: bool) -> Result<&Xdp> {
+    let jumbo = jumbo
+        && match program(ebpf, maps::FRAGS_PROGRAM)?.load() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(
+                    "interfaces with an MTU above {JUMBO} may refuse native XDP: the kernel refuses the program for jumbo \
+                     frames, which needs Linux 5.18: {error}"
+                );
+                false
+            }
+        };
+    if jumbo {
+        return Ok(program(ebpf, maps::FRAGS_PROGRAM)?);
+    }
+    let ordinary = program(ebpf, maps::PROGRAM)?;
+    ordinary
+        .load()
+        .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
+    Ok(ordinary)
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the embedded eBPF object has no program {name}; build again"))?;
+    Ok(program.try_into()?)
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map> {
