@@ -2,6 +2,8 @@
 
 /// The XDP program that balances.
 pub const PROGRAM: &str = "guideway";
+/// The same for interfaces with jumbo frames, which come in several buffers: `xdp.frags`, Linux 5.18.
+pub const FRAGS_PROGRAM: &str = "guideway_frags";
 /// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
 pub const SERVICES: &str = "SERVICES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
@@ -18,8 +20,13 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+/// Device map (hash), interface index -> the interface: those that packets can be redirected to;
+/// [`crate::limits::MAX_EXITS`] entries.
+pub const EXITS: &str = "EXITS";
+/// Hash map, interface index -> the interface's own MAC as a [`crate::backend::NextHop`]: the source of what is redirected to it.
+pub const EXIT_MACS: &str = "EXIT_MACS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 10] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -28,11 +35,13 @@ pub const ALL: [&str; 8] = [
     BACKEND_STATS,
     FLOWS,
     FLOW_EVENTS,
+    EXITS,
+    EXIT_MACS,
 ];
 
 /// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
 /// has for itself, so that what it counts is nobody's traffic.
-pub const SHARED_TO_EXPLAIN: [&str; 4] = [SERVICES, SLOT_TABLES, BACKENDS, FLOWS];
+pub const SHARED_TO_EXPLAIN: [&str; 6] = [SERVICES, SLOT_TABLES, BACKENDS, FLOWS, EXITS, EXIT_MACS];
 
 /// Ring buffer of [`crate::trace::Event`]. Each loaded program has its own; that of the one which forwards stays empty.
 pub const EVENTS: &str = "EVENTS";

@@ -3,9 +3,13 @@
 //! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 use lb_common::{
     flow_table::TcpFlags,
+    gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
         Ports, TaggedHeader, VlanTag,
@@ -41,6 +45,14 @@ unsafe impl Header for Ports {}
 unsafe impl Header for IcmpHeader {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv4 {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv6 {}
+// SAFETY: as above.
+unsafe impl Header for UdpHeader {}
+// SAFETY: as above.
+unsafe impl Header for GueHeader {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even
@@ -52,18 +64,36 @@ struct Even<T: Header>(T);
 /// The frame that an XDP program was called for.
 pub struct Packet {
     context: XdpContext,
+    in_frags: bool,
 }
 
 impl Packet {
     /// The frame of `context`.
     #[inline(always)]
     pub fn new(context: XdpContext) -> Self {
-        Self { context }
+        Self {
+            context,
+            in_frags: false,
+        }
+    }
+
+    /// The frame of `context`, of a program in section `xdp.frags`. Its headers are in the first buffer; the rest may be in
+    /// others, which nothing here looks at.
+    #[inline(always)]
+    pub fn in_frags(context: XdpContext) -> Self {
+        Self {
+            context,
+            in_frags: true,
+        }
     }
 
     /// Bytes of the frame, Ethernet header included.
     #[inline(always)]
     pub fn length(&self) -> usize {
+        if self.in_frags {
+            // SAFETY: the kernel gave us this context; the helper reads lengths alone.
+            return unsafe { bpf_xdp_get_buff_len(self.context.ctx) } as usize;
+        }
         self.context.data_end() - self.context.data()
     }
 

@@ -6,11 +6,11 @@ use crate::counters::Counters;
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf, xdp::DevMapHash},
     programs::Xdp,
 };
 use lb_common::{
-    backend::BackendEntry,
+    backend::{BackendEntry, NextHop},
     flow_table::{FlowEntry, FlowKey},
     limits::SLOTS,
     maps,
@@ -49,6 +49,8 @@ pub enum XdpAction {
     Pass,
     /// XDP_TX.
     Tx,
+    /// XDP_REDIRECT.
+    Redirect,
 }
 
 /// What became of a packet.
@@ -63,6 +65,7 @@ pub struct Outcome {
 /// The balancer, loaded but not attached.
 pub struct Balancer {
     ebpf: Ebpf,
+    program: &'static str,
 }
 
 impl Balancer {
@@ -71,17 +74,22 @@ impl Balancer {
         Self::with_flows(FLOWS)
     }
 
+    /// Loads the program for jumbo frames with empty maps and logging off.
+    pub fn for_jumbo_frames() -> Result<Self> {
+        Self::of(maps::FRAGS_PROGRAM, FLOWS, trace::OFF)
+    }
+
     /// Loads the program with a flow table of this many entries.
     pub fn with_flows(flows: u32) -> Result<Self> {
-        Self::loaded(flows, trace::OFF)
+        Self::of(maps::PROGRAM, flows, trace::OFF)
     }
 
     /// Loads the program as one that traces ([`trace::TRACE`]) or explains ([`trace::EXPLAIN`]).
     pub fn looking(trace: u32) -> Result<Self> {
-        Self::loaded(FLOWS, trace)
+        Self::of(maps::PROGRAM, FLOWS, trace)
     }
 
-    fn loaded(flows: u32, trace: u32) -> Result<Self> {
+    fn of(program: &'static str, flows: u32, trace: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
@@ -95,10 +103,10 @@ impl Balancer {
             .map_max_entries(maps::FLOWS, flows)
             .load(object::BALANCER)
             .context("loading the balancer")?;
-        program_mut(&mut ebpf, maps::PROGRAM)?
+        program_mut(&mut ebpf, program)?
             .load()
             .context("the verifier refused the balancer")?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, program })
     }
 
     /// Says what a program that traces is to record.
@@ -179,6 +187,25 @@ impl Balancer {
         Ok(tables.get(&index, 0)?.set(number, slot.0, 0)?)
     }
 
+    /// Lets packets be redirected to an interface that exists, and whose MAC is taken to be this.
+    pub fn set_exit(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        self.set_exit_mac(interface, mac)?;
+        self.set_exit_device(interface)
+    }
+
+    /// Half of [`Balancer::set_exit`]: the MAC.
+    pub fn set_exit_mac(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        let mut macs: HashMap<_, u32, NextHop> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::EXIT_MACS)?)?;
+        Ok(macs.insert(interface, NextHop::new(mac), 0)?)
+    }
+
+    /// The other half: the interface.
+    pub fn set_exit_device(&mut self, interface: u32) -> Result<()> {
+        let mut exits = DevMapHash::try_from(map_mut(&mut self.ebpf, maps::EXITS)?)?;
+        Ok(exits.insert(interface, interface, None, 0)?)
+    }
+
     /// What the flow table knows of a flow.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>> {
         match self.flow_table()?.get(key, 0) {
@@ -222,7 +249,7 @@ impl Balancer {
 
     /// Sends a frame through the program as if it came in on [`INTERFACE`].
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(program(&self.ebpf, maps::PROGRAM)?, frame)
+        run(program(&self.ebpf, self.program)?, frame)
     }
 
     /// Sends a frame through the program and says which counters moved as well.
@@ -234,7 +261,7 @@ impl Balancer {
 
     /// Instructions that the verifier went through to accept the program.
     pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(program(&self.ebpf, maps::PROGRAM)?
+        Ok(program(&self.ebpf, self.program)?
             .info()?
             .verified_instruction_count())
     }
@@ -298,7 +325,10 @@ fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
         1 => XdpAction::Drop,
         2 => XdpAction::Pass,
         3 => XdpAction::Tx,
-        other => bail!("the program answered {other}, which is none of drop, pass and TX"),
+        4 => XdpAction::Redirect,
+        other => {
+            bail!("the program answered {other}, which is none of drop, pass, TX and redirect")
+        }
     };
     Ok(Outcome { action, frame: out })
 }

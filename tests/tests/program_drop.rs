@@ -161,7 +161,7 @@ fn maps_that_contradict_each_other() -> Result<()> {
     if !require::bpf() {
         return Ok(());
     }
-    for mode in [0, 3, 255] {
+    for mode in [0, 4, 255] {
         assert_all_dropped(|entry| entry.mode = mode, Verdict::DropBadState)?;
     }
     let packet = v4(Protocol::Tcp);

@@ -1,8 +1,17 @@
 //! The program and its maps, loaded into the kernel from the embedded object.
 
 use super::{
-    attach::Attacher, aya::Settings, backends::BackendArray, drop_log::DropLog, flows::FlowTable,
-    object::BALANCER, pins::Generation, shape::Wanted, slots::SlotTables,
+    attach::{Attacher, InterfaceSetting},
+    aya::Settings,
+    backends::BackendArray,
+    drop_log::DropLog,
+    exits::Exits,
+    flows::FlowTable,
+    interfaces,
+    object::BALANCER,
+    pins::Generation,
+    shape::Wanted,
+    slots::SlotTables,
 };
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -27,6 +36,7 @@ pub(super) struct Maps {
     pub(super) backend_stats: Counters,
     pub(super) flows: FlowTable,
     pub(super) flow_events: PerCpuArray<MapData, u64>,
+    pub(super) exits: Exits,
 }
 
 /// Loads the program with the maps of a generation: those that are pinned there are used, the others are made.
@@ -38,12 +48,11 @@ pub(super) fn load(
     let mut loader = with_pins(settings, generation, &maps::ALL);
     let log_level = DropLog::level();
     loader.override_global(maps::LOG_LEVEL, &log_level, true);
-    let mut ebpf = load_program(&mut loader)?;
-    let drop_log = DropLog::open(&mut ebpf, log_level)?;
-    let program = program(&mut ebpf)?;
-    let attacher = Attacher::new(program, settings.interfaces.clone())?;
+    let mut loaded = load_program(&mut loader, settings)?;
+    let drop_log = DropLog::open(&mut loaded.ebpf, log_level)?;
+    let attacher = Attacher::new(loaded.program()?, settings.interfaces.clone())?;
 
-    let mut map = |name| take(&mut ebpf, name);
+    let mut map = |name| take(&mut loaded.ebpf, name);
     let maps = Maps {
         services: HashMap::try_from(map(maps::SERVICES)?)?,
         tables: SlotTables::open(map(maps::SLOT_TABLES)?, wanted.slot_table)?,
@@ -53,6 +62,7 @@ pub(super) fn load(
         backend_stats: Counters(PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?),
         flows: FlowTable::open(map(maps::FLOWS)?)?,
         flow_events: PerCpuArray::try_from(map(maps::FLOW_EVENTS)?)?,
+        exits: Exits::open(map(maps::EXITS)?, map(maps::EXIT_MACS)?)?,
     };
     Ok((attacher, maps, drop_log))
 }
@@ -77,25 +87,57 @@ pub(super) fn with_pins<'a>(
     loader
 }
 
-/// Loads the program into the kernel.
-pub(super) fn load_program(loader: &mut EbpfLoader<'_>) -> Result<Ebpf> {
+/// The object in the kernel, with the one program of it that is loaded.
+pub(super) struct Loaded {
+    pub(super) ebpf: Ebpf,
+    name: &'static str,
+}
+
+impl Loaded {
+    /// The program.
+    pub(super) fn program(&mut self) -> Result<&mut Xdp> {
+        program(&mut self.ebpf, self.name)
+    }
+}
+
+/// Loads the program into the kernel: the one for jumbo frames if there are any and the kernel has it.
+pub(super) fn load_program(loader: &mut EbpfLoader<'_>, settings: &Settings) -> Result<Loaded> {
     let mut ebpf = loader
         .load(BALANCER)
         .context("cannot create the maps of the XDP program")?;
-    program(&mut ebpf)?
+    if has_jumbo_frames(&settings.interfaces)? {
+        match program(&mut ebpf, maps::FRAGS_PROGRAM)?.load() {
+            Ok(()) => {
+                let name = maps::FRAGS_PROGRAM;
+                return Ok(Loaded { ebpf, name });
+            }
+            Err(error) => tracing::warn!(
+                "interfaces with an MTU above {JUMBO} may refuse native XDP: the kernel refuses the program for jumbo \
+                 frames, which needs Linux 5.18: {error}"
+            ),
+        }
+    }
+    program(&mut ebpf, maps::PROGRAM)?
         .load()
         .context("the kernel refuses the XDP program; Linux 5.15 or newer is needed")?;
-    Ok(ebpf)
+    let name = maps::PROGRAM;
+    Ok(Loaded { ebpf, name })
 }
 
-/// The program of a loaded object.
-pub(super) fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
-    let program = ebpf.program_mut(maps::PROGRAM).with_context(|| {
-        format!(
-            "the embedded eBPF object has no program {}; build again",
-            maps::PROGRAM
-        )
-    })?;
+/// An MTU above this may need several buffers a frame: drivers split pages, and veth has some 3,500 bytes for one.
+const JUMBO: u32 = 2_000;
+
+fn has_jumbo_frames(settings: &[InterfaceSetting]) -> Result<bool> {
+    let configured = |name: &str| settings.iter().any(|setting| setting.name == name);
+    Ok(interfaces::list()?
+        .iter()
+        .any(|interface| interface.mtu > JUMBO && configured(&interface.name)))
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the embedded eBPF object has no program {name}; build again"))?;
     Ok(program.try_into()?)
 }
 

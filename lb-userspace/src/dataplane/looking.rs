@@ -5,12 +5,12 @@
 
 use super::{
     aya::Settings,
-    loader::{self, program},
+    loader::{self, Loaded},
     pins::Generation,
 };
 use anyhow::{Context as _, Result};
 use aya::{
-    Ebpf, TestRun as _, TestRunOptions,
+    TestRun as _, TestRunOptions,
     maps::{Array, MapData, PerCpuArray, RingBuf},
 };
 use lb_common::{
@@ -50,9 +50,9 @@ impl Loader {
         // What is counted is looked at by nobody.
         loader.map_max_entries(maps::SERVICE_STATS, 1);
         loader.map_max_entries(maps::BACKEND_STATS, 1);
-        let mut ebpf = loader::load_program(&mut loader).context(HINT)?;
-        let events = RingBuf::try_from(loader::take(&mut ebpf, maps::EVENTS)?)?;
-        Ok(Explainer { ebpf, events })
+        let mut loaded = loader::load_program(&mut loader, &self.settings).context(HINT)?;
+        let events = RingBuf::try_from(loader::take(&mut loaded.ebpf, maps::EVENTS)?)?;
+        Ok(Explainer { loaded, events })
     }
 
     /// Loads the program that traces what `filter` wants, to take the attached one's place.
@@ -63,14 +63,14 @@ impl Loader {
         let mut loader = loader::with_pins(&self.settings, &self.generation, &maps::ALL);
         loader.override_global(maps::TRACE, &trace::TRACE, true);
         loader.map_max_entries(maps::EVENTS, MANY);
-        let mut ebpf = loader::load_program(&mut loader).context(HINT)?;
+        let mut loaded = loader::load_program(&mut loader, &self.settings).context(HINT)?;
         let mut filters: Array<MapData, Filter> =
-            Array::try_from(loader::take(&mut ebpf, maps::TRACE_FILTER)?)?;
+            Array::try_from(loader::take(&mut loaded.ebpf, maps::TRACE_FILTER)?)?;
         filters.set(0, filter, 0)?;
-        let events = RingBuf::try_from(loader::take(&mut ebpf, maps::EVENTS)?)?;
-        let scratch = PerCpuArray::try_from(loader::take(&mut ebpf, maps::TRACE_SCRATCH)?)?;
+        let events = RingBuf::try_from(loader::take(&mut loaded.ebpf, maps::EVENTS)?)?;
+        let scratch = PerCpuArray::try_from(loader::take(&mut loaded.ebpf, maps::TRACE_SCRATCH)?)?;
         Ok(Tracer {
-            ebpf,
+            loaded,
             events,
             scratch,
         })
@@ -88,7 +88,7 @@ pub struct Explained {
 
 /// The program that explains.
 pub struct Explainer {
-    ebpf: Ebpf,
+    loaded: Loaded,
     events: RingBuf<MapData>,
 }
 
@@ -107,7 +107,9 @@ impl Explainer {
             .iter()
             .flat_map(|field| field.to_ne_bytes())
             .collect();
-        let result = program(&mut self.ebpf)?
+        let result = self
+            .loaded
+            .program()?
             .test_run(TestRunOptions {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
@@ -132,7 +134,7 @@ impl Explainer {
 
 /// The program that traces.
 pub struct Tracer {
-    ebpf: Ebpf,
+    loaded: Loaded,
     events: RingBuf<MapData>,
     scratch: PerCpuArray<MapData, Scratch>,
 }
@@ -153,7 +155,7 @@ impl Tracer {
 
     /// The program, to be attached: a descriptor and its id.
     pub(super) fn program(&mut self) -> Result<(OwnedFd, u32)> {
-        let program = program(&mut self.ebpf)?;
+        let program = self.loaded.program()?;
         let fd = program.fd()?.as_fd().try_clone_to_owned()?;
         Ok((fd, program.info()?.id()))
     }
