@@ -12,9 +12,13 @@ pub mod backend;
 pub mod checksum;
 pub mod flow;
 pub mod flow_table;
+pub mod fragment;
 pub mod header;
+pub mod icmp;
 pub mod limits;
 pub mod maps;
+pub mod mtu;
+pub mod rate;
 pub mod service;
 pub mod slot;
 pub mod stats;
@@ -22,7 +26,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, service, stats};
+    use crate::{address, backend, flow_table, fragment, service, stats};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -39,4 +43,8 @@ mod pod {
     unsafe impl aya::Pod for flow_table::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for flow_table::FlowEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentEntry {}
 }

@@ -18,8 +18,13 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+/// LRU hash map [`crate::fragment::FragmentKey`] -> [`crate::fragment::FragmentEntry`];
+/// [`crate::limits::FRAGMENTS`] entries.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Per-CPU array of `u64` token buckets ([`crate::rate`]), indexed by [`crate::rate::Answer`].
+pub const ANSWERS: &str = "ANSWERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 10] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -28,6 +33,8 @@ pub const ALL: [&str; 8] = [
     BACKEND_STATS,
     FLOWS,
     FLOW_EVENTS,
+    FRAGMENTS,
+    ANSWERS,
 ];
 
 /// Load-time constant `u64`: seed of the flow hash.

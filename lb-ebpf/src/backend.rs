@@ -5,6 +5,7 @@ use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
     limits::DEFAULT_BACKENDS,
+    mtu,
     verdict::Verdict,
 };
 
@@ -27,6 +28,14 @@ pub struct Backend {
     pub address: Address,
     /// Outer source.
     pub outer_source: Address,
+}
+
+impl Backend {
+    /// Largest IP packet that can be sent to it, without what its mode adds.
+    #[inline(always)]
+    pub fn inner_mtu(&self) -> u16 {
+        mtu::inner(self.mtu, self.mode, self.address.is_v4())
+    }
 }
 
 /// The backend with this index, if its entry is in use and its next hop is known.

@@ -144,6 +144,7 @@ impl<P: DataPlane> Core<P> {
             port: service.port,
             mode: mode_name(service.mode).into(),
             when_all_down: service.when_all_down.as_str().into(),
+            echo: service.echo,
             tracking: service.flows.tracking.as_str().into(),
             on_down: service.flows.on_down.as_str().into(),
             drain_timeout_ms: service.flows.drain_timeout.as_millis() as u64,

@@ -26,6 +26,7 @@ fn service() -> Service {
         port: 80,
         mode: Mode::Ipip,
         when_all_down: AllDown::Open,
+        echo: false,
         health: None,
         flows: FlowPolicy::default(),
         backends: (1..=3).map(backend).map(|b| (b.name.clone(), b)).collect(),

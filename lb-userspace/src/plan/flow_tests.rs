@@ -142,6 +142,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         port: 80,
         mode: Mode::Ipip,
         when_all_down: rule.when_all_down,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

@@ -124,6 +124,7 @@ impl Reader {
             port: port?,
             mode: mode?,
             when_all_down: when_all_down?,
+            echo: spec.echo,
             health: health?,
             flows: flows?,
             backends: backends?,

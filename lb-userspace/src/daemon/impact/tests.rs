@@ -28,6 +28,7 @@ fn service(weights: &[u16]) -> Service {
         port: 80,
         mode: Mode::Ipip,
         when_all_down: AllDown::Closed,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
