@@ -12,10 +12,14 @@ pub mod backend;
 pub mod checksum;
 pub mod flow;
 pub mod flow_table;
+pub mod fragment;
 pub mod gue;
 pub mod header;
+pub mod icmp;
 pub mod limits;
 pub mod maps;
+pub mod mtu;
+pub mod rate;
 pub mod service;
 pub mod slot;
 pub mod stats;
@@ -24,7 +28,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, service, stats, trace};
+    use crate::{address, backend, flow_table, fragment, service, stats, trace};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -49,4 +53,8 @@ mod pod {
     unsafe impl aya::Pod for trace::Filter {}
     // SAFETY: as above.
     unsafe impl aya::Pod for trace::Scratch {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentEntry {}
 }

@@ -25,8 +25,13 @@ pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
 pub const EXITS: &str = "EXITS";
 /// Hash map, interface index -> the interface's own MAC as a [`crate::backend::NextHop`]: the source of what is redirected to it.
 pub const EXIT_MACS: &str = "EXIT_MACS";
+/// LRU hash map [`crate::fragment::FragmentKey`] -> [`crate::fragment::FragmentEntry`];
+/// [`crate::limits::FRAGMENTS`] entries.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Per-CPU array of `u64` token buckets ([`crate::rate`]), indexed by [`crate::rate::Answer`].
+pub const ANSWERS: &str = "ANSWERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 10] = [
+pub const ALL: [&str; 12] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -37,11 +42,21 @@ pub const ALL: [&str; 10] = [
     FLOW_EVENTS,
     EXITS,
     EXIT_MACS,
+    FRAGMENTS,
+    ANSWERS,
 ];
 
 /// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
 /// has for itself, so that what it counts is nobody's traffic.
-pub const SHARED_TO_EXPLAIN: [&str; 6] = [SERVICES, SLOT_TABLES, BACKENDS, FLOWS, EXITS, EXIT_MACS];
+pub const SHARED_TO_EXPLAIN: [&str; 7] = [
+    SERVICES,
+    SLOT_TABLES,
+    BACKENDS,
+    FLOWS,
+    FRAGMENTS,
+    EXITS,
+    EXIT_MACS,
+];
 
 /// Ring buffer of [`crate::trace::Event`]. Each loaded program has its own; that of the one which forwards stays empty.
 pub const EVENTS: &str = "EVENTS";

@@ -4,21 +4,17 @@
 //! wrong with the table, a packet goes to an owner of its slot.
 
 use crate::{backend, parse::Flow, stats, trace};
-use aya_ebpf::{
-    bindings::BPF_ANY, btf_maps::LruHashMap, helpers::generated::bpf_ktime_get_coarse_ns,
-    macros::btf_map,
-};
+use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
     limits::DEFAULT_FLOWS,
     slot::Slot,
     verdict::Verdict,
 };
+use lb_ebpf::clock;
 
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
-
-const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Where a flow is at home.
 pub struct Place {
@@ -35,8 +31,7 @@ pub struct Place {
 #[inline(always)]
 pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
     let key = key(flow);
-    // SAFETY: the helper reads a clock and takes nothing.
-    let now = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
+    let now = clock::seconds();
     let found = FLOWS.get_ptr_mut(key);
     trace::entry(found.map(<*mut _>::cast_const), Some(kind));
     if let Some(entry) = found

@@ -4,6 +4,7 @@
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+pub mod clock;
 pub mod packet;
 
 /// Never called: the verifier refuses a program in which a panic is reachable.

@@ -7,10 +7,12 @@
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod answer;
 mod backend;
 mod exit;
 mod flow_table;
 mod forward;
+mod fragment;
 mod parse;
 mod pipeline;
 mod service;

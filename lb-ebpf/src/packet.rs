@@ -4,15 +4,15 @@
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::{
     flow_table::TcpFlags,
     gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
     header::{
-        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
-        Ports, TaggedHeader, VlanTag,
+        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
+        Ipv6Header, Ports, TaggedHeader, VlanTag, Word,
     },
 };
 
@@ -39,6 +39,10 @@ unsafe impl Header for Ipv4Header {}
 unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
 unsafe impl Header for ExtensionHeader {}
+// SAFETY: as above.
+unsafe impl Header for FragmentId {}
+// SAFETY: as above.
+unsafe impl Header for Word {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
 // SAFETY: as above.
@@ -132,6 +136,17 @@ impl Packet {
     pub fn move_head(&mut self, bytes: i32) -> Option<()> {
         // SAFETY: the kernel gave us this context, and no pointer into the frame outlives a method of this type.
         let status = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
+        (status == 0).then_some(())
+    }
+
+    /// Cuts the end of the frame so that `length` bytes are left, at most as many as there are. `None`, and nothing cut, where
+    /// the kernel does not allow it.
+    #[inline(always)]
+    pub fn truncate(&mut self, length: usize) -> Option<()> {
+        // Hidden, so that the compiler does not calculate with the end of the frame, which the verifier forbids.
+        let surplus = core::hint::black_box(self.length()) as i32 - length as i32;
+        // SAFETY: as in `move_head`.
+        let status = unsafe { bpf_xdp_adjust_tail(self.context.ctx, -surplus) };
         (status == 0).then_some(())
     }
 

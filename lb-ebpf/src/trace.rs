@@ -13,7 +13,6 @@ use aya_ebpf::{
 use core::hint::black_box;
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, PacketKind},
-    service::ServiceEntry,
     slot::Slot,
     trace::{self, Event, Filter, Record, SNAP, Scratch},
     verdict::{Action, Verdict},
@@ -87,9 +86,9 @@ pub fn flow(flow: &Flow) {
 
 /// Its service is found.
 #[inline(always)]
-pub fn service(service: &ServiceEntry, hash: u64) {
+pub fn service(index: u32, hash: u64) {
     if let Some(record) = record(Record::SERVICE) {
-        record.service = service.index;
+        record.service = index;
         record.hash = hash;
     }
 }

@@ -80,6 +80,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         drain_timeout: None,
         udp_settle: None,
         slow_start: None,
+        echo: false,
         backends: vec![],
     };
     let backend = BackendSpec {

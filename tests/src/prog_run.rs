@@ -12,6 +12,7 @@ use aya::{
 use lb_common::{
     backend::{BackendEntry, NextHop},
     flow_table::{FlowEntry, FlowKey},
+    fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
     maps,
     service::{ServiceEntry, ServiceKey},
@@ -37,6 +38,7 @@ const BACKENDS: u32 = 256;
 const FLOWS: u32 = 1 << 14;
 /// Bytes: room for some 90 events.
 const EVENTS: u32 = 1 << 16;
+const FRAGMENTS: u32 = 1 << 10;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -95,12 +97,13 @@ impl Balancer {
             .override_global(maps::LOG_LEVEL, &0_u8, true)
             .override_global(maps::TRACE, &trace, true)
             .map_max_entries(maps::EVENTS, EVENTS)
-            .map_max_entries(maps::SERVICES, SERVICES)
+            .map_max_entries(maps::SERVICES, 2 * SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
             .map_max_entries(maps::BACKENDS, BACKENDS)
             .map_max_entries(maps::BACKEND_STATS, BACKENDS)
             .map_max_entries(maps::FLOWS, flows)
+            .map_max_entries(maps::FRAGMENTS, FRAGMENTS)
             .load(object::BALANCER)
             .context("loading the balancer")?;
         program_mut(&mut ebpf, program)?
@@ -175,9 +178,37 @@ impl Balancer {
 
     /// Adds a service that has no slot table: a defect that the program must survive.
     pub fn add_service_without_table(&mut self, key: ServiceKey, index: u32) -> Result<()> {
+        self.put_service(ServiceKey::of_address(key.address), ServiceEntry::default())?;
+        self.put_service(key, ServiceEntry { index, flags: 0 })
+    }
+
+    /// Writes an entry of the services map.
+    pub fn put_service(&mut self, key: ServiceKey, entry: ServiceEntry) -> Result<()> {
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
-        Ok(services.insert(key, ServiceEntry { index, flags: 0 }, 0)?)
+        Ok(services.insert(key, entry, 0)?)
+    }
+
+    /// Removes an entry of the services map.
+    pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
+        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
+        Ok(services.remove(&key)?)
+    }
+
+    /// Everything that is known of fragments.
+    pub fn fragments(&self) -> Result<BTreeMap<FragmentKey, FragmentEntry>> {
+        let map = self.ebpf.map(maps::FRAGMENTS);
+        let map = map.context("the object has no fragments map")?;
+        let fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Puts an entry into the fragments map.
+    pub fn set_fragment(&mut self, key: &FragmentKey, entry: &FragmentEntry) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FRAGMENTS)?;
+        let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.insert(key, entry, 0)?)
     }
 
     /// Changes one slot of a service that has a table.

@@ -41,34 +41,6 @@ fn assert_all_dropped(spoil: impl Fn(&mut BackendEntry), verdict: Verdict) -> Re
 }
 
 #[test]
-fn fragments_of_a_service() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    let whole = Packet {
-        dont_fragment: false,
-        ..v4(Protocol::Udp)
-    };
-    let first = Packet {
-        more_fragments: true,
-        ..whole.clone()
-    };
-    assert_dropped(&balancer(&whole, &tunnel())?, &first, Verdict::DropFragment)?;
-
-    let mut any_port = Balancer::load()?;
-    any_port.add_service(key(&whole, 0), SERVICE, |_| BACKEND)?;
-    for (more_fragments, fragment_offset) in [(true, 0), (true, 5), (false, 5)] {
-        let fragment = Packet {
-            more_fragments,
-            fragment_offset,
-            ..whole.clone()
-        };
-        assert_dropped(&any_port, &fragment, Verdict::DropFragment)?;
-    }
-    Ok(())
-}
-
-#[test]
 fn a_slot_without_owner() -> Result<()> {
     if !require::bpf() {
         return Ok(());
@@ -98,62 +70,6 @@ fn a_backend_behind_another_interface() -> Result<()> {
         |entry| entry.interface = INTERFACE + 1,
         Verdict::DropWrongInterface,
     )
-}
-
-#[test]
-fn a_packet_one_byte_too_large() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    // 28 bytes of IPv4 and UDP headers, or 48 of IPv6; the outer header counts as well, Ethernet padding does not.
-    for (packet, mode, source, address, headers) in [
-        (v4(Protocol::Udp), Mode::L2, "10.0.0.2", "10.0.1.7", 28),
-        (v6(Protocol::Udp), Mode::L2, "10.0.0.2", "10.0.1.7", 48),
-        (
-            v4(Protocol::Udp),
-            Mode::Ipip,
-            "10.0.0.2",
-            "10.0.1.7",
-            28 + 20,
-        ),
-        (
-            v6(Protocol::Udp),
-            Mode::Ipip,
-            "10.0.0.2",
-            "10.0.1.7",
-            48 + 20,
-        ),
-        (
-            v4(Protocol::Udp),
-            Mode::Ipip,
-            "fd00::2",
-            "fd00:1::7",
-            28 + 40,
-        ),
-        (
-            v6(Protocol::Udp),
-            Mode::Ipip,
-            "fd00::2",
-            "fd00:1::7",
-            48 + 40,
-        ),
-    ] {
-        let entry = backend(mode, source, address);
-        let balancer = balancer(&packet, &entry)?;
-        let fits = usize::from(entry.mtu) - headers;
-        let packet = Packet {
-            payload: vec![0; fits + 1],
-            ..packet
-        };
-        assert_dropped(&balancer, &packet, Verdict::DropTooBig)?;
-        let packet = Packet {
-            payload: vec![0; fits],
-            padding: 1,
-            ..packet
-        };
-        assert_eq!(balancer.run(&packet.frame())?.action, XdpAction::Tx);
-    }
-    Ok(())
 }
 
 #[test]

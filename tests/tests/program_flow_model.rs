@@ -78,6 +78,8 @@ impl Pair {
             let service = key(packet, *port);
             pair.model.create_tables(&[index])?;
             let entry = ServiceEntry { index, flags: 0 };
+            let address = ServiceKey::of_address(service.address);
+            pair.model.put_service(&address, &ServiceEntry::default())?;
             pair.model.put_service(&service, &entry)?;
             let empty = |_| Slot::EMPTY;
             pair.balancer.add_service_of_slots(service, index, empty)?;

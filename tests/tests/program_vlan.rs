@@ -140,7 +140,7 @@ fn tagged_packets_of_no_service_pass() -> Result<()> {
         assert_refused(&balancer, "tagged", &lying, Verdict::PassMalformed);
         let fragment = Packet {
             dont_fragment: false,
-            more_fragments: true,
+            fragment_offset: 3,
             ..packet
         };
         assert_refused(

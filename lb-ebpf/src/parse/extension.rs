@@ -4,10 +4,10 @@
 
 use super::Fragment;
 use lb_common::{
-    header::{ExtensionHeader, PROTOCOL_FRAGMENT, PROTOCOL_ROUTING},
+    header::{ExtensionHeader, FragmentId, PROTOCOL_FRAGMENT, PROTOCOL_ROUTING},
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::packet::{Header, Packet};
 
 /// Most extension headers of a packet that are followed.
 const MAX_HEADERS: usize = 6;
@@ -22,6 +22,8 @@ pub struct Payload {
     pub offset: usize,
     /// Which part of the packet there is.
     pub fragment: Fragment,
+    /// Identification, as it lies in the packet, if it is a fragment.
+    pub fragment_id: u32,
 }
 
 /// What is behind the extension headers, if any, that start at `start` with one of `protocol`; the IP packet ends at
@@ -37,12 +39,20 @@ pub fn payload(
         protocol,
         offset: start,
         fragment: Fragment::Whole,
+        fragment_id: 0,
     };
     for _ in 0..MAX_HEADERS {
         if !ExtensionHeader::is(payload.protocol) {
             return Ok(payload);
         }
         let header: ExtensionHeader = packet.read(payload.offset).ok_or(Verdict::PassTruncated)?;
+        let is_fragment = payload.protocol == PROTOCOL_FRAGMENT;
+        if is_fragment {
+            let id: FragmentId = packet
+                .read(payload.offset + ExtensionHeader::LENGTH)
+                .ok_or(Verdict::PassTruncated)?;
+            payload.fragment_id = id.0;
+        }
         payload.offset += header.bytes(payload.protocol);
         if payload.offset > end {
             return Err(Verdict::PassTruncated);
@@ -53,7 +63,6 @@ pub fn payload(
         if payload.protocol == PROTOCOL_ROUTING && header.is_routed_on() {
             return Err(Verdict::PassExtensionHeaders);
         }
-        let is_fragment = payload.protocol == PROTOCOL_FRAGMENT;
         payload.protocol = header.next_header;
         if is_fragment && header.is_later_fragment() {
             payload.fragment = Fragment::Later;

@@ -305,6 +305,9 @@ pub struct ServiceAdd {
     /// When all backends are down: send to all (open), or drop (closed)
     #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
+    /// Answer pings to the service's address
+    #[arg(long)]
+    pub echo: bool,
     /// How the backends are probed [default: tcp for TCP services with a port]
     #[arg(long, value_name = "TYPE", value_parser = ["tcp", "none"])]
     pub health: Option<String>,
@@ -539,6 +542,7 @@ impl From<ServiceAdd> for ServiceSpec {
             drain_timeout: add.drain_timeout,
             udp_settle: add.udp_settle,
             slow_start: add.slow_start,
+            echo: add.echo,
             backends: Vec::<BackendSpec>::new(),
         }
     }

@@ -145,6 +145,7 @@ impl<P: DataPlane> Core<P> {
             mode: mode_name(service.mode).into(),
             gue_port: service.gue_port,
             when_all_down: service.when_all_down.as_str().into(),
+            echo: service.echo,
             tracking: service.flows.tracking.as_str().into(),
             on_down: service.flows.on_down.as_str().into(),
             drain_timeout_ms: service.flows.drain_timeout.as_millis() as u64,

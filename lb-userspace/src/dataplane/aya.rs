@@ -337,7 +337,7 @@ impl DataPlane for AyaDataPlane {
         );
         self.maps.services.insert(key, entry, 0).with_context(|| {
             format!(
-                "cannot write {} to the services map, which holds {capacity} at most",
+                "cannot write {} to the services map, which has room for {capacity} services",
                 name(key)
             )
         })
@@ -411,11 +411,11 @@ fn installed(maps: &Maps) -> Result<Installed> {
         .iter()
         .collect::<Result<_, _>>()
         .context("cannot read the services map")?;
-    Ok(Installed {
+    Ok(Installed::new(
         services,
-        backends: maps.backends.in_use(),
-        tables: maps.tables.indexes(),
-    })
+        maps.backends.in_use(),
+        maps.tables.indexes(),
+    ))
 }
 
 /// The counts of a per-CPU array, summed over CPUs.
@@ -426,6 +426,9 @@ fn sums(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, MapError> {
 
 /// A service as errors name it.
 fn name(key: &ServiceKey) -> String {
+    if key.is_of_address() {
+        return format!("address {}", IpAddr::from(key.address));
+    }
     let port = u16::from_be(key.port);
     format!(
         "service {}, protocol {}, port {port}",

@@ -39,6 +39,7 @@ fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         port: 80,
         mode: "ipip".into(),
         when_all_down: "open".into(),
+        echo: false,
         tracking: "moved".into(),
         on_down: "reset".into(),
         drain_timeout_ms: 300_000,

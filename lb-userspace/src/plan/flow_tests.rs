@@ -143,6 +143,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         mode: Mode::Ipip,
         gue_port: None,
         when_all_down: rule.when_all_down,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

@@ -470,6 +470,7 @@ fn services() -> Vec<ServiceView> {
             on_down: "keep".into(),
             drain_timeout_ms: 600_000,
             udp_settle_ms: 1_500,
+            echo: false,
             slow_start_ms: None,
             condition: "up".into(),
             health: None,
@@ -492,6 +493,7 @@ fn services() -> Vec<ServiceView> {
             on_down: "reset".into(),
             drain_timeout_ms: 300_000,
             udp_settle_ms: 60_000,
+            echo: true,
             slow_start_ms: Some(90_000),
             condition: "up".into(),
             health: Some(HealthView {
@@ -614,6 +616,7 @@ pub fn state() -> StateSpec {
             drain_timeout: None,
             udp_settle: None,
             slow_start: None,
+            echo: false,
             backends: vec![
                 backend("web-1", "198.51.100.11"),
                 backend("web-2", "198.51.100.12"),
