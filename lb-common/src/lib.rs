@@ -10,6 +10,7 @@
 pub mod address;
 pub mod backend;
 pub mod checksum;
+pub mod decap;
 pub mod flow;
 pub mod flow_table;
 pub mod header;
@@ -22,7 +23,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, service, stats};
+    use crate::{address, backend, decap, flow_table, service, stats};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -39,4 +40,6 @@ mod pod {
     unsafe impl aya::Pod for flow_table::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for flow_table::FlowEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for decap::LocalKey {}
 }

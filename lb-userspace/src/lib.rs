@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod digest;
 pub mod health;
+pub mod kit;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;

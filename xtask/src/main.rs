@@ -11,6 +11,7 @@ mod stage;
 mod tally;
 mod test;
 mod toolchain;
+mod verifier;
 mod vm;
 
 use anyhow::{Context, Result};

@@ -1,20 +1,27 @@
 //! One guest: boots a kernel, which runs the tests and ends, and passes on what they print.
 
 use super::{EMULATOR, Test, image, kernel::Kernel};
-use crate::command;
+use crate::{command, verifier::Work};
 use anyhow::{Context, Result, bail};
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Mutex,
 };
 
 /// Seconds after which a guest is stopped: many times what it takes on a busy machine.
 const LIMIT: &str = "900";
 
 /// Runs the tests in a guest with this kernel. Each line is printed after `[VERSION]`.
-pub fn run(root: &Path, kernel: &Kernel, tests: &[Test], arguments: &[String]) -> Result<()> {
+pub fn run(
+    root: &Path,
+    kernel: &Kernel,
+    tests: &[Test],
+    arguments: &[String],
+    work: &Mutex<Work>,
+) -> Result<()> {
     let initramfs = with_tests(root, kernel, tests, arguments)?;
     let (emulator, _) = EMULATOR;
     let emulator = command::find(emulator).context("the emulator is gone")?;
@@ -44,6 +51,9 @@ pub fn run(root: &Path, kernel: &Kernel, tests: &[Test], arguments: &[String]) -
         let line = String::from_utf8_lossy(&line);
         let line = line.trim_end();
         println!("[{}] {line}", kernel.version);
+        if let Ok(mut work) = work.lock() {
+            work.note(line);
+        }
         if let Some((name, status)) = end(line) {
             left.retain(|test| *test != name);
             if status != "0" {

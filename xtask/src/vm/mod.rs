@@ -8,13 +8,14 @@ mod guest;
 mod image;
 mod kernel;
 
-use crate::{apt, build, command, setup, stage};
+use crate::{apt, build, command, setup, stage, verifier::Work};
 use anyhow::{Context, Result, bail};
 use kernel::Kernel;
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
+    sync::Mutex,
     thread,
     time::Instant,
 };
@@ -71,7 +72,8 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let kernels = prepare(root, options.kernel)?;
     let tests = build_tests(root, &options.test)?;
     println!("prepared:      {:.1} s", start.elapsed().as_secs_f64());
-    let run = |kernel: &Kernel| guest::run(root, kernel, &tests, &options.arguments);
+    let work = Mutex::new(Work::default());
+    let run = |kernel: &Kernel| guest::run(root, kernel, &tests, &options.arguments, &work);
     let failures: Vec<String> = thread::scope(|scope| {
         let running: Vec<_> = kernels
             .iter()
@@ -87,6 +89,13 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
             .collect()
     });
     println!("guests:        {:.1} s", start.elapsed().as_secs_f64());
+    let work = work
+        .into_inner()
+        .map_err(|_| anyhow::anyhow!("a guest's thread panicked"))?;
+    // As a stage of `cargo xtask test`, that prints it with the host's.
+    for line in work.table().into_iter().filter(|_| !options.ready) {
+        println!("{line}");
+    }
     for failure in &failures {
         eprintln!("FAILED {failure}");
     }
@@ -165,6 +174,8 @@ fn build_tests(root: &Path, only: &[String]) -> Result<Vec<Test>> {
     } else {
         only.iter().collect()
     };
+    // Tests with networks run these.
+    command::run(command::cargo(root).args(["build", "--package", "lb-userspace", "--bins"]))?;
     let mut cargo = command::cargo(root);
     cargo.args(["test", "--no-run", "--package", "lb-tests"]);
     for name in &names {
