@@ -99,6 +99,7 @@ impl Bare {
     /// What `lbctl` refuses.
     pub fn balance(&mut self, mode: &str) -> Result<()> {
         self.node.start(&self.topology.balancer)?;
+        let mut names = vec![];
         for Pair {
             service,
             vip,
@@ -114,10 +115,11 @@ impl Bare {
                 self.node.ok(&format!(
                     "backend add {name} --service {name} --address {address}"
                 ))?;
-                self.node.wait_active(&[&name])?;
+                names.push(name);
             }
         }
-        Ok(())
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.node.wait_active(&names)
     }
 
     /// Runs the `lbctl` of the backend, which has no `lbd`, with its kit's pins.
