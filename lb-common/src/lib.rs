@@ -10,6 +10,7 @@
 pub mod address;
 pub mod backend;
 pub mod checksum;
+pub mod decap;
 pub mod flow;
 pub mod flow_table;
 pub mod fragment;
@@ -28,7 +29,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, fragment, service, stats, trace};
+    use crate::{address, backend, decap, flow_table, fragment, service, stats, trace};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -57,4 +58,6 @@ mod pod {
     unsafe impl aya::Pod for fragment::FragmentKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for fragment::FragmentEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for decap::LocalKey {}
 }

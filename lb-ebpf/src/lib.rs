@@ -1,6 +1,6 @@
 //! What the XDP programs share: access to the frame.
 //!
-//! The programs themselves are `main.rs` (the balancer) and `bin/decap.rs` (a backend's decapsulator).
+//! The programs themselves are `main.rs` (the balancer) and `bin/decap` (a backend's decapsulator).
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 

@@ -10,6 +10,7 @@ pub mod desired;
 pub mod digest;
 pub mod explain;
 pub mod health;
+pub mod kit;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;

@@ -9,9 +9,12 @@
 pub mod chaos;
 pub mod counters;
 pub mod demo;
+pub mod echo;
+pub mod effort;
 pub mod fixture;
 pub mod http;
 pub mod interrupt;
+pub mod kit;
 pub mod netns;
 pub mod nginx;
 pub mod node;

@@ -6,11 +6,15 @@ use crate::counters::Counters;
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, PerCpuArray, RingBuf, xdp::DevMapHash},
-    programs::Xdp,
+    maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
+        lpm_trie::Key, xdp::DevMapHash,
+    },
+    programs::{SchedClassifier, Xdp},
 };
 use lb_common::{
     backend::{BackendEntry, NextHop},
+    decap,
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
@@ -23,6 +27,7 @@ use lb_userspace::dataplane::object;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     num::NonZeroUsize,
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
@@ -303,24 +308,103 @@ pub struct Decapsulator {
     ebpf: Ebpf,
 }
 
-impl Decapsulator {
-    /// Its program.
-    const PROGRAM: &str = "decap";
+/// For which packets a decapsulator is; empty lists: for all.
+#[derive(Clone, Debug, Default)]
+pub struct DecapRules {
+    /// Outer destinations.
+    pub hosts: Vec<IpAddr>,
+    /// Prefixes of outer sources: bits and bytes of the IPv4-mapped address.
+    pub sources: Vec<(u32, [u8; 16])>,
+    /// Inner destinations.
+    pub vips: Vec<IpAddr>,
+}
 
-    /// Loads the program.
+impl Decapsulator {
+    /// Loads the programs, for all packets.
     pub fn load() -> Result<Self> {
+        Self::with_rules(&DecapRules::default())
+    }
+
+    /// Loads the programs, for some packets.
+    pub fn with_rules(rules: &DecapRules) -> Result<Self> {
+        let check = |bit, wanted| if wanted { bit } else { 0 };
+        let checks = check(decap::CHECK_HOST, !rules.hosts.is_empty())
+            | check(decap::CHECK_SOURCE, !rules.sources.is_empty())
+            | check(decap::CHECK_VIP, !rules.vips.is_empty());
         let mut ebpf = EbpfLoader::new()
+            .override_global(decap::CHECKS, &checks, true)
             .load(object::DECAP)
             .context("loading the decapsulator")?;
-        program_mut(&mut ebpf, Self::PROGRAM)?
+        program_mut(&mut ebpf, decap::XDP_PROGRAM)?
             .load()
             .context("the verifier refused the decapsulator")?;
+        let program = ebpf.program_mut(decap::TC_PROGRAM);
+        let program: &mut SchedClassifier = program.context("no program for tc")?.try_into()?;
+        program.load().context("the verifier refused it for tc")?;
+        let mut addresses: HashMap<_, decap::LocalKey, u8> =
+            HashMap::try_from(map_mut(&mut ebpf, decap::ADDRESSES)?)?;
+        for (kind, list) in [
+            (decap::OF_HOST, &rules.hosts),
+            (decap::OF_SERVICE, &rules.vips),
+        ] {
+            for address in list {
+                let address = (*address).into();
+                addresses.insert(decap::LocalKey { address, kind }, 0, 0)?;
+            }
+        }
+        let mut sources: LpmTrie<_, [u8; 16], u8> =
+            LpmTrie::try_from(map_mut(&mut ebpf, decap::SOURCES)?)?;
+        for (bits, bytes) in &rules.sources {
+            sources.insert(&Key::new(*bits, *bytes), 0, 0)?;
+        }
         Ok(Self { ebpf })
     }
 
-    /// Sends a frame through the program.
+    /// Sends a frame through the XDP program.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(program(&self.ebpf, Self::PROGRAM)?, frame)
+        run(program(&self.ebpf, decap::XDP_PROGRAM)?, frame)
+    }
+
+    /// Sends a frame through the XDP program and says under which reason it was counted.
+    pub fn run_counted(&self, frame: &[u8]) -> Result<(Outcome, Vec<decap::Reason>)> {
+        let before = self.counts()?;
+        let outcome = self.run(frame)?;
+        Ok((outcome, self.moved(&before)?))
+    }
+
+    /// Sends a frame through the program for traffic control. Returns its answer (`TC_ACT_*`), the frame, and under which
+    /// reason it was counted.
+    pub fn run_tc(&self, frame: &[u8]) -> Result<(u32, Vec<u8>, Vec<decap::Reason>)> {
+        let before = self.counts()?;
+        let program = self.ebpf.program(decap::TC_PROGRAM);
+        let program: &SchedClassifier = program.context("no program for tc")?.try_into()?;
+        let mut out = vec![0; frame.len() + 64];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out, self.moved(&before)?))
+    }
+
+    fn counts(&self) -> Result<Vec<u64>> {
+        let map = self.ebpf.map(decap::COUNTS).context("no counts")?;
+        let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        let count = |reason: &decap::Reason| -> Result<u64> {
+            Ok(counts.get(&(*reason as u32), 0)?.iter().sum())
+        };
+        decap::Reason::ALL.iter().map(count).collect()
+    }
+
+    fn moved(&self, before: &[u64]) -> Result<Vec<decap::Reason>> {
+        let after = self.counts()?;
+        let each = decap::Reason::ALL.into_iter().zip(after.iter().zip(before));
+        Ok(each
+            .flat_map(|(reason, (after, before))| {
+                std::iter::repeat_n(reason, (after - before) as usize)
+            })
+            .collect())
     }
 }
 

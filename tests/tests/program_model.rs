@@ -3,6 +3,7 @@
 use anyhow::Result;
 use lb_common::{backend::BackendEntry, flow::slot_of};
 use lb_tests::{
+    effort,
     fixture::{NEXT_HOP, flow_hash, ip, key, tunnel, v4, v6},
     packet::{Packet, Protocol, encapsulated},
     prog_run::Balancer,
@@ -12,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Backends of the model, from index 1.
 const BACKENDS: u32 = 97;
-const FLOWS: usize = 4_000;
+const FLOWS: u32 = 4_000;
 
 /// Address of the backend with this index.
 fn address(index: u32) -> IpAddr {
@@ -58,7 +59,7 @@ fn every_flow_goes_to_the_owner_of_its_slot() -> Result<()> {
     for (index, packet) in services.iter().enumerate() {
         balancer.add_service(key(packet, 0), index as u32, owner)?;
     }
-    for flow in 0..FLOWS {
+    for flow in 0..effort::of(FLOWS) as usize {
         let mut packet = services[flow % services.len()].clone();
         packet.from = random_source(&mut random, packet.from.is_ipv4());
         packet.to.set_port(random.u16(..));

@@ -53,7 +53,7 @@ pub fn payload(
                 .ok_or(Verdict::PassTruncated)?;
             payload.fragment_id = id.0;
         }
-        payload.offset += header.bytes(payload.protocol);
+        payload.offset = forget(payload.offset + header.bytes(payload.protocol));
         if payload.offset > end {
             return Err(Verdict::PassTruncated);
         }
@@ -77,4 +77,29 @@ pub fn payload(
         return Err(Verdict::PassExtensionHeaders);
     }
     Ok(payload)
+}
+
+/// The same offset, of which the verifier knows only that it is below 4,096: whichever way through the headers led to it,
+/// it is one state. Without this, kernels such as 6.1 and 6.12 go through the rest of the program once for each
+/// way: 175,000 instructions in place of 27,000.
+#[inline(always)]
+fn forget(offset: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut offset = offset;
+        // SAFETY: swapping twice restores the lower 16 bits. No offset here reaches 4,096: at most 62 bytes of Ethernet, tags
+        // and IPv6 before the headers, MAX_BYTES of them, and the 2,048 of one that is refused for its length.
+        unsafe {
+            core::arch::asm!(
+                "{0} = be16 {0}",
+                "{0} = be16 {0}",
+                "{0} &= 0xfff",
+                inout(reg) offset,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        offset
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    offset
 }

@@ -6,10 +6,12 @@ use crate::{
         handle::{ChangeOptions, Percent},
         socket::DEFAULT_SOCKET,
     },
+    kit::Prefix,
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use lb_common::decap::GUE_PORT;
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// Where help shows what every command takes: after its own options.
 const HEADING: &str = "Options of every command";
@@ -160,6 +162,12 @@ What it brings back is a new revision, so that a rollback can be rolled back.")]
         #[command(flatten)]
         removal: Removal,
     },
+    /// Make a host a backend: print what it needs, check it, decapsulate on it
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl backend-kit setup --service www --backend web-1\n  lbctl backend-kit status"
+    )]
+    BackendKit(KitCommand),
     /// Write a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -493,6 +501,131 @@ Examples:
         #[arg(long, short, value_name = "SERVICE")]
         service: Option<String>,
     },
+}
+
+/// Commands of the backend kit.
+#[derive(Debug, Subcommand)]
+pub enum KitCommand {
+    /// Print the commands that make a plain Linux host a backend (asks lbd)
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit setup --service www --backend web-1
+  lbctl backend-kit setup --service www --backend web-1 | ssh web-1 sudo sh")]
+    Setup {
+        /// The service
+        #[arg(long, short, value_name = "SERVICE")]
+        service: String,
+        /// The backend [default: all of the service]
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+        /// UDP port of GUE, for services of mode gue
+        #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+        gue_port: u16,
+    },
+    /// Say what keeps this host from being a backend, and what mends it
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit check --vip 192.0.2.1 --mode ipip --address 198.51.100.11
+  lbctl backend-kit check --vip 192.0.2.1 --mode gue --address 198.51.100.11 --port 80
+
+The exit status is 1 if something is wrong.")]
+    Check(Check),
+    /// Decapsulate IP in IP and GUE on interfaces of this host, for hosts without tunnel modules
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit attach --interface eth0
+  lbctl backend-kit attach --interface eth0 --vip 192.0.2.1 --from 203.0.113.0/24
+  lbctl backend-kit attach --interface eth0 --mode tc
+
+It takes the place of what was attached before, stays when lbctl has ended, and is gone after a
+restart of the host. Everything that is not a balancer's is left as it is.")]
+    Attach(Attach),
+    /// Stop decapsulating
+    #[command(after_help = "Examples:\n  lbctl backend-kit detach")]
+    Detach {
+        #[command(flatten)]
+        pins: Pins,
+    },
+    /// Show what is attached and what became of the packets
+    #[command(
+        after_help = "Examples:\n  lbctl backend-kit status\n  lbctl backend-kit status --output json"
+    )]
+    Status {
+        #[command(flatten)]
+        pins: Pins,
+    },
+}
+
+/// Where the backend kit keeps what it attaches.
+#[derive(Debug, Args)]
+pub struct Pins {
+    /// Directory of its pins, on a BPF file system
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/guideway-backend"
+    )]
+    pub pin_directory: PathBuf,
+}
+
+/// What a backend is checked for.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The service's address
+    #[arg(long, value_name = "ADDRESS")]
+    pub vip: IpAddr,
+    /// The service's mode
+    #[arg(long, value_parser = ["ipip", "gue", "l2"])]
+    pub mode: String,
+    /// This backend's address, as the service has it
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: IpAddr,
+    /// The service's port: whether something listens there
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The service's protocol
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub protocol: String,
+    /// UDP port of GUE
+    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+    pub gue_port: u16,
+    #[command(flatten)]
+    pub pins: Pins,
+}
+
+/// What is attached where.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Where packets of the balancer come in (may be given more than once)
+    #[arg(long, required = true, value_name = "INTERFACE")]
+    pub interface: Vec<String>,
+    /// Only packets for this service's address (may be given more than once)
+    #[arg(long, value_name = "ADDRESS")]
+    pub vip: Vec<IpAddr>,
+    /// Only from these balancers (may be given more than once)
+    #[arg(long, value_name = "PREFIX")]
+    pub from: Vec<Prefix>,
+    /// Tunnels' end [default: the addresses that this host has now, those of lo and VIPs apart]
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Vec<IpAddr>,
+    /// How: XDP in the driver or else generic (xdp), either of them alone, or traffic control
+    #[arg(long, value_enum, default_value_t = AttachBy::Xdp)]
+    pub mode: AttachBy,
+    /// UDP port of GUE
+    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+    pub gue_port: u16,
+    #[command(flatten)]
+    pub pins: Pins,
+}
+
+// No doc comments on the variants: see Output.
+/// How the decapsulator is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachBy {
+    Xdp,
+    Native,
+    Generic,
+    Tc,
 }
 
 /// A backend that exists.

@@ -2,7 +2,7 @@
 
 use super::{
     args::{BackendCommand, BackendName, Cli, Command, Output, ServiceCommand},
-    drain, explain, file, print,
+    drain, explain, file, kit, print,
     report::{self, Failure},
     tables, trace,
 };
@@ -55,6 +55,7 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
                 Output::Json => Ok(report::json(&state)),
             }
         }
+        Command::BackendKit(command) => kit::run(command, &client, output).await,
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Openapi => Ok(report::json(&openapi::document())),
     }

@@ -10,6 +10,7 @@ pub mod aya;
 mod backends;
 mod carry;
 pub mod clock;
+pub mod decap;
 mod drop_log;
 mod exits;
 pub mod fake;
