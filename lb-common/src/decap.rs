@@ -17,11 +17,9 @@ pub const COUNTS: &str = "DECAP_COUNTS";
 pub const MAPS: [&str; 3] = [ADDRESSES, SOURCES, COUNTS];
 /// Load-time constant `u32`: which checks are made, `CHECK_*`; 0 unless set.
 pub const CHECKS: &str = "DECAP_CHECKS";
-/// Load-time constant `u16`, host order: UDP port of GUE; [`GUE_PORT`] unless set.
+/// Load-time constant `u16`, host order: UDP port of GUE; [`crate::gue::DEFAULT_PORT`] unless set.
 pub const PORT: &str = "DECAP_PORT";
 
-/// UDP destination port of GUE (IANA).
-pub const GUE_PORT: u16 = 6080;
 /// Most addresses, and most prefixes, that can be asked for.
 pub const MAX_ADDRESSES: u32 = 4_096;
 

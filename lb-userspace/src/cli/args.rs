@@ -10,7 +10,7 @@ use crate::{
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use lb_common::decap::GUE_PORT;
+use lb_common::gue::DEFAULT_PORT;
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// Where help shows what every command takes: after its own options.
@@ -519,7 +519,7 @@ Examples:
         #[arg(long, value_name = "NAME")]
         backend: Option<String>,
         /// UDP port of GUE, for services of mode gue
-        #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+        #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
         gue_port: u16,
     },
     /// Say what keeps this host from being a backend, and what mends it
@@ -587,7 +587,7 @@ pub struct Check {
     #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
     pub protocol: String,
     /// UDP port of GUE
-    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub gue_port: u16,
     #[command(flatten)]
     pub pins: Pins,
@@ -612,7 +612,7 @@ pub struct Attach {
     #[arg(long, value_enum, default_value_t = AttachBy::Xdp)]
     pub mode: AttachBy,
     /// UDP port of GUE
-    #[arg(long, value_name = "PORT", default_value_t = GUE_PORT)]
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub gue_port: u16,
     #[command(flatten)]
     pub pins: Pins,

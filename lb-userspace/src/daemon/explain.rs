@@ -19,7 +19,9 @@ use lb_common::{
     backend::{BackendEntry, Mode},
     flow::slot_of,
     flow_table::{FlowEvent, PacketKind, SYN_REUSE_SECONDS},
-    header::{Ipv4Header, Ipv6Header, PROTOCOL_TCP, PROTOCOL_UDP},
+    gue,
+    header::{PROTOCOL_TCP, PROTOCOL_UDP},
+    mtu,
     slot::Slot,
     trace::Record,
     verdict::{Action, Verdict},
@@ -28,9 +30,6 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
-
-/// Bytes of an outer UDP header and a GUE header.
-const GUE: u32 = 8 + 4;
 
 impl<P: DataPlane> Core<P> {
     /// What became of a frame that came in on an interface.
@@ -41,8 +40,8 @@ impl<P: DataPlane> Core<P> {
             .reached(Record::BACKEND)
             .then(|| self.mirror.backends.get(&record.backend))
             .flatten();
-        let port = entry.map_or(decode::GUE_PORT, |entry| match u16::from_be(entry.port) {
-            0 => decode::GUE_PORT,
+        let port = entry.map_or(gue::DEFAULT_PORT, |entry| match u16::from_be(entry.port) {
+            0 => gue::DEFAULT_PORT,
             port => port,
         });
         let sent = matches!(verdict.action(), Action::Forward | Action::Answer);
@@ -295,16 +294,8 @@ pub(super) fn flow_view(record: &Record) -> Option<FlowView> {
 }
 
 fn size_view(record: &Record, entry: &BackendEntry) -> Option<SizeView> {
-    let outer = if entry.address.is_v4() {
-        size_of::<Ipv4Header>()
-    } else {
-        size_of::<Ipv6Header>()
-    } as u32;
-    let added = match Mode::from_u8(entry.mode)? {
-        Mode::L2 => 0,
-        Mode::Ipip => outer,
-        Mode::Gue => outer + GUE,
-    };
+    let mode = Mode::from_u8(entry.mode)?;
+    let added = mtu::overhead(mode, entry.address.is_v4()).into();
     let (received, mtu) = (record.ip_length.into(), entry.mtu.into());
     Some(SizeView {
         received,

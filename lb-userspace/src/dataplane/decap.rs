@@ -223,7 +223,7 @@ fn attach_as_xdp(
     let mut attacher = Attacher::new(program, settings.interfaces.clone())?;
     attacher.activate(pins)?;
     let (mut done, mut refused) = (Vec::new(), Vec::new());
-    for attachment in attacher.attachments(pins)? {
+    for attachment in attacher.look(pins)?.0 {
         match attachment.mode {
             Some(mode) if attachment.note.is_empty() => {
                 done.push(format!("attached to {} ({mode} XDP)", attachment.name));

@@ -24,7 +24,14 @@ pub const fn advice(verdict: Verdict) -> &'static str {
              `lbctl service list`."
         }
         Verdict::DropFragment => {
-            "Let the sender keep below the path's MTU: TCP by MSS clamping, UDP by smaller datagrams."
+            "The first fragment of the datagram has not come, or came later: look for loss, or for ways of different length \
+             between sender and balancer. Datagrams below the path's MTU are not fragmented."
+        }
+        Verdict::DropShortFragment => {
+            "Look at who sends it: no stack cuts a datagram before its ports; it may be an attack."
+        }
+        Verdict::DropEcho => {
+            "More pings than are answered (1,000 a second and CPU): look at who sends them."
         }
         Verdict::DropNoBackend => {
             "`lbctl backend list` says why no backend gets traffic; with `--when-all-down open` a service goes on when \
@@ -35,11 +42,12 @@ pub const fn advice(verdict: Verdict) -> &'static str {
              its link is missing."
         }
         Verdict::DropWrongInterface => {
-            "Route the backend through the interface that the packets come in on, or let them come in on the other."
+            "Add the interface that the backend is behind to `interfaces` in the node's configuration; `lbctl status` says \
+             what is attached where, and in which mode: all must be in the same."
         }
         Verdict::DropTooBig => {
-            "Raise the MTU between balancer and backend by the outer header (20 bytes for IPv4, 40 for IPv6), or lower the \
-             MSS of the backends' connections."
+            "Its sender could not be told the size that fits: it was an ICMP error or a fragment, or there were more such \
+             packets than are answered. Raise the MTU between balancer and backend by the outer headers, or lower the MSS."
         }
         Verdict::DropNoHeadroom => {
             "The network driver leaves no room for an outer header: use `attach: generic` for the interface, or mode `l2`."

@@ -5,8 +5,6 @@ use lb_common::header::{
 };
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// Port of a GUE header behind an outer UDP header, unless another is known.
-pub const GUE_PORT: u16 = 6_080;
 /// Headers that are told at most.
 const MOST: usize = 16;
 
@@ -200,6 +198,7 @@ mod tests {
         super::frame::{Words, build},
         *,
     };
+    use lb_common::gue::DEFAULT_PORT;
 
     fn frame(protocol: &str, source: &str, destination: &str) -> Vec<u8> {
         let words = Words {
@@ -216,7 +215,7 @@ mod tests {
     fn nested_headers_are_told_in_order() {
         let inner = frame("tcp", "198.51.100.9:40000", "192.0.2.1:443");
         assert_eq!(
-            headers(&inner, GUE_PORT),
+            headers(&inner, DEFAULT_PORT),
             [
                 "Ethernet 02:00:00:00:00:01 > 02:00:00:00:00:09, type 0x0800",
                 "IPv4 198.51.100.9 > 192.0.2.1, protocol 6, 40 bytes, TTL 60, id 0x0001, DF",
@@ -226,7 +225,7 @@ mod tests {
         let mut outer = frame("udp", "[fd00::1]:50000", "[fd00::2]:6080");
         outer.extend([0, 4, 0, 0]);
         outer.extend(&inner[14..]);
-        let lines = headers(&outer, GUE_PORT);
+        let lines = headers(&outer, DEFAULT_PORT);
         assert_eq!(lines.len(), 6, "{lines:?}");
         assert_eq!(
             lines[1],
@@ -241,7 +240,7 @@ mod tests {
         let whole = frame("icmp", "2001:db8::9", "2001:db8::1");
         let mut least = 0;
         for length in 0..=whole.len() {
-            let lines = headers(&whole[..length], GUE_PORT).len();
+            let lines = headers(&whole[..length], DEFAULT_PORT).len();
             assert!(lines >= least);
             least = lines;
         }

@@ -8,9 +8,9 @@ use aya_ebpf::{
 use lb_common::{
     address::Address,
     decap::{
-        CHECK_HOST, CHECK_SOURCE, CHECK_VIP, GUE_PORT, LocalKey, MAX_ADDRESSES, OF_HOST,
-        OF_SERVICE, Reason,
+        CHECK_HOST, CHECK_SOURCE, CHECK_VIP, LocalKey, MAX_ADDRESSES, OF_HOST, OF_SERVICE, Reason,
     },
+    gue,
 };
 
 use crate::tunnel::Tunnel;
@@ -19,7 +19,7 @@ use crate::tunnel::Tunnel;
 static DECAP_CHECKS: Global<u32> = Global::new(0);
 
 #[unsafe(no_mangle)]
-static DECAP_PORT: Global<u16> = Global::new(GUE_PORT);
+static DECAP_PORT: Global<u16> = Global::new(gue::DEFAULT_PORT);
 
 #[btf_map]
 static DECAP_ADDRESSES: HashMap<LocalKey, u8, { MAX_ADDRESSES as usize }> = HashMap::new();
