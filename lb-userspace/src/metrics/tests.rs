@@ -38,6 +38,7 @@ fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         protocol: "tcp".into(),
         port: 80,
         mode: "ipip".into(),
+        gue_port: None,
         when_all_down: "open".into(),
         tracking: "moved".into(),
         on_down: "reset".into(),
