@@ -205,7 +205,7 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
     let mut path = pins.join("maps-3-1");
-    for version in [0, 3] {
+    for version in [0, 4] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
