@@ -122,8 +122,9 @@ fn every_change_takes_the_same_options() {
                 .flatten()
                 .filter(|parameter| parameter["in"] == "query")
                 .collect();
-            if method == "get" {
-                assert!(queries.is_empty(), "{method} {path}");
+            if method == "get" || path == "/v1/explain" {
+                // Questions; only a trace has something to choose by.
+                assert!(queries.is_empty() || path == "/v1/trace", "{method} {path}");
                 continue;
             }
             changes += 1;

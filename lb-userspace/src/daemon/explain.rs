@@ -8,11 +8,8 @@ use crate::{
     },
     dataplane::{DataPlane, Explained},
     explain::{advice::advice, decode, hex},
-    plan::{
-        select::select,
-        target::{backend_id, service_key},
-    },
-    spec::{Backend, Service, mode_name},
+    plan::select::select,
+    spec::mode_name,
 };
 use lb_common::{
     address::Address,
@@ -26,10 +23,7 @@ use lb_common::{
     trace::Record,
     verdict::{Action, Verdict},
 };
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::net::{IpAddr, SocketAddr};
 
 impl<P: DataPlane> Core<P> {
     /// What became of a frame that came in on an interface.
@@ -65,61 +59,6 @@ impl<P: DataPlane> Core<P> {
             input: frame_view(frame, port),
             output: sent.then(|| frame_view(&explained.frame, port)),
         }
-    }
-
-    /// Name of the service with this index.
-    pub(super) fn service_name(&self, index: u32) -> Option<String> {
-        let mut services = self.state.services.values();
-        let found = services
-            .find(|service| self.mirror.service_index(&service_key(service)) == Some(index))?;
-        Some(found.name.to_string())
-    }
-
-    /// `service/backend` of a backend's index, or what is known of it.
-    pub(super) fn backend_name(&self, index: u32) -> String {
-        let Some(entry) = self.mirror.backends.get(&index) else {
-            return format!("index {index}");
-        };
-        let departed = || self.facts.departures.get(&entry.id)?.name.as_ref();
-        match (self.find_backend(entry.id), departed()) {
-            (Some((service, backend)), _) => format!("{}/{}", service.name, backend.name),
-            (None, Some((service, backend))) => format!("{service}/{backend}"),
-            (None, None) => format!("index {index} ({})", IpAddr::from(entry.address)),
-        }
-    }
-
-    /// The names of all backends, as [`Core::backend_name`] says them.
-    pub(super) fn backend_names(&self) -> BTreeMap<u32, String> {
-        let names: BTreeMap<u64, String> = self
-            .state
-            .services
-            .values()
-            .flat_map(|service| {
-                service
-                    .backends
-                    .values()
-                    .map(move |backend| (service, backend))
-            })
-            .map(|(service, backend)| {
-                let name = format!("{}/{}", service.name, backend.name);
-                (backend_id(service, backend), name)
-            })
-            .collect();
-        let entries = self.mirror.backends.iter();
-        entries
-            .map(|(index, entry)| {
-                let known = names.get(&entry.id).cloned();
-                (*index, known.unwrap_or_else(|| self.backend_name(*index)))
-            })
-            .collect()
-    }
-
-    fn find_backend(&self, id: u64) -> Option<(&Service, &Backend)> {
-        self.state.services.values().find_map(|service| {
-            let mut backends = service.backends.values();
-            let backend = backends.find(|backend| backend_id(service, backend) == id)?;
-            Some((service, backend))
-        })
     }
 
     fn slot_view(&self, record: &Record) -> SlotView {

@@ -8,8 +8,10 @@ pub mod core;
 mod digest;
 mod drains;
 mod explain;
+mod filter;
 mod impact;
 mod look;
+mod names;
 mod run;
 pub mod start;
 #[cfg(test)]

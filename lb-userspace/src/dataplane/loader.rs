@@ -77,7 +77,7 @@ pub(super) fn with_pins<'a>(
     loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
     loader.override_global(maps::LOG_LEVEL, &0_u8, true);
     for name in names {
-        loader.map_pin_path(*name, generation.path.join(name));
+        loader.map_pin_path(name, generation.path.join(name));
     }
     for name in maps::ALL {
         if let Some(entries) = settings.sizes().entries(name) {

@@ -141,7 +141,7 @@ pub struct Tracer {
 
 impl Tracer {
     /// The next event that has come, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         self.events.next().and_then(|bytes| event(&bytes))
     }
 
