@@ -12,7 +12,7 @@ mod skb;
 mod tunnel;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    bindings::xdp_action,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -51,8 +51,8 @@ fn decap_tc(context: TcContext) -> i32 {
         Err(reason) => {
             policy::count(reason);
             match reason {
-                Reason::Congested | Reason::Failed => TC_ACT_SHOT as i32,
-                _ => TC_ACT_OK as i32,
+                Reason::Congested | Reason::Failed => skb::DROP,
+                _ => skb::PASS,
             }
         }
     }

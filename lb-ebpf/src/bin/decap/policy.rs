@@ -64,7 +64,7 @@ fn is_known(address: &Address, kind: u32) -> bool {
         address: *address,
         kind,
     };
-    DECAP_ADDRESSES.get_ptr(&key).is_some()
+    DECAP_ADDRESSES.get_ptr(key).is_some()
 }
 
 #[inline(always)]
