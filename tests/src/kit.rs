@@ -158,10 +158,11 @@ impl Bare {
     /// # Errors
     /// What the kernel refuses.
     pub fn serve(&self) -> Result<()> {
+        // Usable at once: without nodad an address of IPv6 is not, even on lo.
         self.host()
             .ip(&format!("address replace {VIP_V4}/32 dev lo"))?;
         self.host()
-            .ip(&format!("address replace {VIP_V6}/128 dev lo"))?;
+            .ip(&format!("address replace {VIP_V6}/128 dev lo nodad"))?;
         for pair in self.pairs() {
             echo::serve(self.host(), pair.vip)?;
         }

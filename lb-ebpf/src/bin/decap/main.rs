@@ -71,7 +71,6 @@ fn settle<F: Frame>(frame: &F) -> Result<(Tunnel, Inner), Reason> {
     let tunnel = tunnel::outer(frame)?;
     policy::check_ends(&tunnel)?;
     let inner = tunnel::inner(frame, &tunnel)?;
-    policy::check_destination(&inner.destination())?;
     let inner = inner.marked(tunnel.traffic_class)?;
     Ok((tunnel, inner))
 }
