@@ -158,25 +158,34 @@ impl Bare {
     /// # Errors
     /// What the kernel refuses.
     pub fn serve(&self) -> Result<()> {
+        // Usable at once: without nodad an address of IPv6 is not, even on lo.
         self.host()
             .ip(&format!("address replace {VIP_V4}/32 dev lo"))?;
         self.host()
-            .ip(&format!("address replace {VIP_V6}/128 dev lo"))?;
+            .ip(&format!("address replace {VIP_V6}/128 dev lo nodad"))?;
         for pair in self.pairs() {
             echo::serve(self.host(), pair.vip)?;
         }
         Ok(())
     }
 
-    /// Sends `bytes` bytes each way over TCP, and small and large datagrams, through this pair.
+    /// Sends `bytes` bytes each way over TCP, and the smallest and a large datagram, through this pair.
+    ///
+    /// # Errors
+    /// As [`Bare::transfer_with`].
+    pub fn transfer(&self, pair: &Pair, bytes: usize) -> Result<()> {
+        self.transfer_with(pair, bytes, 1)
+    }
+
+    /// As [`Bare::transfer`], with another size of the smallest datagram.
     ///
     /// # Errors
     /// When what comes back is not what was sent.
-    pub fn transfer(&self, pair: &Pair, bytes: usize) -> Result<()> {
+    pub fn transfer_with(&self, pair: &Pair, bytes: usize, smallest: usize) -> Result<()> {
         let client = &self.topology.client;
-        let through = || format!("{}", pair.service);
+        let through = || pair.service.clone();
         echo::ask_tcp(client, pair.vip, bytes).with_context(through)?;
-        for datagram in [1, 1_200] {
+        for datagram in [smallest, 1_200] {
             echo::ask_udp(client, pair.vip, datagram).with_context(through)?;
         }
         Ok(())

@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, EbpfLoader,
+    EbpfLoader,
     programs::{Program, ProgramInfo},
 };
-use lb_common::maps;
+use lb_common::{decap, maps};
 use lb_tests::require;
 use lb_userspace::dataplane::object::{BALANCER, DECAP};
 use std::io::Write;
@@ -24,7 +24,11 @@ fn every_program_is_verified_within_the_budget() -> Result<()> {
     let mut balancer = EbpfLoader::new()
         .override_global(maps::LOG_LEVEL, &0_u8, true)
         .load(BALANCER)?;
-    let mut backends = Ebpf::load(DECAP)?;
+    // With all its checks, which are dead code without.
+    let checks = decap::CHECK_HOST | decap::CHECK_SOURCE | decap::CHECK_VIP;
+    let mut backends = EbpfLoader::new()
+        .override_global(decap::CHECKS, &checks, true)
+        .load(DECAP)?;
     for object in [&mut balancer, &mut backends] {
         for (name, program) in object.programs_mut() {
             let info = load(program).with_context(|| format!("the verifier refuses {name}"))?;

@@ -96,11 +96,15 @@ pub fn segment(need: &Need) -> u32 {
 
 /// The command that makes the kernel take GUE; none is needed if it does already.
 pub fn listener(need: &Need) -> String {
-    let family = if need.address.is_ipv4() { "" } else { " -6" };
     let port = need.gue_port;
-    format!(
-        "ip fou show{family} 2>/dev/null | grep -q 'port {port} gue' || ip fou add port {port} gue{family}"
-    )
+    if need.address.is_ipv4() {
+        // What is for IPv6 is shown with -6.
+        format!(
+            "ip fou show | grep 'port {port} gue' | grep -qv -e -6 || ip fou add port {port} gue"
+        )
+    } else {
+        format!("ip fou show | grep -q 'port {port} gue -6' || ip fou add port {port} gue -6")
+    }
 }
 
 /// The commands that make the tunnel device.

@@ -12,7 +12,7 @@ mod skb;
 mod tunnel;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_OK, TC_ACT_SHOT, xdp_action},
+    bindings::xdp_action,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
@@ -51,8 +51,8 @@ fn decap_tc(context: TcContext) -> i32 {
         Err(reason) => {
             policy::count(reason);
             match reason {
-                Reason::Congested | Reason::Failed => TC_ACT_SHOT as i32,
-                _ => TC_ACT_OK as i32,
+                Reason::Congested | Reason::Failed => skb::DROP,
+                _ => skb::PASS,
             }
         }
     }
@@ -71,7 +71,6 @@ fn settle<F: Frame>(frame: &F) -> Result<(Tunnel, Inner), Reason> {
     let tunnel = tunnel::outer(frame)?;
     policy::check_ends(&tunnel)?;
     let inner = tunnel::inner(frame, &tunnel)?;
-    policy::check_destination(&inner.destination())?;
     let inner = inner.marked(tunnel.traffic_class)?;
     Ok((tunnel, inner))
 }

@@ -51,8 +51,8 @@ pub fn check_ends(tunnel: &Tunnel) -> Result<(), Reason> {
 
 /// Checks the inner destination as far as that was asked for.
 #[inline(always)]
-pub fn check_destination(destination: &Address) -> Result<(), Reason> {
-    if DECAP_CHECKS.load() & CHECK_VIP != 0 && !is_known(destination, OF_SERVICE) {
+pub fn check_destination(destination: Address) -> Result<(), Reason> {
+    if DECAP_CHECKS.load() & CHECK_VIP != 0 && !is_known(&destination, OF_SERVICE) {
         return Err(Reason::NotVip);
     }
     Ok(())
@@ -64,7 +64,7 @@ fn is_known(address: &Address, kind: u32) -> bool {
         address: *address,
         kind,
     };
-    DECAP_ADDRESSES.get_ptr(&key).is_some()
+    DECAP_ADDRESSES.get_ptr(key).is_some()
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use crate::tunnel::{Frame, Inner, Tunnel};
 use aya_ebpf::{
     bindings::{
-        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_RECOMPUTE_CSUM,
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{bpf_redirect, bpf_skb_change_tail},
@@ -15,6 +15,12 @@ use lb_common::{
     header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, Ipv4Header, Ipv6Header},
 };
 use lb_ebpf::packet::Header;
+
+/// Answers to traffic control: TC_ACT_OK and TC_ACT_SHOT of the kernel's pkt_cls.h, whose type differs between the bindings of
+/// architectures.
+pub const PASS: i32 = 0;
+/// See [`PASS`].
+pub const DROP: i32 = 2;
 
 /// The buffer.
 pub struct Skb(pub TcContext);
@@ -44,7 +50,7 @@ impl Skb {
             Inner::V6(header) => self.store(EthernetHeader::LENGTH, &header)?,
         }
         if tunnel.outer_is_v4 == tunnel.inner_is_v4 {
-            return Ok((tunnel.reason, TC_ACT_OK as i32));
+            return Ok((tunnel.reason, PASS));
         }
         let ethertype = if tunnel.inner_is_v4 {
             ETHERTYPE_IPV4
@@ -60,7 +66,8 @@ impl Skb {
     }
 
     /// Appends bytes where the kernel would refuse to cut: it leaves no less than a header of the outer family, and an
-    /// inner IPv4 packet can be shorter than an IPv6 header. The stack trims what is behind the end of a packet.
+    /// inner IPv4 packet can be shorter than an IPv6 header. The stack trims what is behind the end of a packet. The kernel
+    /// does not append to what it has itself encapsulated on the same machine (between namespaces): such a packet is dropped.
     #[inline(always)]
     fn lengthen(&mut self, tunnel: &Tunnel) -> Result<(), Reason> {
         let least = EthernetHeader::LENGTH + tunnel.outer_length + Ipv6Header::LENGTH;

@@ -159,36 +159,33 @@ pub enum Inner {
     V6(Ipv6Header),
 }
 
-/// Reads the inner header.
+/// Reads the inner header, of a packet that is whole and for an address that we take packets for.
+///
+/// Each family is judged by itself: a destination out of either would be one register of two meanings to the verifier of
+/// Linux 6.1, which refuses that.
 #[inline(always)]
 pub fn inner<F: Frame>(frame: &F, tunnel: &Tunnel) -> Result<Inner, Reason> {
     let offset = EthernetHeader::LENGTH + tunnel.outer_length;
-    let (inner, version, length) = if tunnel.inner_is_v4 {
+    if tunnel.inner_is_v4 {
         let header: Ipv4Header = frame.load(offset).ok_or(Reason::Malformed)?;
         let length = usize::from(u16::from_be(header.total_length));
-        (Inner::V4(header), header.version_ihl >> 4 == 4, length)
+        if header.version_ihl >> 4 != 4 || length > tunnel.payload {
+            return Err(Reason::Malformed);
+        }
+        crate::policy::check_destination(Address::from_v4_word(header.destination))?;
+        Ok(Inner::V4(header))
     } else {
         let header: Ipv6Header = frame.load(offset).ok_or(Reason::Malformed)?;
         let length = Ipv6Header::LENGTH + usize::from(u16::from_be(header.payload_length));
-        (Inner::V6(header), header.version() == 6, length)
-    };
-    if version && length <= tunnel.payload {
-        Ok(inner)
-    } else {
-        Err(Reason::Malformed)
+        if header.version() != 6 || length > tunnel.payload {
+            return Err(Reason::Malformed);
+        }
+        crate::policy::check_destination(header.destination)?;
+        Ok(Inner::V6(header))
     }
 }
 
 impl Inner {
-    /// Its destination: perhaps a VIP.
-    #[inline(always)]
-    pub fn destination(&self) -> Address {
-        match self {
-            Self::V4(header) => Address::from_v4_word(header.destination),
-            Self::V6(header) => header.destination,
-        }
-    }
-
     /// The header with the congestion that the outer traffic class tells of.
     #[inline(always)]
     pub fn marked(self, outer: u8) -> Result<Self, Reason> {
