@@ -11,7 +11,7 @@ use lb_common::{
     flow_table::TcpFlags,
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
-        Ipv6Header, Ports, TaggedHeader, VlanTag, Word,
+        Ipv6Header, Ports, TaggedHeader, VlanTag, Words,
     },
 };
 
@@ -41,7 +41,7 @@ unsafe impl Header for ExtensionHeader {}
 // SAFETY: as above.
 unsafe impl Header for FragmentId {}
 // SAFETY: as above.
-unsafe impl Header for Word {}
+unsafe impl Header for Words {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
 // SAFETY: as above.

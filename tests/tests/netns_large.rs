@@ -35,7 +35,8 @@ fn add(scenario: &Scenario, protocol: &str, options: &str) -> Result<()> {
         }
     }
     let names: Vec<&str> = backends.iter().map(|backend| &*backend.name).collect();
-    scenario.node.wait_active(&names)
+    // Those of the one service, then those of the other.
+    scenario.node.wait_active(&names.repeat(VIPS.len()))
 }
 
 /// Packets under a verdict so far.
