@@ -8,7 +8,7 @@ use lb_common::{
 };
 use lb_tests::{
     counters::Counters,
-    fixture::{BACKEND, SERVICE, backend, balancer, ip, key, tunnel, v4, v6},
+    fixture::{SERVICE, backend, balancer, ip, key, tunnel, v4, v6},
     packet::{Packet, Protocol},
     prog_run::{Balancer, INTERFACE, XdpAction},
     require,
