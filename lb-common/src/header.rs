@@ -302,10 +302,10 @@ impl ExtensionHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FragmentId(pub u32);
 
-/// Any four bytes.
+/// Any sixteen bytes.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Word(pub u32);
+pub struct Words(pub [u16; 8]);
 
 /// The first four bytes of TCP and UDP.
 #[repr(C)]

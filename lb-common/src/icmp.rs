@@ -1,18 +1,23 @@
 //! The ICMP messages that the balancer sends by itself, and their headers.
 //!
-//! **Invariant.** An error quotes a multiple of four bytes, so that the sum over the quote can be taken word by word.
+//! **Invariant.** An error quotes a multiple of [`STEP`] bytes: the verifier walks every step of the sum over the quote, and
+//! smaller steps would be many.
 
 use crate::{
     address::Address,
     checksum,
     header::{
         DONT_FRAGMENT, IcmpHeader, Ipv4Header, Ipv6Header, OUTER_TTL, PROTOCOL_ICMP,
-        PROTOCOL_ICMPV6,
+        PROTOCOL_ICMPV6, Words,
     },
 };
 
-/// Bytes that an ICMP error quotes at the most: the IP packet then has the 576 bytes that RFC 1812, section 4.3.2.3, asks for.
-pub const QUOTE_V4: u16 = 576 - (size_of::<Ipv4Header>() + size_of::<IcmpHeader>()) as u16;
+/// Quotes are a multiple of this, in bytes.
+pub const STEP: u16 = size_of::<Words>() as u16;
+/// Bytes that an ICMP error quotes at the most: the IP packet then has as many of the 576 bytes that RFC 1812, section 4.3.2.3,
+/// allows as whole steps fill.
+pub const QUOTE_V4: u16 =
+    (576 - (size_of::<Ipv4Header>() + size_of::<IcmpHeader>()) as u16) / STEP * STEP;
 /// Bytes that an ICMPv6 error quotes at the most: the IP packet then has the least MTU of IPv6 (RFC 4443, section 2.4).
 pub const QUOTE_V6: u16 = 1_280 - (size_of::<Ipv6Header>() + size_of::<IcmpHeader>()) as u16;
 
@@ -29,7 +34,7 @@ const ECHO_REPLY_V6: u8 = 129;
 pub const fn quote(is_v4: bool, length: u16) -> u16 {
     let most = if is_v4 { QUOTE_V4 } else { QUOTE_V6 };
     let quote = if length < most { length } else { most };
-    quote & !3
+    quote / STEP * STEP
 }
 
 impl Ipv4Header {
@@ -105,8 +110,8 @@ impl Ipv6Header {
 }
 
 impl IcmpHeader {
-    /// "Fragmentation needed and DF set" with the MTU of the next hop (RFC 1191, section 4); `quote` is the sum of the words of
-    /// the quote.
+    /// "Fragmentation needed and DF set" with the MTU of the next hop (RFC 1191, section 4); `quote` is the sum over the
+    /// quote.
     #[inline(always)]
     pub fn fragmentation_needed(mtu: u16, quote: u64) -> Self {
         Self {
@@ -118,7 +123,7 @@ impl IcmpHeader {
         .with_checksum(quote)
     }
 
-    /// "Packet too big" (RFC 4443, section 3.2) behind `header`; `quote` is the sum of the words of the quote.
+    /// "Packet too big" (RFC 4443, section 3.2) behind `header`; `quote` is the sum over the quote.
     #[inline(always)]
     pub fn packet_too_big(mtu: u16, quote: u64, header: &Ipv6Header) -> Self {
         Self {
@@ -170,13 +175,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quotes_are_as_long_as_they_may_be_and_whole_words() {
+    fn quotes_are_as_long_as_they_may_be_in_whole_steps() {
         for (is_v4, length, expected) in [
-            (true, 1_500, 548),
-            (true, 548, 548),
-            (true, 547, 544),
+            (true, 1_500, 544),
+            (true, 544, 544),
+            (true, 543, 528),
             (false, 1_500, 1_232),
-            (false, 1_231, 1_228),
+            (false, 1_231, 1_216),
             (false, 65_535, 1_232),
         ] {
             assert_eq!(quote(is_v4, length), expected, "{length}");

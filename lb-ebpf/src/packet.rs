@@ -12,7 +12,7 @@ use lb_common::{
     gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
-        Ipv6Header, Ports, TaggedHeader, VlanTag, Word,
+        Ipv6Header, Ports, TaggedHeader, VlanTag, Words,
     },
 };
 
@@ -42,7 +42,7 @@ unsafe impl Header for ExtensionHeader {}
 // SAFETY: as above.
 unsafe impl Header for FragmentId {}
 // SAFETY: as above.
-unsafe impl Header for Word {}
+unsafe impl Header for Words {}
 // SAFETY: as above.
 unsafe impl Header for Ports {}
 // SAFETY: as above.

@@ -47,7 +47,7 @@ fn answer(packet: &Packet, mtu: u16) -> Vec<u8> {
     let mut answer = [&ROUTER_MAC[..], &BALANCER_MAC[..], &frame[12..l3]].concat();
     match (packet.from.ip(), packet.to.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let quote = &original[..(original.len() & !3).min(548)];
+            let quote = &original[..original.len().min(548) & !15];
             let kind = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
             let message =
                 Icmpv4Header::with_checksum(Icmpv4Type::DestinationUnreachable(kind), quote);
@@ -67,7 +67,7 @@ fn answer(packet: &Packet, mtu: u16) -> Vec<u8> {
             answer.extend_from_slice(quote);
         }
         (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let quote = &original[..(original.len() & !3).min(1_232)];
+            let quote = &original[..original.len().min(1_232) & !15];
             let (source, destination) = (to.octets(), from.octets());
             let kind = Icmpv6Type::PacketTooBig { mtu: mtu.into() };
             let message = Icmpv6Header::with_checksum(kind, source, destination, quote);
@@ -145,7 +145,7 @@ fn tags_options_extension_headers_and_padding() -> Result<()> {
 }
 
 #[test]
-fn quotes_have_what_there_is_in_whole_words() -> Result<()> {
+fn quotes_have_what_there_is_in_whole_steps() -> Result<()> {
     if !require::bpf() {
         return Ok(());
     }

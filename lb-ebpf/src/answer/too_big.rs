@@ -8,7 +8,7 @@ use crate::parse::{Fragment, Ip, Tags};
 use lb_common::{
     header::{
         DoubleTaggedHeader, EthernetHeader, IcmpHeader, Ipv4Header, Ipv6Header, LinkHeader,
-        PROTOCOL_TCP, PROTOCOL_UDP, TaggedHeader, Word,
+        PROTOCOL_TCP, PROTOCOL_UDP, TaggedHeader, Words,
     },
     icmp,
     rate::Answer,
@@ -76,17 +76,18 @@ fn put<L: Header, T: Header>(
     packet.write(L::LENGTH + T::LENGTH, message)
 }
 
-/// Sum of `length` bytes, a multiple of 4, from `start`, word by word.
+/// Sum of the 16-bit words of `length` bytes, a multiple of [`icmp::STEP`], from `start`.
 #[inline(always)]
 fn sum(packet: &Packet, start: usize, length: usize) -> Option<u64> {
-    const MOST: usize = (icmp::QUOTE_V6 / 4) as usize;
+    const MOST: usize = (icmp::QUOTE_V6 / icmp::STEP) as usize;
     let mut sum = 0;
-    for word in 0..MOST {
-        if word * Word::LENGTH >= length {
+    for step in 0..MOST {
+        if step * Words::LENGTH >= length {
             break;
         }
-        let Word(value) = packet.read(start + word * Word::LENGTH)?;
-        sum += u64::from(value);
+        let Words([a, b, c, d, e, f, g, h]) = packet.read(start + step * Words::LENGTH)?;
+        sum += u64::from(a) + u64::from(b) + u64::from(c) + u64::from(d);
+        sum += u64::from(e) + u64::from(f) + u64::from(g) + u64::from(h);
     }
     Some(sum)
 }

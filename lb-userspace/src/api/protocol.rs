@@ -298,7 +298,7 @@ pub struct FlowStats {
 pub struct VerdictStats {
     /// Name, such as `drop_no_backend`.
     pub name: String,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `drop` or `answer`.
     pub action: String,
     /// What it means.
     pub description: String,

@@ -132,13 +132,17 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let pins = fixture.session.pins();
     fs::rename(pins.join("maps-3-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
-    fs::remove_file(pins.join("maps-1-1/FLOW_EVENTS"))?;
+    for name in ["FLOW_EVENTS", "FRAGMENTS", "ANSWERS"] {
+        fs::remove_file(pins.join("maps-1-1").join(name))?;
+    }
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
             "layout version 1 -> 3".into(),
             "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
             "FLOW_EVENTS: missing -> per-CPU array of 4 entries, key 4 B, value 8 B".into(),
+            "FRAGMENTS: missing -> LRU hash of 32768 entries, key 40 B, value 24 B".into(),
+            "ANSWERS: missing -> per-CPU array of 2 entries, key 4 B, value 8 B".into(),
         ],
         carried: Ok(Carried {
             services: 1,
