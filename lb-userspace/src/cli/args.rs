@@ -518,9 +518,6 @@ Examples:
         /// The backend [default: all of the service]
         #[arg(long, value_name = "NAME")]
         backend: Option<String>,
-        /// UDP port of GUE, for services of mode gue
-        #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
-        gue_port: u16,
     },
     /// Say what keeps this host from being a backend, and what mends it
     #[command(after_help = "\

@@ -20,9 +20,11 @@ use crate::{
         facts::Facts,
         setup,
     },
+    spec::mode_name,
 };
 use lb_common::{
     backend::Mode,
+    gue,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
 };
 use std::{fmt::Write, net::IpAddr};
@@ -32,13 +34,9 @@ type Answer = Result<String, Failure>;
 /// Does a command.
 pub(super) async fn run(command: KitCommand, client: &Client, output: Output) -> Answer {
     match command {
-        KitCommand::Setup {
-            service,
-            backend,
-            gue_port,
-        } => {
+        KitCommand::Setup { service, backend } => {
             let service = client.service(&service).await?;
-            set_up(&service, backend.as_deref(), gue_port)
+            set_up(&service, backend.as_deref())
         }
         KitCommand::Check(check) => look(&check, output),
         KitCommand::Attach(attach) => {
@@ -86,7 +84,7 @@ fn text(status: &Status) -> String {
     text
 }
 
-fn set_up(service: &ServiceView, backend: Option<&str>, gue_port: u16) -> Answer {
+fn set_up(service: &ServiceView, backend: Option<&str>) -> Answer {
     let wanted = |view: &&BackendView| backend.is_none_or(|name| view.name == name);
     let views: Vec<&BackendView> = service.backends.iter().filter(wanted).collect();
     if views.is_empty() {
@@ -106,7 +104,7 @@ fn set_up(service: &ServiceView, backend: Option<&str>, gue_port: u16) -> Answer
                 vip: parsed(&service.address)?,
                 mode: mode(&service.mode)?,
                 address: parsed(&view.address)?,
-                gue_port,
+                gue_port: service.gue_port.unwrap_or(gue::DEFAULT_PORT),
             };
             Ok(setup::script(&view.name, &need))
         })
@@ -121,13 +119,11 @@ fn parsed(address: &str) -> Result<IpAddr, Failure> {
 
 fn mode(name: &str) -> Result<Mode, Failure> {
     let mut modes = [Mode::L2, Mode::Ipip, Mode::Gue].into_iter();
-    modes
-        .find(|mode| setup::mode_name(*mode) == name)
-        .ok_or_else(|| {
-            Failure::local(format!(
-                "lbd gave mode {name:?}, which this lbctl does not know"
-            ))
-        })
+    modes.find(|mode| mode_name(*mode) == name).ok_or_else(|| {
+        Failure::local(format!(
+            "lbd gave mode {name:?}, which this lbctl does not know"
+        ))
+    })
 }
 
 fn look(arguments: &Check, output: Output) -> Answer {

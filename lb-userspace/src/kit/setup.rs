@@ -3,6 +3,7 @@
 //! **Invariant.** Pure, and the script can be run a second time.
 
 use super::Need;
+use crate::spec::mode_name;
 use lb_common::backend::Mode;
 use std::{fmt::Write, net::IpAddr};
 
@@ -77,15 +78,6 @@ pub fn script(name: &str, need: &Need) -> String {
         need.vip,
     );
     format!("{title}set -e\n{text}")
-}
-
-/// A mode's name, as services have it.
-pub fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::L2 => "l2",
-        Mode::Ipip => "ipip",
-        Mode::Gue => "gue",
-    }
 }
 
 /// Largest TCP segment that fits into [`OUTSIDE_MTU`] bytes with the outer headers.
