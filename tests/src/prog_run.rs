@@ -294,13 +294,6 @@ impl Balancer {
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
     }
-
-    /// Instructions that the verifier went through to accept the program.
-    pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(program(&self.ebpf, self.program)?
-            .info()?
-            .verified_instruction_count())
-    }
 }
 
 /// The decapsulator, loaded but not attached.

@@ -4,8 +4,8 @@ use anyhow::Result;
 use lb_common::{backend::Mode, verdict::Verdict};
 use lb_tests::{
     fixture::{
-        NEXT_HOP, assert_forwarded, assert_forwarded_in_all_modes, assert_refused, backend,
-        balancer, flow_hash, ip, tunnel, v4, v6,
+        NEXT_HOP, assert_forwarded, assert_forwarded_in_all_modes, assert_refused, assert_too_big,
+        backend, balancer, flow_hash, ip, tunnel, v4, v6,
     },
     packet::{ETHERNET, Packet, Protocol, SERVICE_VLAN, VLAN, encapsulated},
     prog_run::XdpAction,
@@ -91,7 +91,7 @@ fn tags_do_not_count_for_the_mtu() -> Result<()> {
                 payload: vec![0; fits + 1],
                 ..packet
             };
-            assert_refused(&balancer, "tagged", &packet.frame(), Verdict::DropTooBig);
+            assert_too_big(&balancer, "tagged", &packet.frame());
         }
     }
     Ok(())
