@@ -24,10 +24,7 @@ mod trace;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::{
-    maps,
-    verdict::{Action, Verdict},
-};
+use lb_common::{maps, verdict::Action};
 use lb_ebpf::packet::Packet;
 
 /// Tells which version of the maps' meaning this object was built for.
