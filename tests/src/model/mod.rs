@@ -1,0 +1,257 @@
+//! A plain model of the data plane, to hold the program against: what must become of a frame, given what is in the maps.
+//!
+//! **Invariants.** It is written for reading, over byte slices and whole copies, and shares with the program no code that
+//! parses, hashes, decides or builds: of `lb-common` it uses names of verdicts and events, and reads fields. What it does
+//! not model: want of headroom, and a flow table that is full.
+
+mod backend;
+mod bytes;
+mod forward;
+mod icmp;
+mod owner;
+mod parse;
+
+use crate::{
+    counters::Counters,
+    prog_run::{INTERFACE, SEED, XdpAction},
+    world::{Slots, World},
+};
+use bytes::Address;
+use lb_common::{
+    flow_table::{FlowEntry, FlowEvent, FlowKey},
+    verdict::Verdict,
+};
+use parse::{Ip, Part};
+use std::collections::{BTreeMap, HashMap};
+use xxhash_rust::xxh64::xxh64;
+
+/// What must become of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Why.
+    pub verdict: Verdict,
+    /// What XDP must answer.
+    pub action: XdpAction,
+    /// The frame as it leaves, or as it came.
+    pub frame: Vec<u8>,
+    /// Service and backend that it is counted for.
+    pub counted_for: Option<(u32, u32)>,
+    /// What is counted of the flow table.
+    pub event: Option<FlowEvent>,
+}
+
+impl Expected {
+    /// Adds what is counted for a frame of `bytes` as received.
+    pub fn count(&self, bytes: usize, counters: &mut Counters) {
+        *counters.verdicts.entry(self.verdict).or_default() += 1;
+        if let Some((service, backend)) = self.counted_for {
+            let both = [
+                counters.services.entry(service).or_default(),
+                counters.backends.entry(backend).or_default(),
+            ];
+            for (packets, sum) in both {
+                *packets += 1;
+                *sum += bytes as u64;
+            }
+        }
+        if let Some(event) = self.event {
+            *counters.flows.entry(event).or_default() += 1;
+        }
+    }
+}
+
+/// The flow that a packet is about, as the client's packets have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Flow {
+    source: Address,
+    destination: Address,
+    source_port: u16,
+    destination_port: u16,
+    protocol: u8,
+}
+
+impl Flow {
+    /// As it is in the program's flow table.
+    fn of_key(key: &FlowKey) -> Self {
+        Self {
+            source: bytes::address(&key.source),
+            destination: bytes::address(&key.destination),
+            source_port: u16::from_be(key.source_port),
+            destination_port: u16::from_be(key.destination_port),
+            protocol: key.protocol as u8,
+        }
+    }
+
+    /// xxHash64 over the tuple in network order, the protocol in 32 bits.
+    fn hash(&self, four: bool) -> u64 {
+        let skipped = if four { 12 } else { 0 };
+        let mut tuple = Vec::with_capacity(40);
+        tuple.extend_from_slice(&self.source[skipped..]);
+        tuple.extend_from_slice(&self.destination[skipped..]);
+        tuple.extend_from_slice(&self.source_port.to_be_bytes());
+        tuple.extend_from_slice(&self.destination_port.to_be_bytes());
+        tuple.extend_from_slice(&[0, 0, 0, self.protocol]);
+        xxh64(&tuple, SEED)
+    }
+}
+
+/// The data plane.
+pub struct Model {
+    services: HashMap<(Address, u8, u16), (u32, Slots)>,
+    backends: HashMap<u32, backend::Backend>,
+    flows: HashMap<Flow, FlowEntry>,
+}
+
+impl Model {
+    /// A data plane with this in its maps.
+    pub fn new(world: &World) -> Self {
+        let services = world.services.iter().map(|service| {
+            let key = &service.key;
+            let key = (
+                bytes::address(&key.address),
+                key.protocol,
+                u16::from_be(key.port),
+            );
+            (key, (service.index, service.slots))
+        });
+        let backends = world.backends.iter();
+        let mut model = Self {
+            services: services.collect(),
+            backends: backends
+                .map(|(index, entry)| (*index, entry.into()))
+                .collect(),
+            flows: HashMap::new(),
+        };
+        model.set_flows(&world.flows);
+        model
+    }
+
+    /// Replaces the flow table.
+    pub fn set_flows(&mut self, flows: &BTreeMap<FlowKey, FlowEntry>) {
+        let all = flows.iter().map(|(key, entry)| (Flow::of_key(key), *entry));
+        self.flows = all.collect();
+    }
+
+    /// What is different in the program's flow table. A moment may be a second or two later than here: the clock goes on.
+    pub fn differing_flows(&self, real: &BTreeMap<FlowKey, FlowEntry>) -> Vec<String> {
+        let mut differing = Vec::new();
+        for (key, entry) in real {
+            let expected = self.flows.get(&Flow::of_key(key));
+            let same = expected.is_some_and(|expected| {
+                let later = entry.seen.abs_diff(expected.seen);
+                later <= 2
+                    && FlowEntry {
+                        seen: entry.seen,
+                        ..*expected
+                    } == *entry
+            });
+            if !same {
+                differing.push(format!("{key:?}: {entry:?} instead of {expected:?}"));
+            }
+        }
+        if real.len() < self.flows.len() {
+            differing.push(format!(
+                "{} flows instead of {}",
+                real.len(),
+                self.flows.len()
+            ));
+        }
+        differing
+    }
+
+    /// What must become of a frame that comes in on [`INTERFACE`] at `now`, in seconds of CLOCK_MONOTONIC.
+    pub fn packet(&mut self, frame: &[u8], now: u32) -> Expected {
+        let mut event = None;
+        match self.balance(frame, now, &mut event) {
+            Ok((out, service, backend)) => Expected {
+                verdict: Verdict::Forwarded,
+                action: XdpAction::Tx,
+                frame: out,
+                counted_for: Some((service, backend)),
+                event,
+            },
+            Err(verdict) => Expected {
+                verdict,
+                action: if verdict.name().starts_with("pass_") {
+                    XdpAction::Pass
+                } else {
+                    XdpAction::Drop
+                },
+                frame: frame.to_vec(),
+                counted_for: None,
+                event,
+            },
+        }
+    }
+
+    /// The frame as it leaves, and which service and backend it is counted for.
+    fn balance(
+        &mut self,
+        frame: &[u8],
+        now: u32,
+        event: &mut Option<FlowEvent>,
+    ) -> Result<(Vec<u8>, u32, u32), Verdict> {
+        let ip = parse::ip(frame)?;
+        if ip.part == Part::Later {
+            // It has no ports.
+            let service = self.services.get(&(ip.destination, ip.protocol, 0));
+            return Err(fragment(service.is_some()));
+        }
+        let (flow, is_error) = flow(frame, &ip)?;
+        let service = self.service(&flow);
+        if ip.part == Part::First {
+            return Err(fragment(service.is_some()));
+        }
+        let (service, slots) = service.ok_or(Verdict::PassNoService)?;
+        let hash = flow.hash(ip.four);
+        let number = (hash & 0xffff_ffff) % 65_537;
+        let place = owner::Place {
+            service,
+            number: number as u32,
+            slot: owner::Slot::of(slots.word(number as u32).ok_or(Verdict::DropBadState)?.0),
+        };
+        let kind = if is_error {
+            owner::Kind::Error
+        } else {
+            owner::Kind::of(frame, &ip)
+        };
+        let (owner, counted) = self.owner(&flow, kind, &place, now);
+        *event = counted;
+        let owner = owner?;
+        let backend = self.backends.get(&owner).ok_or(Verdict::DropBadState)?;
+        let out = forward::send(frame, &ip, hash, backend, INTERFACE)?;
+        Ok((out, service, owner))
+    }
+
+    /// The service of an exact port, else the one for any port.
+    fn service(&self, flow: &Flow) -> Option<(u32, Slots)> {
+        let key = |port| (flow.destination, flow.protocol, port);
+        let exact = self.services.get(&key(flow.destination_port));
+        exact.or_else(|| self.services.get(&key(0))).copied()
+    }
+}
+
+/// The flow of a packet, and whether the packet is an ICMP error about it.
+fn flow(frame: &[u8], ip: &Ip) -> Result<(Flow, bool), Verdict> {
+    if ip.protocol != parse::TCP && ip.protocol != parse::UDP {
+        return Ok((icmp::quoted(frame, ip)?, true));
+    }
+    let ports = ip.payload(frame);
+    let port = |at| bytes::be16(ports, at).ok_or(Verdict::PassTruncated);
+    let flow = Flow {
+        source: ip.source,
+        destination: ip.destination,
+        source_port: port(0)?,
+        destination_port: port(2)?,
+        protocol: ip.protocol,
+    };
+    Ok((flow, false))
+}
+
+fn fragment(of_service: bool) -> Verdict {
+    if of_service {
+        Verdict::DropFragment
+    } else {
+        Verdict::PassFragment
+    }
+}

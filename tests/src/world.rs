@@ -1,0 +1,124 @@
+//! What is in the program's maps, as a value: it can be installed, compared, and read by a model.
+
+use crate::{fixture, packet::Packet, prog_run::Balancer};
+use anyhow::Result;
+use lb_common::{
+    backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
+    service::ServiceKey,
+    slot::Slot,
+};
+use std::collections::BTreeMap;
+
+/// The slot table of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// There is none: a defect that the program must survive.
+    Missing,
+    /// Every slot has the same word.
+    All(Slot),
+    /// Steady slots of backends 1 to this many. No neighbour of a slot has the same owner, so a slot that is off by one
+    /// shows.
+    Spread(u32),
+    /// Slots of every kind (steady, tracked, moved, settled, empty) among backends 0 to this many.
+    Mixed(u32),
+}
+
+impl Slots {
+    /// The word of a slot; `None` where there is no table.
+    pub fn word(self, number: u32) -> Option<Slot> {
+        let scrambled = number.wrapping_mul(0x9e37_79b1);
+        Some(match self {
+            Self::Missing => return None,
+            Self::All(slot) => slot,
+            Self::Spread(backends) => Slot::steady(1 + number.wrapping_mul(31) % backends),
+            Self::Mixed(backends) => {
+                let (new, old) = (
+                    scrambled % (backends + 1),
+                    (scrambled >> 9) % (backends + 1),
+                );
+                match scrambled >> 27 {
+                    0..22 => Slot::steady(new),
+                    22..24 => Slot::tracked(new),
+                    24..28 => Slot::moved(new, old, false),
+                    28..31 => Slot::moved(new, old, true),
+                    _ => Slot::EMPTY,
+                }
+            }
+        })
+    }
+}
+
+/// A service and its slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Address, protocol and port.
+    pub key: ServiceKey,
+    /// Index of its table and counters.
+    pub index: u32,
+    /// Who owns its slots.
+    pub slots: Slots,
+}
+
+/// What is in the maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Services; no two have one key.
+    pub services: Vec<Service>,
+    /// Backends by index.
+    pub backends: BTreeMap<u32, BackendEntry>,
+    /// The flow table.
+    pub flows: BTreeMap<FlowKey, FlowEntry>,
+}
+
+impl World {
+    /// One service, the packet's, and one backend that owns every slot: what [`fixture::balancer`] has.
+    pub fn of(packet: &Packet, entry: &BackendEntry) -> Self {
+        let port = packet.to.port();
+        Self::default()
+            .service(packet, port, Slots::All(Slot::steady(fixture::BACKEND)))
+            .backend(fixture::BACKEND, entry)
+    }
+
+    /// These, and a service of the packet's address and protocol on `port` (host order; 0 for any). The first has index
+    /// [`fixture::SERVICE`], each other the next one.
+    pub fn service(mut self, packet: &Packet, port: u16, slots: Slots) -> Self {
+        let index = fixture::SERVICE + self.services.len() as u32;
+        let key = fixture::key(packet, port);
+        self.services.push(Service { key, index, slots });
+        self
+    }
+
+    /// These, and a backend.
+    pub fn backend(mut self, index: u32, entry: &BackendEntry) -> Self {
+        self.backends.insert(index, *entry);
+        self
+    }
+
+    /// These, and a flow.
+    pub fn flow(mut self, key: FlowKey, entry: FlowEntry) -> Self {
+        self.flows.insert(key, entry);
+        self
+    }
+
+    /// A balancer with all that.
+    pub fn install(&self) -> Result<Balancer> {
+        let mut balancer = Balancer::load()?;
+        for (index, entry) in &self.backends {
+            balancer.set_backend(*index, entry)?;
+        }
+        for service in &self.services {
+            match service.slots {
+                Slots::Missing => balancer.add_service_without_table(service.key, service.index)?,
+                slots => {
+                    let word = |number| slots.word(number).unwrap_or_default();
+                    balancer.add_service_of_slots(service.key, service.index, word)?;
+                }
+            }
+        }
+        for (key, entry) in &self.flows {
+            balancer.set_flow(key, entry)?;
+        }
+        Ok(balancer)
+    }
+}

@@ -1,0 +1,125 @@
+//! The fixtures against the real program, area by area: verdict, every byte that leaves, every counter.
+
+use anyhow::Result;
+use lb_tests::{
+    fixture::{tunnel, v4},
+    fixtures::{self, Fixture},
+    packet::{ETHERNET, Protocol},
+    prog_run::Balancer,
+    require,
+    world::World,
+};
+use std::collections::BTreeSet;
+
+fn assert_all(fixtures: &[Fixture]) -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let failures = fixtures::failures(fixtures)?;
+    let (failed, all) = (failures.len(), fixtures.len());
+    assert!(
+        failures.is_empty(),
+        "{failed} failures of {all} fixtures:\n{}",
+        failures.join("\n")
+    );
+    Ok(())
+}
+
+#[test]
+fn forward() -> Result<()> {
+    assert_all(&fixtures::forward::all())
+}
+
+#[test]
+fn pass() -> Result<()> {
+    assert_all(&fixtures::pass::all())
+}
+
+#[test]
+fn drop() -> Result<()> {
+    assert_all(&fixtures::drop::all())
+}
+
+#[test]
+fn vlan() -> Result<()> {
+    assert_all(&fixtures::vlan::all())
+}
+
+#[test]
+fn extension() -> Result<()> {
+    assert_all(&fixtures::extension::all())
+}
+
+#[test]
+fn icmp() -> Result<()> {
+    assert_all(&fixtures::icmp::all())
+}
+
+#[test]
+fn regression() -> Result<()> {
+    assert_all(&fixtures::regression::all())
+}
+
+#[test]
+fn there_are_at_least_150_and_each_has_a_name_of_its_own() {
+    let all = fixtures::all();
+    let names: BTreeSet<&str> = all.iter().map(|fixture| fixture.name.as_str()).collect();
+    assert_eq!(names.len(), all.len(), "a name is used twice");
+    assert!(all.len() >= 150, "{} fixtures", all.len());
+    for fixture in &all {
+        assert!(
+            !fixture.cases.is_empty() && !fixture.description.is_empty(),
+            "{}",
+            fixture.name
+        );
+    }
+}
+
+#[test]
+fn a_fixture_that_does_not_hold_is_named() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let packet = v4(Protocol::Tcp);
+    let mut wrong = Fixture::new(
+        "wrong",
+        "bytes that are not so",
+        &World::of(&packet, &tunnel()),
+    )
+    .forwarded(&packet, packet.frame());
+    wrong.cases[0].counters = Default::default();
+    let failures = fixtures::failures(&[wrong])?;
+    let [failure] = failures.as_slice() else {
+        panic!("{failures:?}");
+    };
+    for part in ["wrong, packet 0", "should be", "counted"] {
+        assert!(failure.contains(part), "{failure}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_kernel_runs_no_program_on_less_than_an_ethernet_header() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let packet = v4(Protocol::Tcp);
+    let balancer = World::of(&packet, &tunnel()).install()?;
+    for length in 0..ETHERNET {
+        let frame = &packet.frame()[..length];
+        assert!(balancer.run(frame).is_err(), "{length} bytes were run");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_verifier_accepts_the_program_with_room_to_spare() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let instructions = Balancer::load()?.verified_instructions()?;
+    println!("instructions verified: {instructions:?}");
+    // The kernel's limit is a million; a tenth leaves room for older verifiers, which prune less.
+    assert!(instructions.is_none_or(|count| count < 100_000));
+    Ok(())
+}
