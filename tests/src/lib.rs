@@ -5,13 +5,14 @@
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 //! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network:
-//! those of [`fixtures`], each with all that must become of it, and random ones that [`model`] judges.
+//! those of [`fixtures`], each with all that must become of it, and those of [`fuzz`], which [`model`] judges.
 
 pub mod chaos;
 pub mod counters;
 pub mod demo;
 pub mod fixture;
 pub mod fixtures;
+pub mod fuzz;
 pub mod http;
 pub mod interrupt;
 pub mod model;

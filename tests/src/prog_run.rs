@@ -128,6 +128,13 @@ impl Balancer {
         Ok(services.insert(key, ServiceEntry { index, flags: 0 }, 0)?)
     }
 
+    /// Removes a service; its table stays.
+    pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
+        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
+        Ok(services.remove(&key)?)
+    }
+
     /// Changes one slot of a service that has a table.
     pub fn set_slot(&mut self, index: u32, number: u32, slot: Slot) -> Result<()> {
         let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
@@ -186,6 +193,11 @@ impl Balancer {
         let before = Counters::read(&self.ebpf)?;
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
+    }
+
+    /// The program, for who runs it with a call of his own.
+    pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
+        Ok(program(&self.ebpf, maps::PROGRAM)?.fd()?.as_fd())
     }
 
     /// Instructions that the verifier went through to accept the program.

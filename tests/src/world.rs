@@ -104,21 +104,45 @@ impl World {
     /// A balancer with all that.
     pub fn install(&self) -> Result<Balancer> {
         let mut balancer = Balancer::load()?;
+        self.fill(&mut balancer)?;
+        Ok(balancer)
+    }
+
+    /// A balancer with this instead of what `before` put into it. Loading takes longer than filling.
+    pub fn install_over(&self, mut balancer: Balancer, before: &Self) -> Result<Balancer> {
+        let lacks_a_table = |service: &Service| service.slots == Slots::Missing;
+        // A table cannot be taken away again.
+        if self.services.iter().any(lacks_a_table) {
+            return self.install();
+        }
+        for service in &before.services {
+            balancer.remove_service(service.key)?;
+        }
+        for index in before.backends.keys() {
+            balancer.set_backend(*index, &BackendEntry::default())?;
+        }
+        for key in balancer.flows()?.keys() {
+            balancer.remove_flow(key)?;
+        }
+        self.fill(&mut balancer)?;
+        Ok(balancer)
+    }
+
+    fn fill(&self, balancer: &mut Balancer) -> Result<()> {
         for (index, entry) in &self.backends {
             balancer.set_backend(*index, entry)?;
         }
-        for service in &self.services {
-            match service.slots {
-                Slots::Missing => balancer.add_service_without_table(service.key, service.index)?,
-                slots => {
-                    let word = |number| slots.word(number).unwrap_or_default();
-                    balancer.add_service_of_slots(service.key, service.index, word)?;
-                }
+        for Service { key, index, slots } in &self.services {
+            if *slots == Slots::Missing {
+                balancer.add_service_without_table(*key, *index)?;
+            } else {
+                let word = |number| slots.word(number).unwrap_or_default();
+                balancer.add_service_of_slots(*key, *index, word)?;
             }
         }
         for (key, entry) in &self.flows {
             balancer.set_flow(key, entry)?;
         }
-        Ok(balancer)
+        Ok(())
     }
 }

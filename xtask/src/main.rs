@@ -5,6 +5,7 @@ mod build;
 mod chaos;
 mod command;
 mod demo;
+mod fuzz;
 mod packages;
 mod setup;
 mod stage;
@@ -39,6 +40,8 @@ enum Task {
     Demo(demo::Options),
     /// Change and break everything around live connections, and count those that notice (as root).
     Chaos(chaos::Options),
+    /// Send random packets through the program and through a model of it, and compare (as root).
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Test(options) => test::run(root, &options),
         Task::Demo(options) => demo::run(root, &options),
         Task::Chaos(options) => chaos::run(root, &options),
+        Task::Fuzz(options) => fuzz::run(root, &options),
     }
 }
 
