@@ -1,6 +1,6 @@
 //! What the XDP program knows of a backend.
 
-use crate::address::Address;
+use crate::{address::Address, header::Mac};
 
 /// Forwarding mode of a backend entry: how a packet is sent to it.
 #[repr(u8)]
@@ -23,6 +23,18 @@ impl Mode {
             2 => Some(Self::Ipip),
             3 => Some(Self::Gue),
             _ => None,
+        }
+    }
+
+    /// Bytes that this mode puts before an IP packet; the outer header is IPv4 or IPv6. The one place that says so: the
+    /// program's headers are checked against it.
+    #[inline(always)]
+    pub const fn overhead(self, outer_is_v4: bool) -> u16 {
+        let ip = if outer_is_v4 { 20 } else { 40 };
+        match self {
+            Self::L2 => 0,
+            Self::Ipip => ip,
+            Self::Gue => ip + 12,
         }
     }
 }
@@ -51,6 +63,17 @@ impl NextHop {
         Self::new([a, b, c, d, e, f])
     }
 
+    /// The MAC as it is written to a frame.
+    #[inline(always)]
+    pub const fn words(&self) -> Mac {
+        let [a, b, c, d, e, f] = self.mac;
+        [
+            u16::from_ne_bytes([a, b]),
+            u16::from_ne_bytes([c, d]),
+            u16::from_ne_bytes([e, f]),
+        ]
+    }
+
     /// Whether the MAC is known.
     #[inline(always)]
     pub fn is_resolved(&self) -> bool {
@@ -72,7 +95,7 @@ pub struct BackendEntry {
     pub address: Address,
     /// Outer source of an encapsulated packet, of the same family as `address`.
     pub outer_source: Address,
-    /// Interface index behind which the next hop is. Packets that came in elsewhere are dropped for now.
+    /// Interface index behind which the next hop is. Packets that came in elsewhere are redirected to it.
     pub interface: u32,
     /// Largest IP packet, outer header included, that the way to the backend takes, in bytes.
     pub mtu: u16,
@@ -94,8 +117,29 @@ impl BackendEntry {
     /// In `flags`: the flows of this backend are given up, and flow-table entries that name it count for nothing. A
     /// slot that still names it is followed.
     pub const LOST: u8 = 1;
-    /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's.
+    /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's. For mode `ipip` alone.
     pub const ENTROPY: u8 = 2;
+
+    /// The same entry with or without [`BackendEntry::LOST`].
+    #[must_use]
+    pub const fn with_lost(self, lost: bool) -> Self {
+        let others = self.flags & !Self::LOST;
+        let flags = if lost { others | Self::LOST } else { others };
+        Self { flags, ..self }
+    }
+
+    /// The outer source of a flow's packets under [`BackendEntry::ENTROPY`]: the prefix filled with bits of the flow's hash
+    /// that its slot does not depend on, so that all flows of a backend differ.
+    #[inline(always)]
+    pub const fn entropic(prefix: Address, flow_hash: u64) -> Address {
+        let bits = (flow_hash >> 32) as u32;
+        let Address([a, b, c, d]) = prefix;
+        if prefix.is_v4() {
+            Address([a, b, c, d | (bits & 0xffff).to_be()])
+        } else {
+            Address([a, b, c, d | bits.to_be()])
+        }
+    }
 }
 
 const _: () = assert!(size_of::<NextHop>() == 8);

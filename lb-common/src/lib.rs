@@ -12,6 +12,7 @@ pub mod backend;
 pub mod checksum;
 pub mod flow;
 pub mod flow_table;
+pub mod gue;
 pub mod header;
 pub mod limits;
 pub mod maps;
@@ -29,6 +30,8 @@ mod pod {
     unsafe impl aya::Pod for address::Address {}
     // SAFETY: as above.
     unsafe impl aya::Pod for backend::BackendEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for backend::NextHop {}
     // SAFETY: as above.
     unsafe impl aya::Pod for service::ServiceKey {}
     // SAFETY: as above.

@@ -33,4 +33,7 @@ pub const MIN_FLOWS: u32 = 1 << 10;
 /// Upper bound of `limits.flows`.
 pub const MAX_FLOWS: u32 = 1 << 24;
 
+/// Most interfaces that a node balances on, and so that packets can be redirected to.
+pub const MAX_EXITS: u32 = 256;
+
 const _: () = assert!(MAX_BACKENDS <= MAX_BACKEND_INDEX);

@@ -18,8 +18,13 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+/// Device map (hash), interface index -> the interface: those that packets can be redirected to;
+/// [`crate::limits::MAX_EXITS`] entries.
+pub const EXITS: &str = "EXITS";
+/// Hash map, interface index -> the interface's own MAC as a [`crate::backend::NextHop`]: the source of what is redirected to it.
+pub const EXIT_MACS: &str = "EXIT_MACS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 10] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -28,6 +33,8 @@ pub const ALL: [&str; 8] = [
     BACKEND_STATS,
     FLOWS,
     FLOW_EVENTS,
+    EXITS,
+    EXIT_MACS,
 ];
 
 /// Load-time constant `u64`: seed of the flow hash.

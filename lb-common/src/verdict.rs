@@ -72,7 +72,8 @@ verdicts! {
     DropNoBackend = 8, Drop, "drop_no_backend";
     /// The backend's next hop has no MAC address at the moment.
     DropNoNextHop = 9, Drop, "drop_no_next_hop";
-    /// The backend is behind another interface than the one the packet came in on.
+    /// The backend is behind another interface than the one the packet came in on, and packets cannot be redirected there:
+    /// it is not among the node's interfaces, or takes only what comes in on interfaces in generic mode.
     DropWrongInterface = 10, Drop, "drop_wrong_interface";
     /// Larger than the way to the backend takes, once encapsulated.
     DropTooBig = 11, Drop, "drop_too_big";

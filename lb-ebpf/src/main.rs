@@ -8,6 +8,7 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod backend;
+mod exit;
 mod flow_table;
 mod forward;
 mod parse;
@@ -33,13 +34,14 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
     let mut packet = Packet::new(context);
-    let verdict = match pipeline::balance(&mut packet) {
-        Ok(()) => Verdict::Forwarded,
-        Err(verdict) => verdict,
+    let (verdict, forward) = match pipeline::balance(&mut packet) {
+        Ok(exit) => (Verdict::Forwarded, exit.action()),
+        Err(verdict) => (verdict, xdp_action::XDP_ABORTED),
     };
     stats::count_verdict(verdict);
     match verdict.action() {
-        Action::Forward | Action::Answer => xdp_action::XDP_TX,
+        Action::Forward => forward,
+        Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
             debug!(

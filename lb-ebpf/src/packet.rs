@@ -6,6 +6,7 @@
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     flow_table::TcpFlags,
+    gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
         Ports, TaggedHeader, VlanTag,
@@ -41,6 +42,14 @@ unsafe impl Header for Ports {}
 unsafe impl Header for IcmpHeader {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv4 {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv6 {}
+// SAFETY: as above.
+unsafe impl Header for UdpHeader {}
+// SAFETY: as above.
+unsafe impl Header for GueHeader {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even

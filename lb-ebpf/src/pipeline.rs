@@ -4,6 +4,7 @@
 
 use crate::{
     backend,
+    exit::Exit,
     flow_table::{self, Place},
     forward,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
@@ -23,7 +24,7 @@ static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Sends the packet to the backend of its flow, or says why not.
 #[inline(always)]
-pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
+pub fn balance(packet: &mut Packet) -> Result<Exit, Verdict> {
     // Twice the same path: without tags the offsets are constants.
     match parse::link(packet)? {
         (family, Tags::None) => balance_ip(packet, family, Tags::None),
@@ -33,7 +34,7 @@ pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
 
 /// Sends the IP packet behind these tags to the backend of its flow, or says why not.
 #[inline(always)]
-fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Verdict> {
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Verdict> {
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
     if ip.fragment == Fragment::Later {
@@ -51,9 +52,9 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Ver
     let hash = flow_hash(ip.is_v4, &flow);
     let owner = owner(packet, &ip, &flow, service.index, slot_of(hash))?;
     let backend = backend::get(owner)?;
-    forward::send(packet, &ip, hash, &backend)?;
+    let exit = forward::send(packet, &ip, hash, &backend)?;
     stats::count_forwarded(service.index, owner, received);
-    Ok(())
+    Ok(exit)
 }
 
 /// Index of the backend that the packet goes to. A steady slot says it by itself.

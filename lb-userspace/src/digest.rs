@@ -52,7 +52,7 @@ pub struct ServiceDigest {
     pub protocol: String,
     /// Port; 0 = any.
     pub port: u16,
-    /// `ipip` or `l2`.
+    /// `ipip`, `l2`, or `gue` and its port, as in `gue 6080`.
     pub mode: String,
     /// Its flow policy.
     pub flows: FlowsDigest,
@@ -119,7 +119,10 @@ pub fn service_digest(
         address: service.address.to_string(),
         protocol: service.protocol.as_str().into(),
         port: service.port,
-        mode: mode_name(service.mode).into(),
+        mode: match service.gue_port {
+            Some(port) => format!("{} {port}", mode_name(service.mode)),
+            None => mode_name(service.mode).into(),
+        },
         flows: FlowsDigest::from(&service.flows),
         table: table(members, live),
         inputs: String::new(),

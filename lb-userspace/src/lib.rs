@@ -12,6 +12,7 @@ pub mod health;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
+pub mod outer_source;
 pub mod overlay;
 pub mod plan;
 pub mod problem;

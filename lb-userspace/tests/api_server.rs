@@ -70,6 +70,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         protocol: "udp".into(),
         port: 53,
         mode: "ipip".into(),
+        gue_port: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,

@@ -40,6 +40,7 @@ fn dns() -> ServiceSpec {
         protocol: "tcp".into(),
         port: 53,
         mode: "ipip".into(),
+        gue_port: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,
@@ -118,6 +119,14 @@ fn every_change_is_sent_as_it_was_typed() {
         (
             "service add dns --address 192.0.2.53 --port 53",
             Change::AddService(dns()),
+        ),
+        (
+            "service add dns --address 192.0.2.53 --port 53 --mode gue --gue-port 7000",
+            Change::AddService(ServiceSpec {
+                mode: "gue".into(),
+                gue_port: Some(7_000),
+                ..dns()
+            }),
         ),
         (
             "service add dns --address 192.0.2.53 --port 53 --protocol udp --mode l2 --when-all-down closed \

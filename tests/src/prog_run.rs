@@ -6,11 +6,11 @@ use crate::counters::Counters;
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError},
+    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError, xdp::DevMapHash},
     programs::Xdp,
 };
 use lb_common::{
-    backend::BackendEntry,
+    backend::{BackendEntry, NextHop},
     flow_table::{FlowEntry, FlowKey},
     limits::SLOTS,
     maps,
@@ -46,6 +46,8 @@ pub enum XdpAction {
     Pass,
     /// XDP_TX.
     Tx,
+    /// XDP_REDIRECT.
+    Redirect,
 }
 
 /// What became of a packet.
@@ -140,6 +142,25 @@ impl Balancer {
         let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
         let tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(outer)?;
         Ok(tables.get(&index, 0)?.set(number, slot.0, 0)?)
+    }
+
+    /// Lets packets be redirected to an interface that exists, and whose MAC is taken to be this.
+    pub fn set_exit(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        self.set_exit_mac(interface, mac)?;
+        self.set_exit_device(interface)
+    }
+
+    /// Half of [`Balancer::set_exit`]: the MAC.
+    pub fn set_exit_mac(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        let mut macs: HashMap<_, u32, NextHop> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::EXIT_MACS)?)?;
+        Ok(macs.insert(interface, NextHop::new(mac), 0)?)
+    }
+
+    /// The other half: the interface.
+    pub fn set_exit_device(&mut self, interface: u32) -> Result<()> {
+        let mut exits = DevMapHash::try_from(map_mut(&mut self.ebpf, maps::EXITS)?)?;
+        Ok(exits.insert(interface, interface, None, 0)?)
     }
 
     /// What the flow table knows of a flow.
@@ -266,7 +287,10 @@ fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
         1 => XdpAction::Drop,
         2 => XdpAction::Pass,
         3 => XdpAction::Tx,
-        other => bail!("the program answered {other}, which is none of drop, pass and TX"),
+        4 => XdpAction::Redirect,
+        other => {
+            bail!("the program answered {other}, which is none of drop, pass, TX and redirect")
+        }
     };
     Ok(Outcome { action, frame: out })
 }

@@ -143,6 +143,37 @@ impl Topology {
         Ok(balancer)
     }
 
+    /// Gives the balancer a second interface, `eth1`, 10.5.0.2 and fd00:5::2, and the way to the backends of
+    /// [`Layout::Routed`] by it. That by `eth0` stays, as the worse one.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn add_back_side(&self, session: &Session) -> Result<()> {
+        let balancer = self.balancer.name();
+        self.router.ip(&format!(
+            "link add back mtu {INSIDE} type veth peer name eth1 mtu {INSIDE} netns {balancer}"
+        ))?;
+        self.router.ip("link set back up")?;
+        self.balancer.ip("link set eth1 up")?;
+        HostProgram::pass(&session.pins())?.attach(&self.router, "back")?;
+        let v4 = |host| Ipv4Addr::new(10, 5, 0, host);
+        let v6 = |host| Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, host);
+        address(&self.router, "back", v4(1), v6(1))?;
+        address(&self.balancer, "eth1", v4(2), v6(2))?;
+        self.restore_back_side()
+    }
+
+    /// Adds the way to the backends by `eth1`, which is lost when that goes down.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn restore_back_side(&self) -> Result<()> {
+        self.balancer
+            .ip("address replace fd00:5::2/64 dev eth1 nodad")?;
+        self.balancer.ip("route replace 10.3.0.0/16 via 10.5.0.1")?;
+        self.balancer.ip("route replace fd00:3::/32 via fd00:5::1")
+    }
+
     /// Leaves the network in place when this value is dropped.
     pub fn keep(&mut self) {
         for namespace in [&mut self.client, &mut self.router, &mut self.balancer] {

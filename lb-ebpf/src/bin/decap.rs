@@ -1,4 +1,4 @@
-//! The decapsulator for a backend's interface: strips the outer header of IP in IP, passes everything else
+//! The decapsulator for a backend's interface: strips the outer headers of IP in IP and of GUE, passes everything else
 //! untouched. It stands in for the kernel's tunnel modules where those are missing.
 //!
 //! **Invariant.** Only a frame whose outer header is plain (no options, no fragment, no extension header) is changed.
@@ -7,9 +7,12 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::header::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, Ipv6Header,
-    MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6,
+use lb_common::{
+    gue::{self, GueHeader, UdpHeader},
+    header::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, Ipv6Header,
+        MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_UDP,
+    },
 };
 use lb_ebpf::packet::{Header, Packet};
 
@@ -34,7 +37,7 @@ fn pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Length of the outer header and EtherType of the inner packet, if the frame carries IP in IP.
+/// Length of the outer headers and EtherType of the inner packet, if the frame carries IP in IP or GUE.
 #[inline(always)]
 fn tunnelled(packet: &Packet) -> Option<(usize, u16)> {
     let ethernet: EthernetHeader = packet.read(0)?;
@@ -43,14 +46,31 @@ fn tunnelled(packet: &Packet) -> Option<(usize, u16)> {
             let outer: Ipv4Header = packet.read(EthernetHeader::LENGTH)?;
             let fragment = u16::from_be(outer.fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET);
             (outer.version_ihl == 0x45 && fragment == 0).then_some(())?;
-            Some((Ipv4Header::LENGTH, inner_ethertype(outer.protocol)?))
+            inner(packet, Ipv4Header::LENGTH, outer.protocol)
         }
         ETHERTYPE_IPV6 => {
             let outer: Ipv6Header = packet.read(EthernetHeader::LENGTH)?;
-            Some((Ipv6Header::LENGTH, inner_ethertype(outer.next_header)?))
+            inner(packet, Ipv6Header::LENGTH, outer.next_header)
         }
         _ => None,
     }
+}
+
+/// Length of all outer headers and EtherType of what they carry, behind an IP header of this length and protocol.
+#[inline(always)]
+fn inner(packet: &Packet, ip_length: usize, protocol: u8) -> Option<(usize, u16)> {
+    if protocol != PROTOCOL_UDP {
+        return Some((ip_length, inner_ethertype(protocol)?));
+    }
+    let udp: UdpHeader = packet.read(EthernetHeader::LENGTH + ip_length)?;
+    (udp.destination == gue::DEFAULT_PORT.to_be()).then_some(())?;
+    let before = ip_length + UdpHeader::LENGTH;
+    let header: GueHeader = packet.read(EthernetHeader::LENGTH + before)?;
+    (header.version_control_length == 0 && header.flags == 0).then_some(())?;
+    Some((
+        before + GueHeader::LENGTH,
+        inner_ethertype(header.protocol)?,
+    ))
 }
 
 #[inline(always)]

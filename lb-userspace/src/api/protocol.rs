@@ -55,8 +55,11 @@ pub struct ServiceView {
     pub protocol: String,
     /// Port; 0 = any.
     pub port: u16,
-    /// `ipip` or `l2`.
+    /// `ipip`, `gue` or `l2`.
     pub mode: String,
+    /// UDP port that the backends take GUE on; absent in other modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gue_port: Option<u16>,
     /// `open` or `closed`.
     pub when_all_down: String,
     /// Established flows that a change does not move: `moved` (those of the slots it moves), `all` or `none`.

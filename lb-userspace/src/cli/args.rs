@@ -199,9 +199,12 @@ pub struct ServiceAdd {
     /// Transport protocol
     #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
     pub protocol: String,
-    /// How packets reach the backends: encapsulated, or with the destination MAC rewritten
-    #[arg(long, default_value = "ipip", value_parser = ["ipip", "l2"])]
+    /// How packets reach the backends: encapsulated in IP or in UDP, or with the destination MAC rewritten
+    #[arg(long, default_value = "ipip", value_parser = ["ipip", "gue", "l2"])]
     pub mode: String,
+    /// UDP port that the backends take GUE on [default: 6080]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    pub gue_port: Option<i64>,
     /// When all backends are down: send to all (open), or drop (closed)
     #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
@@ -431,6 +434,7 @@ impl From<ServiceAdd> for ServiceSpec {
             protocol: add.protocol,
             port: add.port,
             mode: add.mode,
+            gue_port: add.gue_port,
             when_all_down: add.when_all_down,
             health: Some(health).filter(|health| *health != HealthSpec::default()),
             tracking: add.tracking,

@@ -59,7 +59,8 @@ pub async fn run(config_path: &Path) -> Result<()> {
         services: config.max_services,
         backends: config.max_backends,
     };
-    let core = Core::new(plane, running, store, limits, monotonic())?;
+    let mut core = Core::new(plane, running, store, limits, monotonic())?;
+    core.set_outer_source(config.outer_source);
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());

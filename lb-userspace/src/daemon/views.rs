@@ -143,6 +143,7 @@ impl<P: DataPlane> Core<P> {
             protocol: service.protocol.as_str().into(),
             port: service.port,
             mode: mode_name(service.mode).into(),
+            gue_port: service.gue_port,
             when_all_down: service.when_all_down.as_str().into(),
             tracking: service.flows.tracking.as_str().into(),
             on_down: service.flows.on_down.as_str().into(),

@@ -11,7 +11,7 @@ use super::{
     carry::{Carried, OldFlows, OldMaps},
     clock,
     drop_log::DropLog,
-    interfaces,
+    exits, interfaces,
     loader::{self, Maps},
     object::BALANCER,
     pins::{Generation, PinDirectory},
@@ -74,6 +74,8 @@ pub struct AyaDataPlane {
     drop_log: DropLog,
     /// The flow table of maps that were carried over, as long as their program may still write to it.
     old_flows: Option<OldFlows>,
+    /// Whether the program has been told where packets can be redirected to.
+    knows_exits: bool,
 }
 
 /// Loads the program, with the attached program's maps if they fit. If not, it makes new ones and copies into them what
@@ -122,6 +124,7 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
         maps,
         drop_log,
         old_flows,
+        knows_exits: false,
     };
     Ok((data_plane, adoption))
 }
@@ -206,8 +209,12 @@ impl AyaDataPlane {
     /// # Errors
     /// When the kernel does not say which interfaces there are: nothing new is known of any.
     pub fn activate(&mut self) -> Result<Vec<Attachment>> {
-        // Before the new program takes over, so that it knows nearly all flows from its first packet on.
+        // Before the new program takes over, so that it knows nearly all flows from its first packet on, and its exits.
         self.copy_flows();
+        if !std::mem::replace(&mut self.knows_exits, true) {
+            let (_, exits) = self.attacher.look(&self.pins)?;
+            self.set_exits(&exits);
+        }
         let result = self
             .attacher
             .activate(&self.pins)
@@ -217,11 +224,19 @@ impl AyaDataPlane {
         if matches!(self.pins.generations().as_deref(), Ok([_])) {
             self.old_flows = None;
         }
-        let attachments = self.attachments()?;
+        let (attachments, exits) = self.attacher.look(&self.pins)?;
+        self.set_exits(&exits);
         if let Err(error) = result {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
         Ok(attachments)
+    }
+
+    /// Tells the program where packets can be redirected to; what could not be written is tried again in the next tick.
+    fn set_exits(&mut self, exits: &exits::Wanted) {
+        if let Err(error) = self.maps.exits.set(exits) {
+            tracing::warn!("packets may be dropped as drop_wrong_interface: {error:#}");
+        }
     }
 
     /// Copies the flows that the old program has recorded since.
@@ -247,7 +262,7 @@ impl AyaDataPlane {
     /// # Errors
     /// When the kernel does not say which interfaces there are: nothing new is known of any.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        self.attacher.attachments(&self.pins)
+        Ok(self.attacher.look(&self.pins)?.0)
     }
 }
 

@@ -16,6 +16,8 @@ use std::{fmt, io};
 pub(super) struct Interface {
     pub(super) name: String,
     pub(super) index: u32,
+    /// Its own MAC, if it has one of that length.
+    pub(super) mac: Option<[u8; 6]>,
     /// The XDP program on it, whoever attached it.
     pub(super) xdp: Option<Attached>,
 }
@@ -108,11 +110,13 @@ fn interface(link: LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         index: link.header.index,
+        mac: None,
         xdp: None,
     };
     for attribute in link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name,
+            LinkAttribute::Address(bytes) => interface.mac = bytes.try_into().ok(),
             LinkAttribute::Xdp(xdp) => interface.xdp = xdp.iter().find_map(attached),
             _ => {}
         }

@@ -1,8 +1,8 @@
 //! The program and its maps, loaded into the kernel from the embedded object.
 
 use super::{
-    attach::Attacher, aya::Settings, backends::BackendArray, drop_log::DropLog, flows::FlowTable,
-    object::BALANCER, pins::Generation, shape::Wanted, slots::SlotTables,
+    attach::Attacher, aya::Settings, backends::BackendArray, drop_log::DropLog, exits::Exits,
+    flows::FlowTable, object::BALANCER, pins::Generation, shape::Wanted, slots::SlotTables,
 };
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
@@ -27,6 +27,7 @@ pub(super) struct Maps {
     pub(super) backend_stats: Counters,
     pub(super) flows: FlowTable,
     pub(super) flow_events: PerCpuArray<MapData, u64>,
+    pub(super) exits: Exits,
 }
 
 /// Loads the program with the maps of a generation: those that are pinned there are used, the others are made.
@@ -73,6 +74,7 @@ pub(super) fn load(
         backend_stats: Counters(PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?),
         flows: FlowTable::open(map(maps::FLOWS)?)?,
         flow_events: PerCpuArray::try_from(map(maps::FLOW_EVENTS)?)?,
+        exits: Exits::open(map(maps::EXITS)?, map(maps::EXIT_MACS)?)?,
     };
     Ok((attacher, maps, drop_log))
 }

@@ -11,6 +11,7 @@ mod backends;
 mod carry;
 pub mod clock;
 mod drop_log;
+mod exits;
 pub mod fake;
 mod flows;
 mod interfaces;

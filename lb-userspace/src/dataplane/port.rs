@@ -278,6 +278,7 @@ mod tests {
         let eth0 = Interface {
             name: "eth0".into(),
             index: 7,
+            mac: None,
             xdp: None,
         };
         // Setting, index of the interface that refused native mode; wanted mode, native accepted, generic accepted.

@@ -209,8 +209,10 @@ impl Pool {
         if entry.flags & BackendEntry::LOST == 0 {
             self.alive.insert(index);
         }
-        let flags = old.map_or(entry.flags, |old| old.flags & entry.flags);
-        let first = BackendEntry { flags, ..entry };
+        let first = match old {
+            Some(old) if old.flags & BackendEntry::LOST == 0 => entry.with_lost(false),
+            Some(_) | None => entry,
+        };
         if old != Some(&first) {
             let new = old.is_none();
             self.before.push(Step::WriteBackend {
@@ -248,10 +250,9 @@ fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation
             };
             let entry = match old {
                 // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
-                Some(old) if !backend.entry.next_hop.is_resolved() => BackendEntry {
-                    flags: backend.entry.flags,
-                    ..*old
-                },
+                Some(old) if !backend.entry.next_hop.is_resolved() => {
+                    old.with_lost(backend.entry.flags & BackendEntry::LOST != 0)
+                }
                 Some(old) => BackendEntry {
                     generation: old.generation,
                     ..backend.entry

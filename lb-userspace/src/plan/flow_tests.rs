@@ -141,6 +141,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         protocol,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: rule.when_all_down,
         health: Some(HealthCheck {
             port: 80,

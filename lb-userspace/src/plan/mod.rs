@@ -25,6 +25,7 @@ mod tests;
 use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::Resolution,
+    outer_source::OuterSource,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +46,8 @@ pub struct Facts {
     pub risen: BTreeMap<TargetId, Duration>,
     /// Backends on their way out.
     pub departures: departure::Departures,
+    /// Source address of outer headers, as the node is configured.
+    pub outer_source: OuterSource,
     /// CLOCK_MONOTONIC.
     pub now: Duration,
 }

@@ -6,7 +6,7 @@ use super::{
     raw::{BackendSpec, HealthSpec, ServiceSpec, StateSpec},
     valid::{AllDown, Backend, FlowPolicy, HealthCheck, OnDown, Service, State, Tracking},
 };
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, gue};
 use std::time::Duration;
 
 /// `ipip`, `l2` or `gue`.
@@ -67,6 +67,10 @@ impl From<&Service> for ServiceSpec {
             protocol: service.protocol.as_str().into(),
             port: service.port.into(),
             mode: mode_name(service.mode).into(),
+            gue_port: service
+                .gue_port
+                .filter(|port| *port != gue::DEFAULT_PORT)
+                .map(i64::from),
             when_all_down: service.when_all_down.as_str().into(),
             health: health(service),
             tracking: (flows.tracking != usual.tracking).then(|| flows.tracking.as_str().into()),

@@ -148,6 +148,8 @@ pub struct Service {
     pub port: u16,
     /// Forwarding mode of all its backends.
     pub mode: Mode,
+    /// UDP port that the backends take GUE on, host byte order; none in other modes.
+    pub gue_port: Option<u16>,
     /// Policy when all backends are down.
     pub when_all_down: AllDown,
     /// Probes; none: backends count as up.

@@ -27,6 +27,7 @@ fn service(weights: &[u16]) -> Service {
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: AllDown::Closed,
         health: Some(HealthCheck {
             port: 80,

@@ -47,6 +47,7 @@ prop_compose! {
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
             port,
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
+            gue_port: None,
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             health,
             flows,
