@@ -17,6 +17,7 @@ pub mod http;
 pub mod interrupt;
 pub mod model;
 pub mod netns;
+pub mod network;
 pub mod nginx;
 pub mod node;
 pub mod packet;

@@ -69,6 +69,8 @@ pub struct World {
     pub backends: BTreeMap<u32, BackendEntry>,
     /// The flow table.
     pub flows: BTreeMap<FlowKey, FlowEntry>,
+    /// Interfaces to redirect to, and their MACs. They must exist where the world is installed.
+    pub exits: BTreeMap<u32, [u8; 6]>,
 }
 
 impl World {
@@ -101,6 +103,12 @@ impl World {
         self
     }
 
+    /// These, and an interface to redirect to.
+    pub fn exit(mut self, interface: u32, mac: [u8; 6]) -> Self {
+        self.exits.insert(interface, mac);
+        self
+    }
+
     /// A balancer with all that.
     pub fn install(&self) -> Result<Balancer> {
         let mut balancer = Balancer::load()?;
@@ -111,8 +119,8 @@ impl World {
     /// A balancer with this instead of what `before` put into it. Loading takes longer than filling.
     pub fn install_over(&self, mut balancer: Balancer, before: &Self) -> Result<Balancer> {
         let lacks_a_table = |service: &Service| service.slots == Slots::Missing;
-        // A table cannot be taken away again.
-        if self.services.iter().any(lacks_a_table) {
+        // A table cannot be taken away again, nor an exit.
+        if self.services.iter().any(lacks_a_table) || self.exits != before.exits {
             return self.install();
         }
         for service in &before.services {
@@ -142,6 +150,9 @@ impl World {
         }
         for (key, entry) in &self.flows {
             balancer.set_flow(key, entry)?;
+        }
+        for (interface, mac) in &self.exits {
+            balancer.set_exit(*interface, *mac)?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use lb_tests::{
     fixture::{tunnel, v4},
     fixtures::{self, Fixture},
+    network,
     packet::{ETHERNET, Protocol},
     prog_run::Balancer,
     require,
@@ -56,7 +57,23 @@ fn icmp() -> Result<()> {
 }
 
 #[test]
+fn gue() -> Result<()> {
+    assert_all(&fixtures::gue::all())
+}
+
+#[test]
+fn redirect() -> Result<()> {
+    if require::bpf() {
+        network::enter()?;
+    }
+    assert_all(&fixtures::redirect::all())
+}
+
+#[test]
 fn regression() -> Result<()> {
+    if require::bpf() {
+        network::enter()?;
+    }
     assert_all(&fixtures::regression::all())
 }
 

@@ -206,6 +206,7 @@ fn code(action: XdpAction) -> u32 {
         XdpAction::Drop => 1,
         XdpAction::Pass => 2,
         XdpAction::Tx => 3,
+        XdpAction::Redirect => 4,
     }
 }
 

@@ -12,7 +12,7 @@ mod pool;
 mod runner;
 mod world;
 
-use crate::{counters::Counters, fixtures};
+use crate::{counters::Counters, fixtures, network};
 use anyhow::{Context, Result, bail};
 use lb_common::{flow_table::FlowEvent, verdict::Verdict};
 use std::{
@@ -183,6 +183,7 @@ fn work(
     corpus: &[Vec<u8>],
     stop: &AtomicBool,
 ) -> Result<Summary> {
+    network::enter()?;
     let start = Instant::now();
     let mut bench = Bench::new(corpus)?;
     let mut summary = Summary::default();

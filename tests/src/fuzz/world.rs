@@ -1,10 +1,10 @@
 //! The world that fuzzing happens in: services of both families and protocols, exact ports and any, slots of every kind,
-//! backends of every mode and with everything wrong that can be.
+//! backends of every mode, behind two interfaces, and with everything wrong that can be.
 
 use crate::{
-    fixture::{backend, v4, v6},
+    fixture::{backend, ip, v4, v6},
+    network::OTHER,
     packet::{Packet, Protocol},
-    prog_run::INTERFACE,
     world::{Slots, World},
 };
 use lb_common::{
@@ -15,9 +15,12 @@ use lb_common::{
 /// Backends from index 1; one more index is named by slots but has no entry.
 pub const BACKENDS: u32 = 23;
 
+/// MAC of the other interface.
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 7, 7];
+
 /// What is in the maps. The services of the fixtures are among them, so that mutated fixtures reach backends.
 pub fn world() -> World {
-    let mut world = World::default();
+    let mut world = World::default().exit(OTHER, OTHER_MAC);
     for index in 1..=BACKENDS {
         world = world.backend(index, &entry(index));
     }
@@ -59,46 +62,56 @@ pub fn world() -> World {
 
 /// The entry of a backend: the first eight are reached in each way, the others are harder to reach.
 fn entry(index: u32) -> BackendEntry {
-    let (mode, source, address) = match index % 4 {
-        0 => (Mode::L2, "0.0.0.0".to_owned(), format!("10.9.0.{index}")),
-        1 | 2 => (Mode::Ipip, "10.0.0.2".to_owned(), format!("10.9.0.{index}")),
-        _ => (Mode::Ipip, "fd00::2".to_owned(), format!("fd00:9::{index}")),
+    let (v4, v6) = (format!("10.9.0.{index}"), format!("fd00:9::{index}"));
+    let entry = match index % 6 {
+        0 => backend(Mode::L2, "0.0.0.0", &v4),
+        1 | 2 => backend(Mode::Ipip, "10.0.0.2", &v4),
+        3 => backend(Mode::Ipip, "fd00::2", &v6),
+        4 => backend(Mode::Gue, "10.0.0.2", &v4),
+        _ => backend(Mode::Gue, "fd00::2", &v6),
     };
     let entry = BackendEntry {
         generation: 40 + index,
         mtu: [1_500, 9_000, 1_500, 2_000][(index / 4) as usize % 4],
-        ..backend(mode, &source, &address)
+        port: 6_080_u16.to_be(),
+        ..entry
+    };
+    let filled = |source: &str, entry| BackendEntry {
+        outer_source: ip(source).into(),
+        flags: BackendEntry::ENTROPY,
+        ..entry
     };
     match index {
+        2 | 13 => filled("172.31.0.0", entry),
+        3 | 15 => filled("fd00:1f::", entry),
+        4 => filled("10.0.0.2", entry),
+        6..=8 | 17 => BackendEntry {
+            interface: OTHER,
+            ..entry
+        },
         9 | 10 => BackendEntry { mtu: 600, ..entry },
         11 => BackendEntry { mtu: 0, ..entry },
         12 => BackendEntry {
             next_hop: NextHop::default(),
             ..entry
         },
-        13 | 14 => BackendEntry {
-            interface: INTERFACE + 1,
+        14 | 16 => BackendEntry {
+            interface: OTHER + 1,
             ..entry
         },
-        15 => BackendEntry { mode: 0, ..entry },
-        16 => BackendEntry {
-            mode: 0xff,
-            ..entry
-        },
-        17 | 18 => BackendEntry {
+        18 => BackendEntry { mode: 0, ..entry },
+        19 => BackendEntry { mode: 4, ..entry },
+        20 | 21 => BackendEntry {
             flags: BackendEntry::LOST,
             ..entry
         },
-        19 => BackendEntry {
-            outer_source: crate::fixture::ip("10.0.0.2").into(),
+        // Tunnels between two families.
+        22 => BackendEntry {
+            outer_source: ip("fd00::2").into(),
             ..entry
         },
-        20 => BackendEntry {
-            mode: Mode::Gue as u8,
-            ..entry
-        },
-        21 => BackendEntry {
-            outer_source: crate::fixture::ip("fd00::2").into(),
+        23 => BackendEntry {
+            outer_source: ip("10.0.0.2").into(),
             ..entry
         },
         _ => entry,

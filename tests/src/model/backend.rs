@@ -22,6 +22,10 @@ pub struct Backend {
     pub mtu: usize,
     pub address: Address,
     pub outer_source: Address,
+    /// Whether flows fill the bits that `outer_source` leaves.
+    pub filled: bool,
+    /// Outer destination port.
+    pub port: u16,
     generation: u32,
     lost: bool,
 }
@@ -41,6 +45,8 @@ impl From<&BackendEntry> for Backend {
             address: bytes::address(&entry.address),
             outer_source: bytes::address(&entry.outer_source),
             generation: entry.generation,
+            filled: entry.flags & 2 != 0,
+            port: u16::from_be(entry.port),
             lost: entry.flags & 1 != 0,
         }
     }

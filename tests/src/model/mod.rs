@@ -99,6 +99,7 @@ impl Flow {
 pub struct Model {
     services: HashMap<(Address, u8, u16), (u32, Slots)>,
     backends: HashMap<u32, backend::Backend>,
+    exits: BTreeMap<u32, [u8; 6]>,
     flows: HashMap<Flow, FlowEntry>,
 }
 
@@ -120,6 +121,7 @@ impl Model {
             backends: backends
                 .map(|(index, entry)| (*index, entry.into()))
                 .collect(),
+            exits: world.exits.clone(),
             flows: HashMap::new(),
         };
         model.set_flows(&world.flows);
@@ -163,10 +165,14 @@ impl Model {
     pub fn packet(&mut self, frame: &[u8], now: u32) -> Expected {
         let mut event = None;
         match self.balance(frame, now, &mut event) {
-            Ok((out, service, backend)) => Expected {
+            Ok((sent, service, backend)) => Expected {
                 verdict: Verdict::Forwarded,
-                action: XdpAction::Tx,
-                frame: out,
+                action: if sent.across {
+                    XdpAction::Redirect
+                } else {
+                    XdpAction::Tx
+                },
+                frame: sent.frame,
                 counted_for: Some((service, backend)),
                 event,
             },
@@ -190,7 +196,7 @@ impl Model {
         frame: &[u8],
         now: u32,
         event: &mut Option<FlowEvent>,
-    ) -> Result<(Vec<u8>, u32, u32), Verdict> {
+    ) -> Result<(forward::Sent, u32, u32), Verdict> {
         let ip = parse::ip(frame)?;
         if ip.part == Part::Later {
             // It has no ports.
@@ -219,8 +225,12 @@ impl Model {
         *event = counted;
         let owner = owner?;
         let backend = self.backends.get(&owner).ok_or(Verdict::DropBadState)?;
-        let out = forward::send(frame, &ip, hash, backend, INTERFACE)?;
-        Ok((out, service, owner))
+        let exit = match backend.interface {
+            INTERFACE => None,
+            other => Some(self.exits.get(&other)),
+        };
+        let sent = forward::send(frame, &ip, hash, backend, exit)?;
+        Ok((sent, service, owner))
     }
 
     /// The service of an exact port, else the one for any port.
