@@ -25,18 +25,6 @@ impl Mode {
             _ => None,
         }
     }
-
-    /// Bytes that this mode puts before an IP packet; the outer header is IPv4 or IPv6. The one place that says so: the
-    /// program's headers are checked against it.
-    #[inline(always)]
-    pub const fn overhead(self, outer_is_v4: bool) -> u16 {
-        let ip = if outer_is_v4 { 20 } else { 40 };
-        match self {
-            Self::L2 => 0,
-            Self::Ipip => ip,
-            Self::Gue => ip + 12,
-        }
-    }
 }
 
 /// Where a backend's packets leave, written and read as one aligned word so that a change of next hop is never seen

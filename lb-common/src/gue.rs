@@ -8,6 +8,7 @@ use crate::{
     address::Address,
     backend::Mode,
     header::{Inner, Ipv4Header, Ipv6Header, PROTOCOL_UDP},
+    mtu,
 };
 
 /// The port that backends take GUE on unless the service says otherwise (IANA), host order.
@@ -62,10 +63,10 @@ pub struct GueOverIpv6 {
 
 const _: () = assert!(size_of::<UdpHeader>() == 8);
 const _: () = assert!(size_of::<GueHeader>() == 4);
-const _: () = assert!(size_of::<GueOverIpv4>() == Mode::Gue.overhead(true) as usize);
-const _: () = assert!(size_of::<GueOverIpv6>() == Mode::Gue.overhead(false) as usize);
-const _: () = assert!(size_of::<Ipv4Header>() == Mode::Ipip.overhead(true) as usize);
-const _: () = assert!(size_of::<Ipv6Header>() == Mode::Ipip.overhead(false) as usize);
+const _: () = assert!(size_of::<GueOverIpv4>() == mtu::overhead(Mode::Gue, true) as usize);
+const _: () = assert!(size_of::<GueOverIpv6>() == mtu::overhead(Mode::Gue, false) as usize);
+const _: () = assert!(size_of::<Ipv4Header>() == mtu::overhead(Mode::Ipip, true) as usize);
+const _: () = assert!(size_of::<Ipv6Header>() == mtu::overhead(Mode::Ipip, false) as usize);
 
 impl GueOverIpv4 {
     /// The headers of `inner`; addresses and port in network order. The IP header follows the rules of

@@ -27,6 +27,17 @@ impl ServiceKey {
             zero: 0,
         }
     }
+
+    /// The key of the entry that says that `address` is some service's.
+    #[inline(always)]
+    pub const fn of_address(address: Address) -> Self {
+        Self::new(address, 0, 0)
+    }
+
+    /// Whether this is the key of an address, and of no service.
+    pub const fn is_of_address(&self) -> bool {
+        self.protocol == 0
+    }
 }
 
 /// Value of the services map.

@@ -62,11 +62,11 @@ verdicts! {
     PassTruncated = 3, Pass, "pass_truncated";
     /// An IP header with an impossible version, header length or total length.
     PassMalformed = 4, Pass, "pass_malformed";
-    /// A fragment that names no service.
+    /// A fragment of a datagram that is for no service.
     PassFragment = 5, Pass, "pass_fragment";
     /// TCP or UDP, or an ICMP error about it, for an address, protocol and port that is no service's.
     PassNoService = 6, Pass, "pass_no_service";
-    /// For a service, but a fragment: fragments are not balanced.
+    /// A later fragment for a service's address, of a datagram whose first fragment has not been seen, or was not forwarded.
     DropFragment = 7, Drop, "drop_fragment";
     /// The slot has no backend: none is available, or the service is closed because all are down.
     DropNoBackend = 8, Drop, "drop_no_backend";
@@ -75,7 +75,8 @@ verdicts! {
     /// The backend is behind another interface than the one the packet came in on, and packets cannot be redirected there:
     /// it is not among the node's interfaces, or takes only what comes in on interfaces in generic mode.
     DropWrongInterface = 10, Drop, "drop_wrong_interface";
-    /// Larger than the way to the backend takes, once encapsulated.
+    /// Larger than the way to the backend takes, once encapsulated, and not to be answered: an ICMP error, a later fragment, a
+    /// source that is no host's, or beyond the rate of answers.
     DropTooBig = 11, Drop, "drop_too_big";
     /// The driver left no room in front of the packet for the outer header.
     DropNoHeadroom = 12, Drop, "drop_no_headroom";
@@ -87,6 +88,10 @@ verdicts! {
     AnsweredTooBig = 15, Answer, "answered_too_big";
     /// A ping to a service's address, answered.
     AnsweredEcho = 16, Answer, "answered_echo";
+    /// The first fragment of a datagram for a service's address ends before its ports.
+    DropShortFragment = 17, Drop, "drop_short_fragment";
+    /// A ping to a service's address that would be answered, beyond the rate of answers.
+    DropEcho = 18, Drop, "drop_echo";
 }
 
 impl Verdict {

@@ -5,6 +5,7 @@ use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
     limits::DEFAULT_BACKENDS,
+    mtu,
     verdict::Verdict,
 };
 
@@ -41,6 +42,14 @@ impl Backend {
         } else {
             BackendEntry::entropic(self.outer_source, flow_hash)
         }
+    }
+}
+
+impl Backend {
+    /// Largest IP packet that can be sent to it, without what its mode adds.
+    #[inline(always)]
+    pub fn inner_mtu(&self) -> u16 {
+        mtu::inner(self.mtu, self.mode, self.address.is_v4())
     }
 }
 

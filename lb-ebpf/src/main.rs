@@ -6,16 +6,20 @@
 //! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod answer;
 mod backend;
 mod exit;
 mod flow_table;
 mod forward;
+mod fragment;
 mod parse;
 mod pipeline;
 mod service;
 mod slot;
 mod stats;
+mod trace;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
@@ -33,12 +37,24 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 /// Entry point: see [`maps::PROGRAM`].
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
-    let mut packet = Packet::new(context);
+    run(Packet::new(context))
+}
+
+/// Entry point: see [`maps::FRAGS_PROGRAM`].
+#[xdp(frags)]
+fn guideway_frags(context: XdpContext) -> u32 {
+    run(Packet::in_frags(context))
+}
+
+#[inline(always)]
+fn run(mut packet: Packet) -> u32 {
+    trace::begin(&packet);
     let (verdict, forward) = match pipeline::balance(&mut packet) {
         Ok(exit) => (Verdict::Forwarded, exit.action()),
         Err(verdict) => (verdict, xdp_action::XDP_ABORTED),
     };
     stats::count_verdict(verdict);
+    trace::end(&packet, verdict);
     match verdict.action() {
         Action::Forward => forward,
         Action::Answer => xdp_action::XDP_TX,

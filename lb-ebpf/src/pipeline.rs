@@ -1,19 +1,18 @@
 //! The packet's path from frame to backend, one stage a line.
 //!
-//! **Invariant.** Until [`forward::send`] succeeds the frame is as it came; after it nothing can fail.
+//! **Invariant.** Until [`forward::send`] succeeds or [`answer`] answers, the frame is as it came; after it nothing can fail.
 
 use crate::{
-    backend,
+    answer, backend,
     exit::Exit,
     flow_table::{self, Place},
-    forward,
+    forward, fragment,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
-    service, slot, stats,
+    service, slot, stats, trace,
 };
 use aya_ebpf::Global;
 use lb_common::{
     flow::{FlowV4, FlowV6, slot_of},
-    service::ServiceEntry,
     verdict::Verdict,
 };
 use lb_ebpf::packet::Packet;
@@ -32,35 +31,77 @@ pub fn balance(packet: &mut Packet) -> Result<Exit, Verdict> {
     }
 }
 
+/// Where a packet goes.
+pub struct Way {
+    /// Index of the service that it is counted for.
+    pub service: u32,
+    /// Index of the backend.
+    pub owner: u32,
+    /// Flow hash: the entropy of outer headers.
+    pub hash: u64,
+}
+
 /// Sends the IP packet behind these tags to the backend of its flow, or says why not.
 #[inline(always)]
 fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Verdict> {
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
-    if ip.fragment == Fragment::Later {
-        return Err(fragment(service::find_any_port(
-            ip.destination,
-            ip.protocol,
-        )));
-    }
-    let flow = parse::flow(packet, &ip)?;
-    let found = service::find(&flow);
+    trace::ip(&ip);
+    let way = if ip.fragment == Fragment::Later {
+        fragment::way(&ip)?
+    } else {
+        way(packet, &ip)?
+    };
+    trace::backend(way.owner);
+    let backend = backend::get(way.owner)?;
+    let exit = match forward::send(packet, &ip, way.hash, &backend) {
+        Ok(exit) => exit,
+        Err(Verdict::DropTooBig) => {
+            return Err(answer::too_big(packet, &ip, backend.inner_mtu()));
+        }
+        Err(verdict) => return Err(verdict),
+    };
     if ip.fragment == Fragment::First {
-        return Err(fragment(found));
+        fragment::record(&ip, &way);
     }
-    let service = found.ok_or(Verdict::PassNoService)?;
-    let hash = flow_hash(ip.is_v4, &flow);
-    let owner = owner(packet, &ip, &flow, service.index, slot_of(hash))?;
-    let backend = backend::get(owner)?;
-    let exit = forward::send(packet, &ip, hash, &backend)?;
-    stats::count_forwarded(service.index, owner, received);
+    stats::count_forwarded(way.service, way.owner, received);
     Ok(exit)
+}
+
+/// The way of a packet that has its ports, or quotes some.
+#[inline(always)]
+fn way(packet: &mut Packet, ip: &Ip) -> Result<Way, Verdict> {
+    let is_first = ip.fragment == Fragment::First;
+    let flow = match parse::flow(packet, ip) {
+        Ok(flow) => flow,
+        Err(_) if is_first => return Err(fragment::without_ports(ip)),
+        Err(Verdict::PassNotTcpUdp) => {
+            return Err(answer::echo(packet, ip).unwrap_or(Verdict::PassNotTcpUdp));
+        }
+        Err(verdict) => return Err(verdict),
+    };
+    trace::flow(&flow);
+    let Some(service) = service::find(&flow) else {
+        return Err(if is_first {
+            fragment::without_service(ip)
+        } else {
+            Verdict::PassNoService
+        });
+    };
+    let hash = flow_hash(ip.is_v4, &flow);
+    trace::service(service.index, hash);
+    Ok(Way {
+        service: service.index,
+        owner: owner(packet, ip, &flow, service.index, slot_of(hash))?,
+        hash,
+    })
 }
 
 /// Index of the backend that the packet goes to. A steady slot says it by itself.
 #[inline(always)]
 fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Result<u32, Verdict> {
     let slot = slot::get(service, number)?;
+    trace::slot(slot);
     if slot.is_tracked() {
         let place = Place {
             service,
@@ -76,15 +117,6 @@ fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Re
     match slot.new_owner() {
         0 => Err(Verdict::DropNoBackend),
         index => Ok(index),
-    }
-}
-
-/// Fragments are not balanced: those of a service are dropped, all others are none of our business.
-#[inline(always)]
-fn fragment(service: Option<ServiceEntry>) -> Verdict {
-    match service {
-        Some(_) => Verdict::DropFragment,
-        None => Verdict::PassFragment,
     }
 }
 

@@ -108,6 +108,21 @@ pub fn assert_forwarded_in_all_modes(service: &Packet, packet: &Packet, hash: u6
     }
 }
 
+/// Demands that a frame is sent back as `expected` under a verdict that answers, and that nothing else is counted.
+#[track_caller]
+pub fn assert_answered(
+    balancer: &Balancer,
+    what: &str,
+    frame: &[u8],
+    expected: &[u8],
+    verdict: Verdict,
+) {
+    let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
+    assert_eq!(counters, Counters::of_verdict(verdict), "{what}");
+    assert_eq!(outcome.action, XdpAction::Tx, "{what}: {verdict:?}");
+    assert_eq!(outcome.frame, expected, "{what}");
+}
+
 /// Demands that a frame is passed or dropped unaltered under this verdict, and that nothing else is counted.
 #[track_caller]
 pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Verdict) {

@@ -10,11 +10,14 @@
 pub mod chaos;
 pub mod counters;
 pub mod demo;
+pub mod echo;
+pub mod effort;
 pub mod fixture;
 pub mod fixtures;
 pub mod fuzz;
 pub mod http;
 pub mod interrupt;
+pub mod kit;
 pub mod model;
 pub mod netns;
 pub mod network;

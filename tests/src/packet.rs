@@ -301,8 +301,15 @@ pub fn encapsulated(
             let dont_fragment = !is_v4 || packet.dont_fragment;
             let mut header = Ipv4Header {
                 total_len: 20 + length,
-                identification: if dont_fragment { 0 } else { packet.id },
+                // Fragments share an identification, and packets around them must not.
+                identification: if dont_fragment {
+                    0
+                } else {
+                    packet.id ^ packet.fragment_offset
+                },
                 dont_fragment,
+                more_fragments: false,
+                fragment_offset: IpFragOffset::ZERO,
                 time_to_live: 64,
                 protocol,
                 options: Ipv4Options::new(),

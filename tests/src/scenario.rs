@@ -70,6 +70,14 @@ impl Scenario {
         self.topology.add_back_side(&self.session)
     }
 
+    /// Makes the network one of jumbo frames (see [`Topology::grow_to_jumbo_frames`]).
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn grow_to_jumbo_frames(&self) -> Result<()> {
+        self.topology.grow_to_jumbo_frames(&self.session)
+    }
+
     /// Writes a configuration with these interfaces, all attached as `attach` says.
     ///
     /// # Errors

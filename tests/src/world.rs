@@ -3,12 +3,14 @@
 use crate::{fixture, packet::Packet, prog_run::Balancer};
 use anyhow::Result;
 use lb_common::{
+    address::Address,
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
-    service::ServiceKey,
+    fragment::{FragmentEntry, FragmentKey},
+    service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The slot table of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,12 @@ pub struct World {
     pub flows: BTreeMap<FlowKey, FlowEntry>,
     /// Interfaces to redirect to, and their MACs. They must exist where the world is installed.
     pub exits: BTreeMap<u32, [u8; 6]>,
+    /// Addresses of services that answer pings.
+    pub pingable: BTreeSet<Address>,
+    /// What is known of fragments.
+    pub fragments: BTreeMap<FragmentKey, FragmentEntry>,
+    /// Whether all answers have been given, and none is left.
+    pub silent: bool,
 }
 
 impl World {
@@ -109,6 +117,30 @@ impl World {
         self
     }
 
+    /// These, and pings to the packet's destination are answered.
+    pub fn pingable(mut self, packet: &Packet) -> Self {
+        self.pingable.insert(packet.to.ip().into());
+        self
+    }
+
+    /// These, and something known of fragments.
+    pub fn fragment(mut self, key: FragmentKey, entry: FragmentEntry) -> Self {
+        self.fragments.insert(key, entry);
+        self
+    }
+
+    /// These, without an answer left to give.
+    pub fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    /// The addresses of services.
+    pub fn addresses(&self) -> BTreeSet<Address> {
+        let of_services = self.services.iter().map(|service| service.key.address);
+        of_services.chain(self.pingable.iter().copied()).collect()
+    }
+
     /// A balancer with all that.
     pub fn install(&self) -> Result<Balancer> {
         let mut balancer = Balancer::load()?;
@@ -126,11 +158,17 @@ impl World {
         for service in &before.services {
             balancer.remove_service(service.key)?;
         }
+        for address in before.addresses() {
+            balancer.remove_service(ServiceKey::of_address(address))?;
+        }
         for index in before.backends.keys() {
             balancer.set_backend(*index, &BackendEntry::default())?;
         }
         for key in balancer.flows()?.keys() {
             balancer.remove_flow(key)?;
+        }
+        for key in balancer.fragments()?.keys() {
+            balancer.remove_fragment(key)?;
         }
         self.fill(&mut balancer)?;
         Ok(balancer)
@@ -148,9 +186,20 @@ impl World {
                 balancer.add_service_of_slots(*key, *index, word)?;
             }
         }
+        for address in &self.pingable {
+            let entry = ServiceEntry {
+                flags: ServiceEntry::ECHO,
+                ..ServiceEntry::default()
+            };
+            balancer.put_service(ServiceKey::of_address(*address), entry)?;
+        }
         for (key, entry) in &self.flows {
             balancer.set_flow(key, entry)?;
         }
+        for (key, entry) in &self.fragments {
+            balancer.set_fragment(key, entry)?;
+        }
+        balancer.set_answers(!self.silent)?;
         for (interface, mac) in &self.exits {
             balancer.set_exit(*interface, *mac)?;
         }

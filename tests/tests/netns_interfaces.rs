@@ -129,6 +129,12 @@ fn an_interface_that_is_not_configured_gets_nothing_until_it_is() {
         // The program is replaced by a new daemon's: it finds the exits in the maps.
         scenario.node.terminate()?;
         scenario.start_lbd()?;
+        ensure!(
+            scenario
+                .node
+                .log()
+                .contains("the running data plane was adopted")
+        );
         traffic(scenario, WEB, 1 << 20)?;
         nothing_dropped(scenario)
     });

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use lb_common::slot::Slot;
 use lb_tests::{
+    effort,
     fixture::{BACKEND, tunnel, v4},
     fixtures,
     fuzz::{self, Bench, Limit},
@@ -22,13 +23,16 @@ fn the_program_does_what_the_model_says() -> Result<()> {
         Ok(text) => text.parse().with_context(|| {
             format!("GUIDEWAY_FUZZ_SECONDS is {text:?}: set it to a number of seconds, or unset it")
         })?,
-        Err(_) => 60,
+        Err(_) => effort::of(60).into(),
     };
     let seed = fastrand::u64(..1 << 32);
     println!("seed {seed}");
     let summary = fuzz::fuzz(seed, Limit::Time(Duration::from_secs(seconds)), 1)?;
     println!("{summary}");
-    assert_eq!(summary.not_reached(), Vec::<String>::new(), "seed {seed}");
+    // What is rare takes more packets than guests get round to.
+    if effort::of(100) == 100 {
+        assert_eq!(summary.not_reached(), Vec::<String>::new(), "seed {seed}");
+    }
     Ok(())
 }
 
@@ -64,7 +68,7 @@ fn a_difference_is_noticed_and_made_small() -> Result<()> {
         ("verdict", World::default()),
         ("action", World::of(&packet, &smaller)),
         ("counted", elsewhere),
-        ("flow", tracked),
+        ("table", tracked),
     ] {
         let mut bench = Bench::of(&world, &corpus)?.with_model_of(&other);
         let alone = bench.send_one(&packet.frame());

@@ -62,6 +62,9 @@ pub struct ServiceView {
     pub gue_port: Option<u16>,
     /// `open` or `closed`.
     pub when_all_down: String,
+    /// Whether pings to its address are answered on its behalf.
+    #[serde(default)]
+    pub echo: bool,
     /// Established flows that a change does not move: `moved` (those of the slots it moves), `all` or `none`.
     #[serde(default)]
     pub tracking: String,
@@ -295,7 +298,7 @@ pub struct FlowStats {
 pub struct VerdictStats {
     /// Name, such as `drop_no_backend`.
     pub name: String,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `drop` or `answer`.
     pub action: String,
     /// What it means.
     pub description: String,

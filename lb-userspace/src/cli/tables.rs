@@ -142,6 +142,7 @@ pub(super) fn service(service: &ServiceView) -> String {
     facts.add_row(["when all down", &service.when_all_down]);
     // An lbd that is older than these does not tell them.
     if !service.tracking.is_empty() {
+        facts.add_row(["echo", if service.echo { "on" } else { "off" }]);
         let time = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
         facts.add_row(["tracking", &service.tracking]);
         facts.add_row(["on down", &service.on_down]);

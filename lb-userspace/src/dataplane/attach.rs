@@ -59,6 +59,8 @@ pub struct Attachment {
 pub(super) struct Attacher {
     program: OwnedFd,
     program_id: u32,
+    /// The program that takes its place for a while, and its id.
+    stand_in: Option<(OwnedFd, u32)>,
     ports: Vec<Port>,
 }
 
@@ -68,8 +70,14 @@ impl Attacher {
         Ok(Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
             program_id: program.info()?.id(),
+            stand_in: None,
             ports: interfaces.into_iter().map(Port::new).collect(),
         })
+    }
+
+    /// Attaches another program in place of its own from the next [`Attacher::activate`] on, or its own again.
+    pub(super) fn stand_in(&mut self, program: Option<(OwnedFd, u32)>) {
+        self.stand_in = program;
     }
 
     /// Configures other interfaces. What is known of those that stay as they were is kept.
@@ -88,13 +96,14 @@ impl Attacher {
         let Self {
             program,
             program_id,
+            stand_in,
             ports,
         } = self;
-        let program = Program {
-            fd: program,
-            id: *program_id,
-            pins,
+        let (fd, id) = match stand_in {
+            Some((fd, id)) => (&*fd, *id),
+            None => (&*program, *program_id),
         };
+        let program = Program { fd, id, pins };
         for port in ports.iter_mut() {
             let named = |interface: &&Interface| interface.name == port.setting.name;
             port.bring_up(&program, present.iter().find(named));
@@ -240,6 +249,7 @@ mod tests {
                 .map(|index| Interface {
                     name: format!("eth{index}"),
                     index,
+                    mtu: 1_500,
                     mac: (index < 3).then_some([2, 0, 0, 0, 0, index as u8]),
                     xdp: None,
                 })

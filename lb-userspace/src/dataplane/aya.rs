@@ -13,6 +13,7 @@ use super::{
     drop_log::DropLog,
     exits, interfaces,
     loader::{self, Maps},
+    looking::{Loader, Tracer},
     object::BALANCER,
     pins::{Generation, PinDirectory},
     shape::{Sizes, Wanted},
@@ -67,6 +68,7 @@ impl Settings {
 
 /// The program in the kernel, its maps, and the interfaces it is attached to.
 pub struct AyaDataPlane {
+    settings: Settings,
     pins: PinDirectory,
     generation: Generation,
     attacher: Attacher,
@@ -118,6 +120,7 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
         Found::Fitting(_) => (reused(&maps)?, None),
     };
     let data_plane = AyaDataPlane {
+        settings: settings.clone(),
         pins,
         generation,
         attacher,
@@ -232,6 +235,32 @@ impl AyaDataPlane {
         Ok(attachments)
     }
 
+    /// What loads the program once more, to look on.
+    pub fn loader(&self) -> Loader {
+        Loader {
+            settings: self.settings.clone(),
+            generation: self.generation.clone(),
+        }
+    }
+
+    /// Puts a program that traces in the place of the attached one, on every interface, each at once.
+    ///
+    /// # Errors
+    /// When the kernel does not hand out the program, or does not say which interfaces there are.
+    pub fn trace(&mut self, tracer: &mut Tracer) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(Some(tracer.program()?));
+        self.activate()
+    }
+
+    /// Puts the program that only forwards back in its place.
+    ///
+    /// # Errors
+    /// As [`AyaDataPlane::activate`].
+    pub fn end_trace(&mut self) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(None);
+        self.activate()
+    }
+
     /// Tells the program where packets can be redirected to; what could not be written is tried again in the next tick.
     fn set_exits(&mut self, exits: &exits::Wanted) {
         if let Err(error) = self.maps.exits.set(exits) {
@@ -308,7 +337,7 @@ impl DataPlane for AyaDataPlane {
         );
         self.maps.services.insert(key, entry, 0).with_context(|| {
             format!(
-                "cannot write {} to the services map, which holds {capacity} at most",
+                "cannot write {} to the services map, which has room for {capacity} services",
                 name(key)
             )
         })
@@ -382,11 +411,11 @@ fn installed(maps: &Maps) -> Result<Installed> {
         .iter()
         .collect::<Result<_, _>>()
         .context("cannot read the services map")?;
-    Ok(Installed {
+    Ok(Installed::new(
         services,
-        backends: maps.backends.in_use(),
-        tables: maps.tables.indexes(),
-    })
+        maps.backends.in_use(),
+        maps.tables.indexes(),
+    ))
 }
 
 /// The counts of a per-CPU array, summed over CPUs.
@@ -397,6 +426,9 @@ fn sums(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, MapError> {
 
 /// A service as errors name it.
 fn name(key: &ServiceKey) -> String {
+    if key.is_of_address() {
+        return format!("address {}", IpAddr::from(key.address));
+    }
     let port = u16::from_be(key.port);
     format!(
         "service {}, protocol {}, port {port}",

@@ -114,7 +114,11 @@ impl OldMaps {
                 .context("cannot write to the services map")?;
         }
         Ok(Carried {
-            services: self.services.len(),
+            services: self
+                .services
+                .keys()
+                .filter(|key| !key.is_of_address())
+                .count(),
             backends: self.backends.len(),
             flows,
         })

@@ -141,7 +141,9 @@ impl Sizes {
     /// Entries of a map whose size the limits give.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         match map {
-            maps::SERVICES | maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
+            // A service and its address.
+            maps::SERVICES => Some(self.services.saturating_mul(2)),
+            maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
             maps::BACKENDS | maps::BACKEND_STATS => Some(self.backends),
             maps::FLOWS => Some(self.flows),
             _ => None,

@@ -27,6 +27,7 @@ fn service() -> Service {
         mode: Mode::Ipip,
         gue_port: None,
         when_all_down: AllDown::Open,
+        echo: false,
         health: None,
         flows: FlowPolicy::default(),
         backends: (1..=3).map(backend).map(|b| (b.name.clone(), b)).collect(),

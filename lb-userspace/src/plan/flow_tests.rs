@@ -143,6 +143,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         mode: Mode::Ipip,
         gue_port: None,
         when_all_down: rule.when_all_down,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
@@ -281,27 +282,24 @@ impl World {
             let selection = select(service, &self.facts);
             for backend in service.backends.values() {
                 if backend_id(service, backend) == home {
-                    // Of one that has not been probed yet nothing bad is known.
-                    let down = self.facts.health.get(&TargetId {
+                    let target = TargetId {
                         service: service.name.clone(),
                         backend: backend.name.clone(),
-                    }) == Some(&HealthState::Down);
-                    let stays = !down
-                        || self.rule.on_down == OnDown::Keep
-                        || selection.condition == Condition::AllDownOpen;
+                    };
+                    let stays = self.rule.on_down == OnDown::Keep || !self.is_down(&target);
                     return selection.availability(&backend.name) != Availability::NONE
                         || stays && timely(&home);
                 }
             }
         }
-        self.leaving.contains_key(&home) && timely(&home) && !self.has_failed(home)
+        let failed = self.failed.get(&home);
+        let down = failed.is_some_and(|target| self.is_down(target));
+        self.leaving.contains_key(&home) && timely(&home) && !down
     }
 
-    /// Whether a removed backend is known to be down: while nobody is up, the probes may be believed or not.
-    fn has_failed(&self, home: u64) -> bool {
-        let Some(target) = self.failed.get(&home) else {
-            return false;
-        };
+    /// Whether a backend is known to be down. Of one that has not been probed yet nothing bad is known, and while none is
+    /// up the probes may be believed or not.
+    fn is_down(&self, target: &TargetId) -> bool {
         let condition = select(&self.state.services[&target.service], &self.facts).condition;
         let believed = match condition {
             Condition::AllDownOpen => false,

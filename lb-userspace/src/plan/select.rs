@@ -7,7 +7,7 @@ use crate::{
     overlay::Availability,
     spec::{AllDown, Backend, Name, Service, mode_name},
 };
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, mtu};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// How a service stands as a whole.
@@ -192,9 +192,7 @@ fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<Resol
             "next hop: behind gateway {gateway}, but mode l2 needs the backend on this link; use mode ipip or gue"
         ));
     }
-    let carried = hop
-        .mtu
-        .saturating_sub(service.mode.overhead(backend.address.is_ipv4()));
+    let carried = mtu::inner(hop.mtu, service.mode, backend.address.is_ipv4());
     let least = least_mtu(service.address);
     if carried < least {
         return Err(format!(

@@ -8,7 +8,7 @@ use crate::{
 };
 use lb_common::{
     backend::{BackendEntry, Mode, NextHop},
-    service::ServiceKey,
+    service::{ServiceEntry, ServiceKey},
 };
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 use xxhash_rust::xxh64::xxh64;
@@ -18,6 +18,8 @@ use xxhash_rust::xxh64::xxh64;
 pub struct Target<'a> {
     /// Services by key.
     pub services: BTreeMap<ServiceKey, TargetService>,
+    /// One entry for each address that services have.
+    pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     facts: &'a Facts,
 }
 
@@ -94,8 +96,22 @@ pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
         services: services
             .map(|service| (service_key(service), target_service(service, facts)))
             .collect(),
+        addresses: addresses(state),
         facts,
     }
+}
+
+/// The entries of the services' addresses.
+fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
+    let mut addresses: BTreeMap<ServiceKey, ServiceEntry> = BTreeMap::new();
+    for service in state.services.values() {
+        let key = ServiceKey::of_address(service.address.into());
+        let entry = addresses.entry(key).or_default();
+        if service.echo {
+            entry.flags |= ServiceEntry::ECHO;
+        }
+    }
+    addresses
 }
 
 fn target_service(service: &Service, facts: &Facts) -> TargetService {

@@ -19,6 +19,7 @@ use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode},
     limits::SLOTS,
+    service::ServiceEntry,
 };
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
@@ -57,6 +58,7 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
         mode: Mode::Ipip,
         gue_port: None,
         when_all_down: AllDown::Open,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
@@ -369,6 +371,44 @@ fn a_new_daemon_finds_everything_as_it_was() {
     assert!(world.plan(&state, &facts).is_empty());
 }
 
+/// The flags of each address's entry.
+fn addresses(world: &mut World) -> Vec<(IpAddr, u32)> {
+    let installed = world.plane.installed().unwrap();
+    let entries = installed.addresses.iter();
+    entries
+        .map(|(key, entry)| (key.address.into(), entry.flags))
+        .collect()
+}
+
+#[test]
+fn an_address_has_an_entry_as_long_as_a_service_has_the_address() {
+    let mut world = World::new();
+    let one = service("one", 1, &[backend(1, 100)]);
+    let two = Service {
+        port: 81,
+        echo: true,
+        ..service("two", 1, &[backend(1, 100)])
+    };
+    let other = service("other", 2, &[backend(2, 100)]);
+    let (first, second) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+    for (services, expected) in [
+        (vec![one.clone()], vec![(first, 0)]),
+        (
+            vec![one.clone(), two.clone(), other.clone()],
+            vec![(first, ServiceEntry::ECHO), (second, 0)],
+        ),
+        (vec![two.clone()], vec![(first, ServiceEntry::ECHO)]),
+        (vec![one, other], vec![(first, 0), (second, 0)]),
+        (vec![], vec![]),
+    ] {
+        let state = state(&services);
+        let facts = all_well(&state);
+        world.reconcile(&state, &facts);
+        assert_eq!(addresses(&mut world), expected);
+        assert_eq!(world.mirror.services.len(), services.len());
+    }
+}
+
 #[test]
 fn the_whole_pool_can_be_replaced_at_the_limit() {
     let pool =
@@ -442,6 +482,7 @@ proptest! {
             let installed = world.plane.installed().unwrap();
             let backends: usize = state.services.values().map(|service| service.backends.len()).sum();
             prop_assert_eq!(installed.services.len(), state.services.len());
+            prop_assert_eq!(installed.addresses, fresh.plane.installed().unwrap().addresses);
             prop_assert_eq!(installed.backends.len(), backends);
             prop_assert_eq!(installed.tables.len(), state.services.len());
         }

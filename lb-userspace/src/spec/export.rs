@@ -78,6 +78,7 @@ impl From<&Service> for ServiceSpec {
             drain_timeout: unusual(flows.drain_timeout, usual.drain_timeout),
             udp_settle: unusual(flows.udp_settle, usual.udp_settle),
             slow_start: flows.slow_start.map(time),
+            echo: service.echo,
             backends: service.backends.values().map(BackendSpec::from).collect(),
         }
     }

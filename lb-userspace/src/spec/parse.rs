@@ -126,6 +126,7 @@ impl Reader {
             mode: mode?,
             gue_port: gue_port?,
             when_all_down: when_all_down?,
+            echo: spec.echo,
             health: health?,
             flows: flows?,
             backends: backends?,

@@ -65,6 +65,10 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "60s")]
     pub slow_start: Option<String>,
+    /// Whether the balancer itself answers pings to the service's address; one service of an address is enough. Default
+    /// false: they are left to the host, like everything that is not for a service.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub echo: bool,
     /// The backends, in any order.
     #[serde(default, deserialize_with = "list")]
     pub backends: Vec<BackendSpec>,

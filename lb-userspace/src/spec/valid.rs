@@ -152,6 +152,8 @@ pub struct Service {
     pub gue_port: Option<u16>,
     /// Policy when all backends are down.
     pub when_all_down: AllDown,
+    /// Echo requests to its address are answered.
+    pub echo: bool,
     /// Probes; none: backends count as up.
     pub health: Option<HealthCheck>,
     /// What becomes of established flows in a change.

@@ -1,4 +1,5 @@
-//! A batch: its packets one by one through the program and the model, then the counters and the flow table.
+//! A batch: its packets one by one through the program and the model, then the counters, the flow table and what is known of
+//! fragments.
 
 use super::{
     BATCH, build,
@@ -16,12 +17,31 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use fastrand::Rng;
-use lb_common::flow_table::{FlowEntry, FlowKey};
+use lb_common::{
+    flow_table::{FlowEntry, FlowKey},
+    fragment::{FragmentEntry, FragmentKey},
+    rate::ANSWERS_AT_ONCE,
+    verdict::Action,
+};
 use lb_userspace::dataplane::clock;
 use std::collections::BTreeMap;
 
 /// A flow table.
 pub type Flows = BTreeMap<FlowKey, FlowEntry>;
+
+/// What is known of fragments.
+pub type Fragments = BTreeMap<FragmentKey, FragmentEntry>;
+
+/// What a batch begins with.
+#[derive(Clone, Debug, Default)]
+pub struct Start {
+    /// The flow table.
+    pub flows: Flows,
+    /// What is known of fragments.
+    pub fragments: Fragments,
+    /// Whether all answers have been given.
+    pub silent: bool,
+}
 
 /// The program and the model, side by side.
 pub struct Bench<'a> {
@@ -60,10 +80,11 @@ impl<'a> Bench<'a> {
         // Seeds that differ by a bit give unlike numbers: fastrand scrambles what it draws, not what it starts with.
         let scrambled = seed ^ batch.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut random = Rng::with_seed(scrambled);
-        let flows = self.pool.known(&mut random, seconds());
-        self.reset(&flows)?;
+        let start = self.pool.start(&mut random, seconds());
+        self.reset(&start)?;
         let before = self.balancer.counters()?;
         let mut counted = Counters::default();
+        let mut answers = 0;
         let mut frame = Vec::new();
         for number in 0..BATCH {
             self.draw(&mut random, &mut frame);
@@ -72,14 +93,20 @@ impl<'a> Bench<'a> {
             let (action, out) = self.runner.run(fd, &frame)?;
             if action != code(expected.action) || out != expected.frame {
                 let found = format!("packet {number} of the batch");
-                return Err(self.describe(&found, &frame, &flows));
+                return Err(self.describe(&found, &frame, &start));
             }
             expected.count(frame.len(), &mut counted);
+            if expected.verdict.action() == Action::Answer {
+                answers += 1;
+                if answers % (ANSWERS_AT_ONCE / 2) == 0 {
+                    self.balancer.set_answers(!start.silent)?;
+                }
+            }
         }
         let real = self.balancer.counters()?.since(&before);
-        let differing = self.model.differing_flows(&self.balancer.flows()?);
+        let differing = self.differing()?;
         if real != counted || !differing.is_empty() {
-            return Err(self.trace(scrambled, &flows, &differing));
+            return Err(self.trace(scrambled, &start, &differing));
         }
         Ok(counted)
     }
@@ -104,24 +131,40 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Gives both this flow table.
-    fn reset(&mut self, flows: &Flows) -> Result<()> {
+    /// Lets both begin with this.
+    fn reset(&mut self, start: &Start) -> Result<()> {
         for key in self.balancer.flows()?.keys() {
             self.balancer.remove_flow(key)?;
         }
-        for (key, entry) in flows {
+        for key in self.balancer.fragments()?.keys() {
+            self.balancer.remove_fragment(key)?;
+        }
+        for (key, entry) in &start.flows {
             self.balancer.set_flow(key, entry)?;
         }
-        self.model.set_flows(flows);
+        for (key, entry) in &start.fragments {
+            self.balancer.set_fragment(key, entry)?;
+        }
+        self.balancer.set_answers(!start.silent)?;
+        self.model.set_flows(&start.flows);
+        self.model.set_fragments(&start.fragments);
+        self.model.set_silent(start.silent);
         Ok(())
     }
 
+    /// What is different in the flow table and in what is known of fragments.
+    fn differing(&self) -> Result<Vec<String>> {
+        let flows = self.model.differing_flows(&self.balancer.flows()?);
+        let fragments = self.model.differing_fragments(&self.balancer.fragments()?);
+        Ok([flows, fragments].concat())
+    }
+
     /// Sends a batch again and finds the packet from which on counters or flows differ.
-    fn trace(&mut self, scrambled: u64, flows: &Flows, differing: &[String]) -> anyhow::Error {
-        match self.find(scrambled, flows) {
+    fn trace(&mut self, scrambled: u64, start: &Start, differing: &[String]) -> anyhow::Error {
+        match self.find(scrambled, start) {
             Ok(Some((number, frame))) => {
                 let found = format!("packet {number} of the batch, in what it counts or leaves");
-                self.describe(&found, &frame, flows)
+                self.describe(&found, &frame, start)
             }
             Ok(None) => anyhow::anyhow!(
                 "counters or flows of a batch differ, but those of no packet in it when it is sent again: {differing:?}"
@@ -130,14 +173,15 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn find(&mut self, scrambled: u64, flows: &Flows) -> Result<Option<(u64, Vec<u8>)>> {
+    fn find(&mut self, scrambled: u64, start: &Start) -> Result<Option<(u64, Vec<u8>)>> {
         let mut random = Rng::with_seed(scrambled);
         // Drawn again and dropped: what follows is to be drawn as it was.
-        let _ = self.pool.known(&mut random, seconds());
-        self.reset(flows)?;
+        let _ = self.pool.start(&mut random, seconds());
+        self.reset(start)?;
         let mut frame = Vec::new();
         for number in 0..BATCH {
             self.draw(&mut random, &mut frame);
+            self.balancer.set_answers(!start.silent)?;
             if self.differs(&frame)?.is_some() {
                 return Ok(Some((number, frame)));
             }
@@ -145,7 +189,7 @@ impl<'a> Bench<'a> {
         Ok(None)
     }
 
-    /// What differs when a frame is sent now: action, bytes, counters, flow table.
+    /// What differs when a frame is sent now: action, bytes, counters, flow table, fragments.
     pub fn differs(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
         let expected = self.model.packet(frame, seconds());
         let before = self.balancer.counters()?;
@@ -153,11 +197,11 @@ impl<'a> Bench<'a> {
         let (action, out) = self.runner.run(fd, frame)?;
         let (action, out) = (action, out.to_vec());
         let counters = self.balancer.counters()?.since(&before);
-        let flows = self.model.differing_flows(&self.balancer.flows()?);
+        let tables = self.differing()?;
         let mut counted = Counters::default();
         expected.count(frame.len(), &mut counted);
         let same = action == code(expected.action) && out == expected.frame;
-        if same && counted == counters && flows.is_empty() {
+        if same && counted == counters && tables.is_empty() {
             return Ok(None);
         }
         Ok(Some(Difference {
@@ -167,14 +211,14 @@ impl<'a> Bench<'a> {
             action,
             out,
             counters,
-            flows,
+            tables,
         }))
     }
 
     /// Describes a difference at a frame, the smallest that shows it alone.
-    fn describe(&mut self, found: &str, frame: &[u8], flows: &Flows) -> anyhow::Error {
+    fn describe(&mut self, found: &str, frame: &[u8], start: &Start) -> anyhow::Error {
         let alone = difference::shrink(frame, |frame| {
-            self.reset(flows)?;
+            self.reset(start)?;
             self.differs(frame)
         });
         match alone {
@@ -187,13 +231,13 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Sends one frame with an empty flow table; an error describes what differs.
+    /// Sends one frame with nothing known of flows or fragments; an error describes what differs.
     pub fn send_one(&mut self, frame: &[u8]) -> Result<Expected> {
-        self.reset(&Flows::new())?;
+        self.reset(&Start::default())?;
         match self.differs(frame)? {
             Some(difference) => bail!("{difference}"),
             None => {
-                self.reset(&Flows::new())?;
+                self.reset(&Start::default())?;
                 Ok(self.model.packet(frame, seconds()))
             }
         }

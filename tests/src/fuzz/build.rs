@@ -1,6 +1,9 @@
 //! Frames with headers that belong together, and here and there one that does not.
 
-use super::{pool::Flow, runner::LONGEST};
+use super::{
+    pool::{self, Flow},
+    runner::LONGEST,
+};
 use fastrand::Rng;
 use std::net::IpAddr;
 
@@ -16,7 +19,8 @@ pub fn once_in(random: &mut Rng, times: u32) -> bool {
 /// A frame of this flow or about it. The draw of another flow is for what is quoted or tunnelled.
 pub fn frame(random: &mut Rng, flow: &Flow, other: &Flow, out: &mut Vec<u8>) {
     out.clear();
-    out.extend_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
+    let to = if once_in(random, 64) { 3 } else { 2 };
+    out.extend_from_slice(&[to, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
     let tags = match random.u8(..32) {
         0..22 => 0,
         22..27 => 1,
@@ -89,15 +93,17 @@ fn v4(
     } else {
         5
     };
-    let flags: u16 = match random.u8(..16) {
+    let flags: u16 = match random.u8(..24) {
         0 => 0x2000,
         1 => random.u16(..),
-        2..8 => 0,
+        2 => 0x2005,
+        3..10 => 0,
         _ => 0x4000,
     };
     let protocol = protocol(random, flow, true);
     out.extend_from_slice(&[0x40 | words, random.u8(..), 0, 0]);
-    out.extend_from_slice(&random.u16(..).to_be_bytes());
+    let id = pool::datagram(random) as u16;
+    out.extend_from_slice(&id.to_be_bytes());
     out.extend_from_slice(&flags.to_be_bytes());
     out.extend_from_slice(&[random.u8(..), protocol, 0, 0]);
     out.extend_from_slice(&source);
@@ -163,13 +169,15 @@ fn extension(random: &mut Rng, next: usize, out: &mut Vec<u8>) -> usize {
     match number {
         43 => out[at + 3] = u8::from(once_in(random, 6)),
         44 => {
-            // Most often first and last at once, or first.
-            let word = match random.u8(..4) {
+            // Most often first and last at once, or first, or a later one.
+            let word = match random.u8(..6) {
                 0 => random.u16(..),
                 1 => 1,
+                2 => 0x29,
                 _ => 0,
             };
             out[at + 2..at + 4].copy_from_slice(&word.to_be_bytes());
+            out[at + 4..at + 8].copy_from_slice(&pool::datagram(random).to_be_bytes());
         }
         _ => {}
     }
@@ -257,7 +265,9 @@ fn icmp(random: &mut Rng, flow: &Flow, other: &Flow, depth: u32, out: &mut Vec<u
         (_, true) => [3, 3, 11, 12, 8][random.usize(..5)],
         (_, false) => [1, 2, 2, 3, 4, 128][random.usize(..6)],
     };
-    out.extend_from_slice(&[kind, random.u8(..16), 0, 0]);
+    let code = if random.bool() { 0 } else { random.u8(..16) };
+    out.extend_from_slice(&[kind, code]);
+    out.extend_from_slice(&random.u16(..).to_be_bytes());
     out.extend_from_slice(&random.u32(..).to_be_bytes());
     if depth >= DEPTH {
         return;

@@ -20,8 +20,8 @@ pub struct Difference {
     pub out: Vec<u8>,
     /// What the program counted.
     pub counters: Counters,
-    /// Flows that differ.
-    pub flows: Vec<String>,
+    /// Entries of the flow table and of fragments that differ.
+    pub tables: Vec<String>,
 }
 
 impl fmt::Display for Difference {
@@ -42,8 +42,8 @@ impl fmt::Display for Difference {
             expected.action, expected.verdict, self.counted
         )?;
         writeln!(f, "            {}", hex(&expected.frame))?;
-        for flow in &self.flows {
-            writeln!(f, "  flow      {flow}")?;
+        for entry in &self.tables {
+            writeln!(f, "  table     {entry}")?;
         }
         writeln!(
             f,

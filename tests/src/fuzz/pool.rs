@@ -1,10 +1,11 @@
 //! Flows that come again and again, so that packets of one flow meet in the flow table.
 
-use super::world::BACKENDS;
+use super::{batch::Start, world::BACKENDS};
 use crate::world::World;
 use fastrand::Rng;
 use lb_common::{
     flow_table::{FlowEntry, FlowKey},
+    fragment::{FragmentEntry, FragmentKey},
     header::Ports,
 };
 use std::{collections::BTreeMap, net::IpAddr};
@@ -13,6 +14,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 const FLOWS: usize = 8;
 /// Entries in the flow table when a batch begins.
 const KNOWN: usize = 48;
+/// Identifications of datagrams: so few that fragments often find the first one of theirs.
+const DATAGRAMS: u32 = 4;
 
 /// A flow, as its client's packets have it; ports in host order.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +42,22 @@ impl Flow {
             source_port: self.destination_port,
             destination_port: self.source_port,
             ..*self
+        }
+    }
+
+    /// The key of a datagram of the flow.
+    fn fragment_key(&self, random: &mut Rng) -> FragmentKey {
+        let id = datagram(random);
+        let (id, protocol) = if self.is_v4() {
+            (u32::from((id as u16).to_be()), self.protocol.into())
+        } else {
+            (id.to_be(), 0)
+        };
+        FragmentKey {
+            source: self.source.into(),
+            destination: self.destination.into(),
+            id,
+            protocol,
         }
     }
 
@@ -99,8 +118,34 @@ impl Pool {
         flow
     }
 
-    /// What the flow table knows when a batch begins; `now` in seconds.
-    pub fn known(&self, random: &mut Rng, now: u32) -> BTreeMap<FlowKey, FlowEntry> {
+    /// What a batch begins with; `now` in seconds.
+    pub fn start(&self, random: &mut Rng, now: u32) -> Start {
+        Start {
+            flows: self.known(random, now),
+            fragments: self.fragments(random, now),
+            silent: random.u8(..8) == 0,
+        }
+    }
+
+    fn fragments(&self, random: &mut Rng, now: u32) -> BTreeMap<FragmentKey, FragmentEntry> {
+        let mut known = BTreeMap::new();
+        for _ in 0..KNOWN {
+            let flow = self.flows[random.usize(..self.flows.len())];
+            let backend = random.u32(0..=BACKENDS + 2);
+            let entry = FragmentEntry {
+                hash: random.u64(..),
+                backend,
+                generation: if random.u8(..8) == 0 { 1 } else { 40 + backend },
+                service: flow.service,
+                // Far from the end of the half minute: the clock goes on while a batch is sent.
+                seen: now.saturating_sub([0, 5, 1_000][random.usize(..3)]),
+            };
+            known.insert(flow.fragment_key(random), entry);
+        }
+        known
+    }
+
+    fn known(&self, random: &mut Rng, now: u32) -> BTreeMap<FlowKey, FlowEntry> {
         let mut known = BTreeMap::new();
         for _ in 0..KNOWN {
             let flow = self.flows[random.usize(..self.flows.len())];
@@ -121,6 +166,11 @@ impl Pool {
         }
         known
     }
+}
+
+/// An identification, which fits in 16 bits.
+pub fn datagram(random: &mut Rng) -> u32 {
+    0x1d01 + random.u32(..DATAGRAMS)
 }
 
 fn address(random: &mut Rng, is_v4: bool) -> IpAddr {

@@ -46,6 +46,8 @@ pub fn world() -> World {
         .service(&to(udp4.clone(), "203.0.113.8"), 0, settled)
         .service(&to(tcp6.clone(), "[2001:db8:f::8]"), 0, moved)
         .service(&to(udp6.clone(), "[2001:db8:f::8]"), 0, settled)
+        .pingable(&tcp4)
+        .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
         .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))
         .service(&to(udp4, "203.0.113.9"), 443, Slots::Missing)
         .service(

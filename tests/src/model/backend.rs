@@ -58,6 +58,16 @@ impl Backend {
         self.mode.ok_or(Verdict::DropBadState)
     }
 
+    /// Bytes that its mode puts before a packet.
+    pub fn overhead(&self) -> Result<usize, Verdict> {
+        let outer = if bytes::is_v4(&self.address) { 20 } else { 40 };
+        Ok(match self.mode()? {
+            Mode::L2 => 0,
+            Mode::Ipip => outer,
+            Mode::Gue => outer + 8 + 4,
+        })
+    }
+
     /// The generation of an entry in use.
     pub fn generation(&self) -> Result<u32, Verdict> {
         self.mode().map(|_| self.generation)

@@ -144,7 +144,7 @@ fn outer_v4(ip: &Ip, protocol: u8, length: usize, source: &Address, backend: &Ba
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2);
     let mut sum: u32 = words
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))

@@ -2,11 +2,13 @@
 //!
 //! **Invariants.** It is written for reading, over byte slices and whole copies, and shares with the program no code that
 //! parses, hashes, decides or builds: of `lb-common` it uses names of verdicts and events, and reads fields. What it does
-//! not model: want of headroom, and a flow table that is full.
+//! not model: want of headroom, maps that are full, and how fast answers may be given: there is always one left, or none.
 
+mod answer;
 mod backend;
 mod bytes;
 mod forward;
+mod fragment;
 mod icmp;
 mod owner;
 mod parse;
@@ -17,12 +19,13 @@ use crate::{
     world::{Slots, World},
 };
 use bytes::Address;
+use fragment::Fragments;
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey},
     verdict::Verdict,
 };
 use parse::{Ip, Part};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use xxhash_rust::xxh64::xxh64;
 
 /// What must become of a frame.
@@ -95,12 +98,31 @@ impl Flow {
     }
 }
 
+/// Where a packet goes.
+struct Way {
+    service: u32,
+    owner: u32,
+    hash: u64,
+}
+
+/// What is sent: the packet on its way, or an answer to it.
+enum Done {
+    Sent(forward::Sent, Way),
+    Answered(Verdict, Vec<u8>),
+}
+
 /// The data plane.
 pub struct Model {
     services: HashMap<(Address, u8, u16), (u32, Slots)>,
     backends: HashMap<u32, backend::Backend>,
     exits: BTreeMap<u32, [u8; 6]>,
     flows: HashMap<Flow, FlowEntry>,
+    /// Addresses of services.
+    addresses: HashSet<Address>,
+    /// Those of them that answer pings.
+    pingable: HashSet<Address>,
+    fragments: Fragments,
+    silent: bool,
 }
 
 impl Model {
@@ -123,8 +145,13 @@ impl Model {
                 .collect(),
             exits: world.exits.clone(),
             flows: HashMap::new(),
+            addresses: world.addresses().iter().map(bytes::address).collect(),
+            pingable: world.pingable.iter().map(bytes::address).collect(),
+            fragments: HashMap::new(),
+            silent: world.silent,
         };
         model.set_flows(&world.flows);
+        model.set_fragments(&world.fragments);
         model
     }
 
@@ -132,6 +159,11 @@ impl Model {
     pub fn set_flows(&mut self, flows: &BTreeMap<FlowKey, FlowEntry>) {
         let all = flows.iter().map(|(key, entry)| (Flow::of_key(key), *entry));
         self.flows = all.collect();
+    }
+
+    /// Says whether all answers have been given.
+    pub fn set_silent(&mut self, silent: bool) {
+        self.silent = silent;
     }
 
     /// What is different in the program's flow table. A moment may be a second or two later than here: the clock goes on.
@@ -164,51 +196,79 @@ impl Model {
     /// What must become of a frame that comes in on [`INTERFACE`] at `now`, in seconds of CLOCK_MONOTONIC.
     pub fn packet(&mut self, frame: &[u8], now: u32) -> Expected {
         let mut event = None;
-        match self.balance(frame, now, &mut event) {
-            Ok((sent, service, backend)) => Expected {
-                verdict: Verdict::Forwarded,
-                action: if sent.across {
+        let done = self.balance(frame, now, &mut event);
+        let came = frame.to_vec();
+        let (action, frame, counted_for) = match &done {
+            Ok(Done::Sent(sent, way)) => {
+                let action = if sent.across {
                     XdpAction::Redirect
                 } else {
                     XdpAction::Tx
-                },
-                frame: sent.frame,
-                counted_for: Some((service, backend)),
-                event,
+                };
+                (action, &sent.frame, Some((way.service, way.owner)))
+            }
+            Ok(Done::Answered(_, answer)) => (XdpAction::Tx, answer, None),
+            Err(verdict) if verdict.name().starts_with("pass_") => (XdpAction::Pass, &came, None),
+            Err(_) => (XdpAction::Drop, &came, None),
+        };
+        Expected {
+            verdict: match &done {
+                Ok(Done::Sent(..)) => Verdict::Forwarded,
+                Ok(Done::Answered(verdict, _)) => *verdict,
+                Err(verdict) => *verdict,
             },
-            Err(verdict) => Expected {
-                verdict,
-                action: if verdict.name().starts_with("pass_") {
-                    XdpAction::Pass
-                } else {
-                    XdpAction::Drop
-                },
-                frame: frame.to_vec(),
-                counted_for: None,
-                event,
-            },
+            action,
+            frame: frame.clone(),
+            counted_for,
+            event,
         }
     }
 
-    /// The frame as it leaves, and which service and backend it is counted for.
+    /// What is sent, or why nothing is.
     fn balance(
         &mut self,
         frame: &[u8],
         now: u32,
         event: &mut Option<FlowEvent>,
-    ) -> Result<(forward::Sent, u32, u32), Verdict> {
+    ) -> Result<Done, Verdict> {
         let ip = parse::ip(frame)?;
-        if ip.part == Part::Later {
-            // It has no ports.
-            let service = self.services.get(&(ip.destination, ip.protocol, 0));
-            return Err(fragment(service.is_some()));
-        }
-        let (flow, is_error) = flow(frame, &ip)?;
-        let service = self.service(&flow);
+        let way = match ip.part {
+            Part::Later => self.way_of_later(&ip, now)?,
+            Part::First => match self.way(frame, &ip, now, event) {
+                Err(verdict) => return Err(self.first_without_way(&ip, verdict, now)),
+                Ok(way) => way,
+            },
+            Part::Whole => match self.way(frame, &ip, now, event) {
+                Err(Verdict::PassNotTcpUdp) => return self.echo(frame, &ip),
+                way => way?,
+            },
+        };
+        let backend = self.backends.get(&way.owner);
+        let backend = backend.ok_or(Verdict::DropBadState)?;
+        let exit = match backend.interface {
+            INTERFACE => None,
+            other => Some(self.exits.get(&other)),
+        };
+        let sent = match forward::send(frame, &ip, way.hash, backend, exit) {
+            Err(Verdict::DropTooBig) => return self.too_big(frame, &ip, backend),
+            sent => sent?,
+        };
         if ip.part == Part::First {
-            return Err(fragment(service.is_some()));
+            self.record(&ip, &way, now);
         }
-        let (service, slots) = service.ok_or(Verdict::PassNoService)?;
+        Ok(Done::Sent(sent, way))
+    }
+
+    /// The way of a packet that has its ports, or quotes some.
+    fn way(
+        &mut self,
+        frame: &[u8],
+        ip: &Ip,
+        now: u32,
+        event: &mut Option<FlowEvent>,
+    ) -> Result<Way, Verdict> {
+        let (flow, is_error) = flow(frame, ip)?;
+        let (service, slots) = self.service(&flow).ok_or(Verdict::PassNoService)?;
         let hash = flow.hash(ip.four);
         let number = (hash & 0xffff_ffff) % 65_537;
         let place = owner::Place {
@@ -219,18 +279,15 @@ impl Model {
         let kind = if is_error {
             owner::Kind::Error
         } else {
-            owner::Kind::of(frame, &ip)
+            owner::Kind::of(frame, ip)
         };
         let (owner, counted) = self.owner(&flow, kind, &place, now);
         *event = counted;
-        let owner = owner?;
-        let backend = self.backends.get(&owner).ok_or(Verdict::DropBadState)?;
-        let exit = match backend.interface {
-            INTERFACE => None,
-            other => Some(self.exits.get(&other)),
-        };
-        let sent = forward::send(frame, &ip, hash, backend, exit)?;
-        Ok((sent, service, owner))
+        Ok(Way {
+            service,
+            owner: owner?,
+            hash,
+        })
     }
 
     /// The service of an exact port, else the one for any port.
@@ -256,12 +313,4 @@ fn flow(frame: &[u8], ip: &Ip) -> Result<(Flow, bool), Verdict> {
         protocol: ip.protocol,
     };
     Ok((flow, false))
-}
-
-fn fragment(of_service: bool) -> Verdict {
-    if of_service {
-        Verdict::DropFragment
-    } else {
-        Verdict::PassFragment
-    }
 }

@@ -30,7 +30,7 @@ pub struct Ip {
     pub four: bool,
     pub source: Address,
     pub destination: Address,
-    /// TCP, UDP, or ICMP of the packet's family.
+    /// TCP, UDP, or ICMP of the packet's family; of a later fragment of IPv6 perhaps that of an extension header.
     pub protocol: u8,
     pub traffic_class: u8,
     /// Its bytes, padding not among them.
@@ -38,8 +38,10 @@ pub struct Ip {
     /// Bytes of it in front of the L4 header.
     pub headers: usize,
     pub dont_fragment: bool,
-    /// 0 for IPv6.
+    /// Of an outer IPv4 header: the packet's own, in which fragments differ by their offset; 0 for IPv6.
     pub id: u16,
+    /// What the fragments of a datagram share; of IPv6 it is that of the last fragment header.
+    pub datagram: u32,
     pub part: Part,
 }
 
@@ -97,7 +99,8 @@ fn v4(frame: &[u8], link: usize) -> Result<Ip, Verdict> {
         length,
         headers,
         dont_fragment: flags & 0x4000 != 0,
-        id: field(4)?,
+        id: field(4)? ^ flags & 0x1fff,
+        datagram: field(4)?.into(),
         part,
     })
 }
@@ -120,16 +123,17 @@ fn v6(frame: &[u8], link: usize) -> Result<Ip, Verdict> {
     if packet[0] >> 4 != 6 || length > packet.len() || length > 65_535 {
         return Err(Verdict::PassMalformed);
     }
-    let (protocol, headers, part) = extensions(&packet[..length], packet[6])?;
+    let Payload {
+        protocol,
+        headers,
+        part,
+        datagram,
+    } = extensions(&packet[..length], packet[6])?;
     let known = protocol == TCP || protocol == UDP || protocol == ICMPV6 && part == Part::Whole;
-    if !known {
-        // What a later fragment begins with may be hidden behind extension headers in an earlier one.
-        let hidden = EXTENSIONS.contains(&protocol);
-        return Err(if hidden {
-            Verdict::PassFragment
-        } else {
-            Verdict::PassNotTcpUdp
-        });
+    // What a later fragment begins with may be hidden behind extension headers in the first one.
+    let hidden = part == Part::Later && EXTENSIONS.contains(&protocol);
+    if !known && !hidden {
+        return Err(Verdict::PassNotTcpUdp);
     }
     let destination = bytes::address_v6(packet, 24).ok_or(Verdict::PassTruncated)?;
     if bytes::is_v4(&destination) {
@@ -146,13 +150,22 @@ fn v6(frame: &[u8], link: usize) -> Result<Ip, Verdict> {
         headers,
         dont_fragment: true,
         id: 0,
+        datagram,
         part,
     })
 }
 
-/// What the extension headers of an IPv6 packet lead to: protocol, offset, part.
-fn extensions(packet: &[u8], first: u8) -> Result<(u8, usize, Part), Verdict> {
+/// What the extension headers of an IPv6 packet lead to.
+struct Payload {
+    protocol: u8,
+    headers: usize,
+    part: Part,
+    datagram: u32,
+}
+
+fn extensions(packet: &[u8], first: u8) -> Result<Payload, Verdict> {
     let (mut protocol, mut at, mut part, mut followed) = (first, 40, Part::Whole, 0);
+    let mut datagram = 0;
     while EXTENSIONS.contains(&protocol) {
         if followed == 6 {
             return Err(Verdict::PassExtensionHeaders);
@@ -172,8 +185,14 @@ fn extensions(packet: &[u8], first: u8) -> Result<(u8, usize, Part), Verdict> {
         }
         if protocol == FRAGMENT {
             let word = u16::from_be_bytes([header[2], header[3]]);
+            datagram = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
             if word >> 3 != 0 {
-                return Ok((next, at, Part::Later));
+                return Ok(Payload {
+                    protocol: next,
+                    headers: at,
+                    part: Part::Later,
+                    datagram,
+                });
             }
             if word & 1 != 0 {
                 part = Part::First;
@@ -181,5 +200,10 @@ fn extensions(packet: &[u8], first: u8) -> Result<(u8, usize, Part), Verdict> {
         }
         protocol = next;
     }
-    Ok((protocol, at, part))
+    Ok(Payload {
+        protocol,
+        headers: at,
+        part,
+        datagram,
+    })
 }

@@ -29,6 +29,7 @@ fn service(weights: &[u16]) -> Service {
         mode: Mode::Ipip,
         gue_port: None,
         when_all_down: AllDown::Closed,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

@@ -115,6 +115,7 @@ fn service_changes(before: &Service, after: &Service) -> Vec<String> {
             before.when_all_down.as_str().into(),
             after.when_all_down.as_str().into(),
         ),
+        changed("echo", before.echo.to_string(), after.echo.to_string()),
         changed(
             "health",
             probe(before.health.as_ref()),

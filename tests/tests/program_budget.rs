@@ -1,0 +1,72 @@
+//! How much work the verifier has with each program: the first thing to grow out of bounds when a program grows, and
+//! different on every kernel.
+
+use anyhow::{Context, Result};
+use aya::{
+    EbpfLoader,
+    programs::{Program, ProgramInfo},
+};
+use lb_common::{decap, maps};
+use lb_tests::require;
+use lb_userspace::dataplane::object::{BALANCER, DECAP};
+use std::io::Write;
+
+/// Most instructions that the verifier may go through for any program, on any kernel that is tested. The kernel's own limit
+/// is a million (BPF_COMPLEXITY_LIMIT_INSNS). Older kernels prune less and need several times what new ones do, and
+/// kernels that are not tested may need more still: hence a factor of two and a half to the limit.
+const BUDGET: u32 = 400_000;
+
+#[test]
+fn every_program_is_verified_within_the_budget() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let mut balancer = EbpfLoader::new()
+        .override_global(maps::LOG_LEVEL, &0_u8, true)
+        .load(BALANCER)?;
+    // With all its checks, which are dead code without.
+    let checks = decap::CHECK_HOST | decap::CHECK_SOURCE | decap::CHECK_VIP;
+    let mut backends = EbpfLoader::new()
+        .override_global(decap::CHECKS, &checks, true)
+        .load(DECAP)?;
+    for object in [&mut balancer, &mut backends] {
+        for (name, program) in object.programs_mut() {
+            let info = load(program).with_context(|| format!("the verifier refuses {name}"))?;
+            // Kernels before 5.16 do not say.
+            let Some(count) = info.verified_instruction_count() else {
+                continue;
+            };
+            report(name, count)?;
+            assert!(
+                count <= BUDGET,
+                "{name}: {count} instructions, the budget is {BUDGET}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn load(program: &mut Program) -> Result<ProgramInfo> {
+    match program {
+        Program::Xdp(program) => {
+            program.load()?;
+            Ok(program.info()?)
+        }
+        Program::SchedClassifier(program) => {
+            program.load()?;
+            Ok(program.info()?)
+        }
+        other => anyhow::bail!("a program of an unexpected type: {:?}", other.prog_type()),
+    }
+}
+
+/// Says it past libtest's capture, in the form that `cargo xtask test` and `cargo xtask vm` make a table of.
+fn report(program: &str, count: u32) -> Result<()> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    writeln!(
+        std::io::stdout(),
+        "\nverified instructions: {program} {count} of {BUDGET} on {}",
+        release.trim()
+    )?;
+    Ok(())
+}
