@@ -107,7 +107,8 @@ impl Pool {
         match random.u8(..64) {
             0..32 => {}
             32..54 => flow.source_port = random.u16(..),
-            54..58 => flow.source = address(random, flow.is_v4()),
+            54..57 => flow.source = address(random, flow.is_v4()),
+            57 => flow.source = no_host(random, flow.is_v4()),
             58 => flow.destination_port = random.u16(..),
             59 => flow.protocol = 6 + 17 - flow.protocol,
             60 => flow.destination = address(random, flow.is_v4()),
@@ -178,6 +179,20 @@ fn address(random: &mut Rng, is_v4: bool) -> IpAddr {
         random.u32(..).to_be_bytes().into()
     } else {
         random.u128(..).to_be_bytes().into()
+    }
+}
+
+/// An address that no single host has.
+fn no_host(random: &mut Rng, is_v4: bool) -> IpAddr {
+    let nth = random.usize(..4);
+    if is_v4 {
+        [0, 0x7f00_0001, 0xe000_0001, u32::MAX][nth]
+            .to_be_bytes()
+            .into()
+    } else {
+        [0, 1, 0xff02 << 112 | 1, u128::MAX][nth]
+            .to_be_bytes()
+            .into()
     }
 }
 

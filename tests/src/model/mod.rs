@@ -7,6 +7,7 @@
 mod answer;
 mod backend;
 mod bytes;
+mod flow;
 mod forward;
 mod fragment;
 mod icmp;
@@ -15,18 +16,18 @@ mod parse;
 
 use crate::{
     counters::Counters,
-    prog_run::{INTERFACE, SEED, XdpAction},
+    prog_run::{INTERFACE, XdpAction},
     world::{Slots, World},
 };
 use bytes::Address;
+use flow::{Flow, flow};
 use fragment::Fragments;
 use lb_common::{
-    flow_table::{FlowEntry, FlowEvent, FlowKey},
+    flow_table::{FlowEntry, FlowEvent},
     verdict::Verdict,
 };
 use parse::{Ip, Part};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use xxhash_rust::xxh64::xxh64;
 
 /// What must become of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,41 +61,6 @@ impl Expected {
         if let Some(event) = self.event {
             *counters.flows.entry(event).or_default() += 1;
         }
-    }
-}
-
-/// The flow that a packet is about, as the client's packets have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Flow {
-    source: Address,
-    destination: Address,
-    source_port: u16,
-    destination_port: u16,
-    protocol: u8,
-}
-
-impl Flow {
-    /// As it is in the program's flow table.
-    fn of_key(key: &FlowKey) -> Self {
-        Self {
-            source: bytes::address(&key.source),
-            destination: bytes::address(&key.destination),
-            source_port: u16::from_be(key.source_port),
-            destination_port: u16::from_be(key.destination_port),
-            protocol: key.protocol as u8,
-        }
-    }
-
-    /// xxHash64 over the tuple in network order, the protocol in 32 bits.
-    fn hash(&self, four: bool) -> u64 {
-        let skipped = if four { 12 } else { 0 };
-        let mut tuple = Vec::with_capacity(40);
-        tuple.extend_from_slice(&self.source[skipped..]);
-        tuple.extend_from_slice(&self.destination[skipped..]);
-        tuple.extend_from_slice(&self.source_port.to_be_bytes());
-        tuple.extend_from_slice(&self.destination_port.to_be_bytes());
-        tuple.extend_from_slice(&[0, 0, 0, self.protocol]);
-        xxh64(&tuple, SEED)
     }
 }
 
@@ -155,42 +121,9 @@ impl Model {
         model
     }
 
-    /// Replaces the flow table.
-    pub fn set_flows(&mut self, flows: &BTreeMap<FlowKey, FlowEntry>) {
-        let all = flows.iter().map(|(key, entry)| (Flow::of_key(key), *entry));
-        self.flows = all.collect();
-    }
-
     /// Says whether all answers have been given.
     pub fn set_silent(&mut self, silent: bool) {
         self.silent = silent;
-    }
-
-    /// What is different in the program's flow table. A moment may be a second or two later than here: the clock goes on.
-    pub fn differing_flows(&self, real: &BTreeMap<FlowKey, FlowEntry>) -> Vec<String> {
-        let mut differing = Vec::new();
-        for (key, entry) in real {
-            let expected = self.flows.get(&Flow::of_key(key));
-            let same = expected.is_some_and(|expected| {
-                let later = entry.seen.abs_diff(expected.seen);
-                later <= 2
-                    && FlowEntry {
-                        seen: entry.seen,
-                        ..*expected
-                    } == *entry
-            });
-            if !same {
-                differing.push(format!("{key:?}: {entry:?} instead of {expected:?}"));
-            }
-        }
-        if real.len() < self.flows.len() {
-            differing.push(format!(
-                "{} flows instead of {}",
-                real.len(),
-                self.flows.len()
-            ));
-        }
-        differing
     }
 
     /// What must become of a frame that comes in on [`INTERFACE`] at `now`, in seconds of CLOCK_MONOTONIC.
@@ -296,21 +229,4 @@ impl Model {
         let exact = self.services.get(&key(flow.destination_port));
         exact.or_else(|| self.services.get(&key(0))).copied()
     }
-}
-
-/// The flow of a packet, and whether the packet is an ICMP error about it.
-fn flow(frame: &[u8], ip: &Ip) -> Result<(Flow, bool), Verdict> {
-    if ip.protocol != parse::TCP && ip.protocol != parse::UDP {
-        return Ok((icmp::quoted(frame, ip)?, true));
-    }
-    let ports = ip.payload(frame);
-    let port = |at| bytes::be16(ports, at).ok_or(Verdict::PassTruncated);
-    let flow = Flow {
-        source: ip.source,
-        destination: ip.destination,
-        source_port: port(0)?,
-        destination_port: port(2)?,
-        protocol: ip.protocol,
-    };
-    Ok((flow, false))
 }
