@@ -1,8 +1,8 @@
-//! The fixtures against the real program, area by area: verdict, every byte that leaves, every counter.
+//! The fixtures against the real program, area by area: verdict, every byte that leaves, every counter. `program_forward`
+//! has the rest of them.
 
 use anyhow::Result;
 use lb_tests::{
-    effort,
     fixture::{tunnel, v4},
     fixtures::{self, Fixture},
     network,
@@ -12,60 +12,29 @@ use lb_tests::{
 };
 use std::collections::BTreeSet;
 
-fn assert_all(fixtures: &[Fixture]) -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    // Guests try some of each area.
-    let wanted = effort::of(fixtures.len() as u32) as usize;
-    let some: Vec<Fixture> = fixtures
-        .iter()
-        .step_by(fixtures.len().div_ceil(wanted.max(1)).max(1))
-        .cloned()
-        .collect();
-    let failures = fixtures::failures(&some)?;
-    let (failed, all) = (failures.len(), some.len());
-    assert!(
-        failures.is_empty(),
-        "{failed} failures of {all} fixtures:\n{}",
-        failures.join("\n")
-    );
-    Ok(())
-}
-
-#[test]
-fn forward() -> Result<()> {
-    assert_all(&fixtures::forward::all())
-}
-
 #[test]
 fn pass() -> Result<()> {
-    assert_all(&fixtures::pass::all())
+    fixtures::check(&fixtures::pass::all())
 }
 
 #[test]
 fn drop() -> Result<()> {
-    assert_all(&fixtures::drop::all())
+    fixtures::check(&fixtures::drop::all())
 }
 
 #[test]
 fn vlan() -> Result<()> {
-    assert_all(&fixtures::vlan::all())
-}
-
-#[test]
-fn extension() -> Result<()> {
-    assert_all(&fixtures::extension::all())
+    fixtures::check(&fixtures::vlan::all())
 }
 
 #[test]
 fn icmp() -> Result<()> {
-    assert_all(&fixtures::icmp::all())
+    fixtures::check(&fixtures::icmp::all())
 }
 
 #[test]
 fn gue() -> Result<()> {
-    assert_all(&fixtures::gue::all())
+    fixtures::check(&fixtures::gue::all())
 }
 
 #[test]
@@ -73,17 +42,17 @@ fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;
     }
-    assert_all(&fixtures::redirect::all())
+    fixtures::check(&fixtures::redirect::all())
 }
 
 #[test]
 fn fragment() -> Result<()> {
-    assert_all(&fixtures::fragment::all())
+    fixtures::check(&fixtures::fragment::all())
 }
 
 #[test]
 fn answer() -> Result<()> {
-    assert_all(&fixtures::answer::all())
+    fixtures::check(&fixtures::answer::all())
 }
 
 #[test]
@@ -91,7 +60,7 @@ fn regression() -> Result<()> {
     if require::bpf() {
         network::enter()?;
     }
-    assert_all(&fixtures::regression::all())
+    fixtures::check(&fixtures::regression::all())
 }
 
 #[test]

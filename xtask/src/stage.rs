@@ -134,7 +134,7 @@ fn guests(root: &Path) -> Result<Stage> {
 const SHORT: [&str; 4] = [
     "program_budget",
     "program_decap",
-    "program_fixtures",
+    "program_forward",
     "vm_backends",
 ];
 
