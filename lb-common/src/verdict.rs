@@ -26,6 +26,15 @@ macro_rules! verdicts {
             /// All verdicts, in the order of their numbers.
             pub const ALL: &'static [Verdict] = &[$(Verdict::$variant),+];
 
+            /// The verdict with this number; [`Verdict::DropBadState`] if there is none.
+            #[inline(always)]
+            pub const fn from_number(number: u32) -> Self {
+                match number {
+                    $($value => Verdict::$variant,)+
+                    _ => Verdict::DropBadState,
+                }
+            }
+
             /// The action this verdict stands for.
             #[inline(always)]
             pub const fn action(self) -> Action {

@@ -14,6 +14,7 @@ mod exit;
 mod flow_table;
 mod forward;
 mod fragment;
+mod outcome;
 mod parse;
 mod pipeline;
 mod service;
@@ -47,16 +48,14 @@ fn guideway_frags(context: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn run(mut packet: Packet) -> u32 {
+fn run(packet: Packet) -> u32 {
     trace::begin(&packet);
-    let (verdict, forward) = match pipeline::balance(&mut packet) {
-        Ok(exit) => (Verdict::Forwarded, exit.action()),
-        Err(verdict) => (verdict, xdp_action::XDP_ABORTED),
-    };
+    let outcome = answer::answer(&packet, pipeline::balance(&packet));
+    let verdict = outcome.verdict();
     stats::count_verdict(verdict);
     trace::end(&packet, verdict);
     match verdict.action() {
-        Action::Forward => forward,
+        Action::Forward => outcome.exit(),
         Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {

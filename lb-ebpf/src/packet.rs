@@ -4,6 +4,7 @@
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
 use aya_ebpf::{
+    bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
@@ -89,6 +90,21 @@ impl Packet {
             context,
             in_frags: true,
         }
+    }
+
+    /// The frame of a context, of a program in section `xdp.frags` or not.
+    #[inline(always)]
+    pub fn of<const FRAGS: bool>(context: *mut xdp_md) -> Self {
+        Self {
+            context: XdpContext::new(context),
+            in_frags: FRAGS,
+        }
+    }
+
+    /// Whether the program is in section `xdp.frags`.
+    #[inline(always)]
+    pub fn is_in_frags(&self) -> bool {
+        self.in_frags
     }
 
     /// Bytes of the frame, Ethernet header included.

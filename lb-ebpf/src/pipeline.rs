@@ -1,16 +1,17 @@
 //! The packet's path from frame to backend, one stage a line.
 //!
-//! **Invariant.** Until [`forward::send`] succeeds or [`answer`] answers, the frame is as it came; after it nothing can fail.
+//! **Invariant.** Until [`forward::send`] succeeds the frame is as it came; after it nothing can fail.
 
 use crate::{
-    answer, backend,
+    backend,
     exit::Exit,
     flow_table::{self, Place},
     forward, fragment,
+    outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
     service, slot, stats, trace,
 };
-use aya_ebpf::Global;
+use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
     flow::{FlowV4, FlowV6, slot_of},
     verdict::Verdict,
@@ -22,12 +23,49 @@ use lb_ebpf::packet::Packet;
 static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Sends the packet to the backend of its flow, or says why not.
+///
+/// Twice the same path: without tags the offsets are constants. Each is a function of its own, as the stack of a program has
+/// no room for both.
 #[inline(always)]
-pub fn balance(packet: &mut Packet) -> Result<Exit, Verdict> {
-    // Twice the same path: without tags the offsets are constants.
-    match parse::link(packet)? {
-        (family, Tags::None) => balance_ip(packet, family, Tags::None),
-        (family, tags) => balance_ip(packet, family, tags),
+pub fn balance(packet: &Packet) -> Outcome {
+    let context = packet.context().ctx;
+    let (family, tags) = match parse::link(packet) {
+        Ok(link) => link,
+        Err(verdict) => return verdict.into(),
+    };
+    let is_v4 = u32::from(matches!(family, Family::V4));
+    Outcome::of(match (packet.is_in_frags(), tags) {
+        (false, Tags::None) => untagged::<false>(context, is_v4),
+        (true, Tags::None) => untagged::<true>(context, is_v4),
+        (false, Tags::One | Tags::Two) => tagged::<false>(context, is_v4, tags as u32),
+        (true, Tags::One | Tags::Two) => tagged::<true>(context, is_v4, tags as u32),
+    })
+}
+
+/// The word of an [`Outcome`].
+#[inline(never)]
+fn untagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32) -> u32 {
+    run::<FRAGS>(context, is_v4, Tags::None)
+}
+
+/// The word of an [`Outcome`].
+#[inline(never)]
+fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u32 {
+    let tags = if tags == Tags::One as u32 {
+        Tags::One
+    } else {
+        Tags::Two
+    };
+    run::<FRAGS>(context, is_v4, tags)
+}
+
+#[inline(always)]
+fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u32 {
+    let mut packet = Packet::of::<FRAGS>(context);
+    let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
+    match balance_ip(&mut packet, family, tags) {
+        Ok(exit) => Outcome::forwarded(exit).word(),
+        Err(outcome) => outcome.word(),
     }
 }
 
@@ -43,7 +81,7 @@ pub struct Way {
 
 /// Sends the IP packet behind these tags to the backend of its flow, or says why not.
 #[inline(always)]
-fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Verdict> {
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Outcome> {
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
     trace::ip(&ip);
@@ -56,10 +94,8 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, V
     let backend = backend::get(way.owner)?;
     let exit = match forward::send(packet, &ip, way.hash, &backend) {
         Ok(exit) => exit,
-        Err(Verdict::DropTooBig) => {
-            return Err(answer::too_big(packet, &ip, backend.inner_mtu()));
-        }
-        Err(verdict) => return Err(verdict),
+        Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
+        Err(verdict) => return Err(verdict.into()),
     };
     if ip.fragment == Fragment::First {
         fragment::record(&ip, &way);
@@ -70,23 +106,22 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, V
 
 /// The way of a packet that has its ports, or quotes some.
 #[inline(always)]
-fn way(packet: &mut Packet, ip: &Ip) -> Result<Way, Verdict> {
+fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
     let is_first = ip.fragment == Fragment::First;
     let flow = match parse::flow(packet, ip) {
         Ok(flow) => flow,
-        Err(_) if is_first => return Err(fragment::without_ports(ip)),
-        Err(Verdict::PassNotTcpUdp) => {
-            return Err(answer::echo(packet, ip).unwrap_or(Verdict::PassNotTcpUdp));
-        }
-        Err(verdict) => return Err(verdict),
+        Err(_) if is_first => return Err(fragment::without_ports(ip).into()),
+        Err(Verdict::PassNotTcpUdp) => return Err(Outcome::perhaps_ping()),
+        Err(verdict) => return Err(verdict.into()),
     };
     trace::flow(&flow);
     let Some(service) = service::find(&flow) else {
-        return Err(if is_first {
+        let verdict = if is_first {
             fragment::without_service(ip)
         } else {
             Verdict::PassNoService
-        });
+        };
+        return Err(verdict.into());
     };
     let hash = flow_hash(ip.is_v4, &flow);
     trace::service(service.index, hash);

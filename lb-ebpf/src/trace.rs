@@ -148,7 +148,9 @@ pub fn end(packet: &Packet, verdict: Verdict) {
         scratch.event.record.length_out = packet.length() as u32;
         copy(packet, &mut scratch.event.after);
     }
-    if EVENTS.output(&scratch.event, 0).is_err() {
+    // By reference: an event is larger than the stack.
+    let event: &Event = &scratch.event;
+    if EVENTS.output(event, 0).is_err() {
         scratch.lost += 1;
     }
 }
@@ -217,16 +219,14 @@ fn scratch() -> Option<&'static mut Scratch> {
 /// Copies the start of the frame.
 #[inline(always)]
 fn copy(packet: &Packet, to: &mut [u8; SNAP]) {
-    // Opaque, so that the bounds are compared where the verifier sees them.
-    let length = black_box(packet.length() as u64);
-    let length = if length > SNAP as u64 {
+    // Opaque, so that the bounds are compared where the verifier sees them. Counted from 0, as kernels such as 6.1 do not
+    // learn from a comparison with 0 that there is a byte to copy; and opaque before that, for a pointer takes no part in it.
+    let last = black_box(black_box(packet.length() as u64).wrapping_sub(1));
+    let length = if last >= SNAP as u64 {
         SNAP as u64
     } else {
-        length
+        last + 1
     };
-    if length == 0 {
-        return;
-    }
     // SAFETY: the buffer is as long as `length` at most; the context is the program's own.
     let _ = unsafe {
         bpf_xdp_load_bytes(

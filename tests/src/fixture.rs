@@ -123,6 +123,16 @@ pub fn assert_answered(
     assert_eq!(outcome.frame, expected, "{what}");
 }
 
+/// Demands that the sender of a frame is told that it is too large. What it is told: `program_too_big`.
+#[track_caller]
+pub fn assert_too_big(balancer: &Balancer, what: &str, frame: &[u8]) {
+    let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
+    let expected = Counters::of_verdict(Verdict::AnsweredTooBig);
+    assert_eq!(counters, expected, "{what}");
+    assert_eq!(outcome.action, XdpAction::Tx, "{what}");
+    assert_eq!(outcome.frame[..6], frame[6..12], "{what}: to another");
+}
+
 /// Demands that a frame is passed or dropped unaltered under this verdict, and that nothing else is counted.
 #[track_caller]
 pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Verdict) {

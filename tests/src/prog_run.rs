@@ -316,17 +316,9 @@ impl Balancer {
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
     }
-
     /// The program, for who runs it with a call of his own.
     pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
-        Ok(program(&self.ebpf, maps::PROGRAM)?.fd()?.as_fd())
-    }
-
-    /// Instructions that the verifier went through to accept the program.
-    pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(program(&self.ebpf, self.program)?
-            .info()?
-            .verified_instruction_count())
+        Ok(program(&self.ebpf, self.program)?.fd()?.as_fd())
     }
 }
 

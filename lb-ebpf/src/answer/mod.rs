@@ -7,18 +7,50 @@
 mod echo;
 mod too_big;
 
-pub use self::{echo::echo, too_big::too_big};
-
-use crate::parse::Ip;
-use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
+use crate::{
+    outcome::Outcome,
+    parse::{self, Ip},
+};
+use aya_ebpf::{bindings::xdp_md, btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{
     header::EthernetHeader,
     rate::{self, Answer},
+    verdict::Verdict,
 };
 use lb_ebpf::{clock, packet::Packet};
 
 #[btf_map]
 static ANSWERS: PerCpuArray<u64, { Answer::COUNT as usize }> = PerCpuArray::new();
+
+/// Answers a packet if its outcome asks for that.
+#[inline(always)]
+pub fn answer(packet: &Packet, outcome: Outcome) -> Outcome {
+    if !outcome.is_answerable() {
+        return outcome;
+    }
+    let context = packet.context().ctx;
+    Outcome::of(if packet.is_in_frags() {
+        anew::<true>(context, outcome.word())
+    } else {
+        anew::<false>(context, outcome.word())
+    })
+}
+
+/// Parses the packet once more: this is rare, and a function of its own leaves the stack and the code of the others alone.
+#[inline(never)]
+fn anew<const FRAGS: bool>(context: *mut xdp_md, word: u32) -> u32 {
+    let outcome = Outcome::of(word);
+    let mut packet = Packet::of::<FRAGS>(context);
+    let ip = parse::link(&packet).and_then(|(family, tags)| parse::ip(&packet, family, tags));
+    let Ok(ip) = ip else {
+        return outcome.verdict() as u32;
+    };
+    let verdict = match outcome.verdict() {
+        Verdict::DropTooBig => too_big::too_big(&mut packet, &ip, outcome.mtu()),
+        other => echo::echo(&mut packet, &ip).unwrap_or(other),
+    };
+    verdict as u32
+}
 
 /// Whether the packet is from one host and to us alone.
 #[inline(always)]

@@ -29,7 +29,7 @@ impl<P: DataPlane> Core<P> {
     /// What became of a frame that came in on an interface.
     pub fn explanation(&self, interface: &str, frame: &[u8], explained: &Explained) -> Explanation {
         let record = &explained.event.record;
-        let verdict = verdict(record.verdict);
+        let verdict = Verdict::from_number(record.verdict);
         let entry = record
             .reached(Record::BACKEND)
             .then(|| self.mirror.backends.get(&record.backend))
@@ -178,12 +178,6 @@ impl<P: DataPlane> Core<P> {
             interface: name(entry.interface),
         }
     }
-}
-
-/// The verdict with a number.
-pub(super) fn verdict(number: u32) -> Verdict {
-    let found = Verdict::ALL.get(number as usize).copied();
-    found.unwrap_or(Verdict::DropBadState)
 }
 
 fn verdict_view(verdict: Verdict) -> VerdictView {

@@ -22,6 +22,7 @@ use anyhow::Result;
 use lb_common::{
     flow::slot_of,
     trace::{Event, Record, SNAP},
+    verdict::Verdict,
 };
 use std::{
     collections::BTreeMap,
@@ -213,7 +214,7 @@ impl Names {
         TracedPacket {
             time_ns: self.epoch.saturating_add(record.time),
             interface: interface.unwrap_or_else(|| format!("index {}", record.interface)),
-            verdict: explain::verdict(record.verdict).name().into(),
+            verdict: Verdict::from_number(record.verdict).name().into(),
             flow: explain::flow_view(record),
             service: reached(Record::SERVICE).then(|| service.unwrap_or_default()),
             slot: reached(Record::SLOT).then(|| slot_of(record.hash)),

@@ -26,6 +26,10 @@ impl Model {
             return Err(Verdict::DropTooBig);
         }
         let mtu = backend.mtu.saturating_sub(backend.overhead()?) as u16;
+        // There is no size that fits.
+        if mtu == 0 {
+            return Err(Verdict::DropTooBig);
+        }
         let original = &frame[ip.link..ip.link + ip.length];
         // Whole steps of 16 bytes, within 576 bytes of IPv4 or 1,280 of IPv6.
         let most = if ip.four { 576 - 28 } else { 1_280 - 48 };
