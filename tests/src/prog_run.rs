@@ -7,10 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{
-        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf,
-        lpm_trie::Key, xdp::DevMapHash,
+        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues,
+        RingBuf, lpm_trie::Key, xdp::DevMapHash,
     },
     programs::{SchedClassifier, Xdp},
+    util::nr_cpus,
 };
 use lb_common::{
     backend::{BackendEntry, NextHop},
@@ -19,6 +20,7 @@ use lb_common::{
     fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
     maps,
+    rate::Answer,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     trace::{self, Event, Filter, Scratch},
@@ -43,7 +45,7 @@ const BACKENDS: u32 = 256;
 const FLOWS: u32 = 1 << 14;
 /// Bytes: room for some 90 events.
 const EVENTS: u32 = 1 << 16;
-const FRAGMENTS: u32 = 1 << 10;
+const FRAGMENTS: u32 = 1 << 12;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -194,7 +196,7 @@ impl Balancer {
         Ok(services.insert(key, entry, 0)?)
     }
 
-    /// Removes an entry of the services map.
+    /// Removes an entry of the services map; a service's table stays.
     pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
@@ -214,6 +216,26 @@ impl Balancer {
         let map = map_mut(&mut self.ebpf, maps::FRAGMENTS)?;
         let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
         Ok(fragments.insert(key, entry, 0)?)
+    }
+
+    /// Removes an entry that is in the fragments map.
+    pub fn remove_fragment(&mut self, key: &FragmentKey) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FRAGMENTS)?;
+        let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.remove(key)?)
+    }
+
+    /// Fills the buckets of answers of every CPU, or empties them for as long as the program is there.
+    pub fn set_answers(&mut self, given: bool) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::ANSWERS)?;
+        let mut buckets: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        // A bucket is the moment up to which answers are paid for.
+        let bucket = if given { 0 } else { u64::MAX / 2 };
+        for answer in 0..Answer::COUNT {
+            let cpus = vec![bucket; nr_cpus().map_err(|(_, error)| error)?];
+            buckets.set(answer, PerCpuValues::try_from(cpus)?, 0)?;
+        }
+        Ok(())
     }
 
     /// Changes one slot of a service that has a table.
@@ -293,6 +315,10 @@ impl Balancer {
         let before = Counters::read(&self.ebpf)?;
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
+    }
+    /// The program, for who runs it with a call of his own.
+    pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
+        Ok(program(&self.ebpf, self.program)?.fd()?.as_fd())
     }
 }
 

@@ -1,7 +1,6 @@
 //! Pings to a service's address are answered if a service wants it, and pass as they came if not.
 
 use anyhow::Result;
-use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type};
 use lb_common::{
     rate::ANSWERS_AT_ONCE,
     service::{ServiceEntry, ServiceKey},
@@ -10,71 +9,11 @@ use lb_common::{
 use lb_tests::{
     counters::Counters,
     fixture::{assert_answered, assert_refused, balancer, tunnel, v4, v6},
-    packet::{BALANCER_MAC, Packet, Protocol, ROUTER_MAC, VLAN},
+    fixtures::answer::{ping, reply},
+    packet::{Packet, Protocol, VLAN},
     prog_run::{Balancer, XdpAction},
     require,
 };
-use std::net::{IpAddr, SocketAddr};
-
-const ECHO: IcmpEchoHeader = IcmpEchoHeader { id: 0x4711, seq: 9 };
-
-/// An ICMP message with its checksum, from one address to another.
-fn message(from: IpAddr, to: IpAddr, request: bool, payload: &[u8]) -> Vec<u8> {
-    let header = match (from, to) {
-        (IpAddr::V4(_), IpAddr::V4(_)) => {
-            let kind = if request {
-                Icmpv4Type::EchoRequest(ECHO)
-            } else {
-                Icmpv4Type::EchoReply(ECHO)
-            };
-            Icmpv4Header::with_checksum(kind, payload)
-                .to_bytes()
-                .to_vec()
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let kind = if request {
-                Icmpv6Type::EchoRequest(ECHO)
-            } else {
-                Icmpv6Type::EchoReply(ECHO)
-            };
-            let header = Icmpv6Header::with_checksum(kind, from.octets(), to.octets(), payload);
-            header.expect("it is short").to_bytes().to_vec()
-        }
-        (from, to) => panic!("{from} and {to} are of two families"),
-    };
-    [&header, payload].concat()
-}
-
-/// A ping from the client of `packet` to the address that it is for.
-fn ping(packet: &Packet, payload: &[u8]) -> Packet {
-    let (from, to) = (packet.from.ip(), packet.to.ip());
-    Packet {
-        icmp: Some(message(from, to, true, payload)),
-        ..packet.clone()
-    }
-}
-
-/// The reply to that ping: everything the other way round, TTL 64.
-fn reply(packet: &Packet, payload: &[u8]) -> Vec<u8> {
-    let (from, to) = (packet.to, packet.from);
-    let back = Packet {
-        from: SocketAddr::new(from.ip(), 0),
-        to: SocketAddr::new(to.ip(), 0),
-        icmp: Some(message(from.ip(), to.ip(), false, payload)),
-        ..packet.clone()
-    };
-    let mut frame = back.frame();
-    frame[..12].copy_from_slice(&[ROUTER_MAC, BALANCER_MAC].concat());
-    let l3 = back.l3_offset();
-    if from.is_ipv4() {
-        frame[l3 + 8] = 64;
-        let (header, _) = etherparse::Ipv4Header::from_slice(&frame[l3..]).expect("a header");
-        frame[l3 + 10..l3 + 12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-    } else {
-        frame[l3 + 7] = 64;
-    }
-    frame
-}
 
 /// A balancer with the packet's service, whose address is to be answered for.
 fn answering(packet: &Packet) -> Result<Balancer> {

@@ -1,9 +1,6 @@
 //! What is too large once encapsulated is answered with the size that fits, from the address that it was sent to.
 
 use anyhow::Result;
-use etherparse::{
-    Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, icmpv4::DestUnreachableHeader,
-};
 use lb_common::{
     backend::{BackendEntry, Mode},
     rate::ANSWERS_AT_ONCE,
@@ -12,11 +9,11 @@ use lb_common::{
 use lb_tests::{
     counters::Counters,
     fixture::{assert_answered, assert_refused, backend, balancer, tunnel, v4, v6},
-    packet::{BALANCER_MAC, Packet, Protocol, ROUTER_MAC, VLAN},
+    fixtures::answer::{self, of_length},
+    packet::{Packet, Protocol, VLAN},
     prog_run::XdpAction,
     require,
 };
-use std::net::IpAddr;
 
 /// A client's packets, over both families and protocols, with IP packets of this many bytes.
 fn packets(length: usize) -> impl Iterator<Item = Packet> {
@@ -25,74 +22,10 @@ fn packets(length: usize) -> impl Iterator<Item = Packet> {
     })
 }
 
-/// The packet with a payload that gives its IP packet this many bytes.
-fn of_length(packet: &Packet, length: usize) -> Packet {
-    let empty = Packet {
-        payload: Vec::new(),
-        ..packet.clone()
-    };
-    let headers = empty.frame().len() - empty.l3_offset() - empty.padding;
-    let payload = (0..length - headers).map(|i| (i * 7 % 253) as u8);
-    Packet {
-        payload: payload.collect(),
-        ..packet.clone()
-    }
-}
-
-/// The answer to `packet`, built by etherparse, that says `mtu`.
-fn answer(packet: &Packet, mtu: u16) -> Vec<u8> {
-    let frame = packet.frame();
-    let l3 = packet.l3_offset();
-    let original = &frame[l3..frame.len() - packet.padding];
-    let mut answer = [&ROUTER_MAC[..], &BALANCER_MAC[..], &frame[12..l3]].concat();
-    match (packet.from.ip(), packet.to.ip()) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let quote = &original[..original.len().min(548) & !15];
-            let kind = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
-            let message =
-                Icmpv4Header::with_checksum(Icmpv4Type::DestinationUnreachable(kind), quote);
-            let mut header = etherparse::Ipv4Header::new(
-                (8 + quote.len()) as u16,
-                64,
-                etherparse::IpNumber::ICMP,
-                to.octets(),
-                from.octets(),
-            )
-            .expect("it is short");
-            header.dscp = 0x30.try_into().expect("six bits");
-            header.dont_fragment = true;
-            header.header_checksum = header.calc_header_checksum();
-            answer.extend_from_slice(&header.to_bytes());
-            answer.extend_from_slice(&message.to_bytes());
-            answer.extend_from_slice(quote);
-        }
-        (IpAddr::V6(from), IpAddr::V6(to)) => {
-            let quote = &original[..original.len().min(1_232) & !15];
-            let (source, destination) = (to.octets(), from.octets());
-            let kind = Icmpv6Type::PacketTooBig { mtu: mtu.into() };
-            let message = Icmpv6Header::with_checksum(kind, source, destination, quote);
-            let header = etherparse::Ipv6Header {
-                traffic_class: 0,
-                flow_label: etherparse::Ipv6FlowLabel::ZERO,
-                payload_length: (8 + quote.len()) as u16,
-                next_header: etherparse::IpNumber::IPV6_ICMP,
-                hop_limit: 64,
-                source,
-                destination,
-            };
-            answer.extend_from_slice(&header.to_bytes());
-            answer.extend_from_slice(&message.expect("it is short").to_bytes());
-            answer.extend_from_slice(quote);
-        }
-        (from, to) => panic!("{from} and {to} are of two families"),
-    }
-    answer
-}
-
 #[track_caller]
 fn assert_told(entry: &BackendEntry, packet: &Packet, mtu: u16) {
     let balancer = balancer(packet, entry).expect("it loads");
-    let (frame, expected) = (packet.frame(), answer(packet, mtu));
+    let (frame, expected) = (packet.frame(), answer::too_big(packet, mtu));
     let what = format!("{} to {}, {} bytes", packet.from, packet.to, frame.len());
     let verdict = Verdict::AnsweredTooBig;
     assert_answered(&balancer, &what, &frame, &expected, verdict);
@@ -185,7 +118,7 @@ fn packets_that_may_be_fragmented_and_first_fragments_are_answered_too() -> Resu
             ..packet.clone()
         };
         let balancer = balancer(&packet, &tunnel())?;
-        let expected = answer(&packet, 1_480);
+        let expected = answer::too_big(&packet, 1_480);
         let verdict = Verdict::AnsweredTooBig;
         assert_answered(&balancer, "UDP", &packet.frame(), &expected, verdict);
         // The rest is of no use to anybody.

@@ -5,6 +5,7 @@ mod build;
 mod chaos;
 mod command;
 mod demo;
+mod fuzz;
 mod packages;
 mod setup;
 mod stage;
@@ -43,6 +44,8 @@ enum Task {
     Vm(vm::Options),
     /// Change and break everything around live connections, and count those that notice (as root).
     Chaos(chaos::Options),
+    /// Send random packets through the program and through a model of it, and compare (as root).
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -67,6 +70,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Demo(options) => demo::run(root, &options),
         Task::Vm(options) => vm::run(root, &options),
         Task::Chaos(options) => chaos::run(root, &options),
+        Task::Fuzz(options) => fuzz::run(root, &options),
     }
 }
 

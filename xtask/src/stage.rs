@@ -131,10 +131,9 @@ fn guests(root: &Path) -> Result<Stage> {
 
 /// What `cargo xtask test` runs on other kernels. Guests are some thirty times slower than the host: these are what depends on
 /// the kernel most. `cargo xtask vm` runs all.
-const SHORT: [&str; 5] = [
+const SHORT: [&str; 4] = [
     "program_budget",
     "program_decap",
-    "program_extension",
     "program_forward",
     "vm_backends",
 ];

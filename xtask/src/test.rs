@@ -24,6 +24,9 @@ pub struct Options {
     /// Run only this part (may be given more than once)
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
+    /// Run nothing: list the packet fixtures by name, with what each is
+    #[arg(long, conflicts_with = "only")]
+    list_fixtures: bool,
 }
 
 /// Sets up, builds, runs every stage asked for, prints the sum.
@@ -31,6 +34,11 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let toolchain = setup::run(root)?;
     build::programs(root, &toolchain)?;
+    if options.list_fixtures {
+        let mut cargo = command::cargo(root);
+        cargo.args("run --quiet --package lb-tests --bin fixtures".split(' '));
+        return command::run(&mut cargo).map(|()| ExitCode::SUCCESS);
+    }
     let wanted = |stage: &Stage| options.only.is_empty() || options.only.contains(&stage.part);
 
     let mut work = Work::default();
