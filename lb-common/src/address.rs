@@ -24,6 +24,24 @@ impl Address {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
     }
 
+    /// Whether it can be the address of one host that is somewhere else: neither unspecified, loopback, multicast, broadcast nor
+    /// reserved (RFC 6890).
+    #[inline(always)]
+    pub const fn is_of_one_host(&self) -> bool {
+        let [first, ..] = if self.is_v4() {
+            self.v4_word().to_ne_bytes()
+        } else {
+            self.0[0].to_ne_bytes()
+        };
+        if self.is_v4() {
+            first != 0 && first != 127 && first < 224
+        } else {
+            let is_low = self.0[0] == 0 && self.0[1] == 0 && self.0[2] == 0;
+            let is_unspecified_or_loopback = is_low && u32::from_be(self.0[3]) <= 1;
+            first != 0xff && !is_unspecified_or_loopback
+        }
+    }
+
     /// The four bytes of an IPv4 address in network order. Meaningless for IPv6.
     #[inline(always)]
     pub const fn v4_word(&self) -> u32 {
@@ -73,6 +91,29 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(ip)), ip);
             assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_some_addresses_are_one_hosts() {
+        for (text, expected) in [
+            ("192.0.2.1", true),
+            ("223.255.255.255", true),
+            ("0.0.0.0", false),
+            ("0.1.2.3", false),
+            ("127.0.0.1", false),
+            ("224.0.0.1", false),
+            ("240.0.0.1", false),
+            ("255.255.255.255", false),
+            ("2001:db8::1", true),
+            ("fe80::1", true),
+            ("::2", true),
+            ("::", false),
+            ("::1", false),
+            ("ff02::1", false),
+        ] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(Address::from(ip).is_of_one_host(), expected, "{text}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the XDP program knows of a backend.
 
-use crate::address::Address;
+use crate::{address::Address, header::Mac};
 
 /// Forwarding mode of a backend entry: how a packet is sent to it.
 #[repr(u8)]
@@ -10,6 +10,8 @@ pub enum Mode {
     L2 = 1,
     /// IP in IP: RFC 2003 (4in4), RFC 2473 (6in6, 4in6), RFC 4213 (6in4).
     Ipip = 2,
+    /// UDP with a GUE header (draft-ietf-intarea-gue-09, version 0).
+    Gue = 3,
 }
 
 impl Mode {
@@ -19,6 +21,7 @@ impl Mode {
         match value {
             1 => Some(Self::L2),
             2 => Some(Self::Ipip),
+            3 => Some(Self::Gue),
             _ => None,
         }
     }
@@ -48,6 +51,17 @@ impl NextHop {
         Self::new([a, b, c, d, e, f])
     }
 
+    /// The MAC as it is written to a frame.
+    #[inline(always)]
+    pub const fn words(&self) -> Mac {
+        let [a, b, c, d, e, f] = self.mac;
+        [
+            u16::from_ne_bytes([a, b]),
+            u16::from_ne_bytes([c, d]),
+            u16::from_ne_bytes([e, f]),
+        ]
+    }
+
     /// Whether the MAC is known.
     #[inline(always)]
     pub fn is_resolved(&self) -> bool {
@@ -69,18 +83,20 @@ pub struct BackendEntry {
     pub address: Address,
     /// Outer source of an encapsulated packet, of the same family as `address`.
     pub outer_source: Address,
-    /// Interface index behind which the next hop is. Packets that came in elsewhere are dropped for now.
+    /// Interface index behind which the next hop is. Packets that came in elsewhere are redirected to it.
     pub interface: u32,
     /// Largest IP packet, outer header included, that the way to the backend takes, in bytes.
     pub mtu: u16,
     /// A [`Mode`]; 0 in an unused entry.
     pub mode: u8,
-    /// [`BackendEntry::LOST`] or 0.
+    /// [`BackendEntry::LOST`] and [`BackendEntry::ENTROPY`], or 0.
     pub flags: u8,
     /// Counts the uses of this index; a flow-table entry of an earlier use does not match.
     pub generation: u32,
+    /// Outer destination port of mode `gue` in network byte order; 0 in other modes.
+    pub port: u16,
     /// Always 0.
-    pub zero2: u32,
+    pub zero2: u16,
     /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
     pub id: u64,
 }
@@ -89,6 +105,29 @@ impl BackendEntry {
     /// In `flags`: the flows of this backend are given up, and flow-table entries that name it count for nothing. A
     /// slot that still names it is followed.
     pub const LOST: u8 = 1;
+    /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's. For mode `ipip` alone.
+    pub const ENTROPY: u8 = 2;
+
+    /// The same entry with or without [`BackendEntry::LOST`].
+    #[must_use]
+    pub const fn with_lost(self, lost: bool) -> Self {
+        let others = self.flags & !Self::LOST;
+        let flags = if lost { others | Self::LOST } else { others };
+        Self { flags, ..self }
+    }
+
+    /// The outer source of a flow's packets under [`BackendEntry::ENTROPY`]: the prefix filled with bits of the flow's hash
+    /// that its slot does not depend on, so that all flows of a backend differ.
+    #[inline(always)]
+    pub const fn entropic(prefix: Address, flow_hash: u64) -> Address {
+        let bits = (flow_hash >> 32) as u32;
+        let Address([a, b, c, d]) = prefix;
+        if prefix.is_v4() {
+            Address([a, b, c, d | (bits & 0xffff).to_be()])
+        } else {
+            Address([a, b, c, d | bits.to_be()])
+        }
+    }
 }
 
 const _: () = assert!(size_of::<NextHop>() == 8);

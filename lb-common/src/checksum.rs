@@ -15,6 +15,20 @@ pub const fn halves(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
 }
 
+/// As [`finish`], of a sum of 32-bit words.
+#[inline(always)]
+pub const fn finish_words(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    finish(halves(sum as u32))
+}
+
+/// The checksum of data in which the word `old` became `new` (RFC 1624, equation 3).
+#[inline(always)]
+pub const fn replaced(checksum: u16, old: u16, new: u16) -> u16 {
+    finish(!checksum as u32 + !old as u32 + new as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,6 +38,27 @@ mod tests {
         // Section 3: the words 0001, f203, f4f5, f6f7 sum to ddf2 after folding.
         let sum = 0x0001 + 0xf203 + 0xf4f5 + 0xf6f7;
         assert_eq!(finish(sum), !0xddf2);
+    }
+
+    #[test]
+    fn words_of_32_bits_sum_to_the_same() {
+        assert_eq!(finish_words(0x0001_f203 + 0xf4f5_f6f7), !0xddf2);
+        assert_eq!(finish_words(u64::MAX), 0);
+        assert_eq!(finish_words(0xffff_ffff * 300 + 1), !1);
+    }
+
+    #[test]
+    fn a_replaced_word_changes_the_checksum_as_a_new_sum_would() {
+        for (old, new) in [(0x5555, 0x3285), (0, 0xffff), (0xffff, 0), (8, 0), (7, 7)] {
+            let before = finish(0xcd7a + old);
+            assert_eq!(
+                replaced(before, old as u16, new as u16),
+                finish(0xcd7a + new),
+                "{old:x} {new:x}"
+            );
+        }
+        // RFC 1624, section 4: the example that other equations get wrong.
+        assert_eq!(replaced(0xdd2f, 0x5555, 0x3285), 0x0000);
     }
 
     #[test]

@@ -65,6 +65,14 @@ pub struct EthernetHeader {
     pub ethertype: u16,
 }
 
+impl EthernetHeader {
+    /// Whether it is addressed to a group of hosts: multicast or broadcast.
+    #[inline(always)]
+    pub const fn is_to_group(&self) -> bool {
+        self.destination[0].to_ne_bytes()[0] & 1 != 0
+    }
+}
+
 /// A VLAN tag without its EtherType, which stands where an untagged frame has that of its payload, and with the
 /// EtherType that follows.
 #[repr(C)]
@@ -105,6 +113,9 @@ pub trait LinkHeader: Copy {
 
     /// The destination MAC.
     fn destination(&self) -> Mac;
+
+    /// The header of an answer: back to where the frame came from, with the same tags.
+    fn returned(self) -> Self;
 }
 
 impl LinkHeader for EthernetHeader {
@@ -120,6 +131,15 @@ impl LinkHeader for EthernetHeader {
     #[inline(always)]
     fn destination(&self) -> Mac {
         self.destination
+    }
+
+    #[inline(always)]
+    fn returned(self) -> Self {
+        Self {
+            destination: self.source,
+            source: self.destination,
+            ..self
+        }
     }
 }
 
@@ -140,6 +160,14 @@ impl LinkHeader for TaggedHeader {
     fn destination(&self) -> Mac {
         self.ethernet.destination
     }
+
+    #[inline(always)]
+    fn returned(self) -> Self {
+        Self {
+            ethernet: self.ethernet.returned(),
+            ..self
+        }
+    }
 }
 
 impl LinkHeader for DoubleTaggedHeader {
@@ -159,6 +187,14 @@ impl LinkHeader for DoubleTaggedHeader {
     #[inline(always)]
     fn destination(&self) -> Mac {
         self.ethernet.destination
+    }
+
+    #[inline(always)]
+    fn returned(self) -> Self {
+        Self {
+            ethernet: self.ethernet.returned(),
+            ..self
+        }
     }
 }
 
@@ -261,6 +297,16 @@ impl ExtensionHeader {
     }
 }
 
+/// The last four bytes of an IPv6 fragment header: the identification.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FragmentId(pub u32);
+
+/// Any sixteen bytes.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words(pub [u16; 8]);
+
 /// The first four bytes of TCP and UDP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,6 +324,7 @@ const _: () = assert!(size_of::<DoubleTaggedHeader>() == 22);
 const _: () = assert!(size_of::<Ipv4Header>() == 20);
 const _: () = assert!(size_of::<Ipv6Header>() == 40);
 const _: () = assert!(size_of::<ExtensionHeader>() == 4);
+const _: () = assert!(size_of::<FragmentId>() == 4);
 const _: () = assert!(size_of::<Ports>() == 4);
 const _: () = assert!(size_of::<IcmpHeader>() == 8);
 

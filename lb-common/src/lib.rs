@@ -10,25 +10,34 @@
 pub mod address;
 pub mod backend;
 pub mod checksum;
+pub mod decap;
 pub mod flow;
 pub mod flow_table;
+pub mod fragment;
+pub mod gue;
 pub mod header;
+pub mod icmp;
 pub mod limits;
 pub mod maps;
+pub mod mtu;
+pub mod rate;
 pub mod service;
 pub mod slot;
 pub mod stats;
+pub mod trace;
 pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, flow_table, service, stats};
+    use crate::{address, backend, decap, flow_table, fragment, service, stats, trace};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
     unsafe impl aya::Pod for address::Address {}
     // SAFETY: as above.
     unsafe impl aya::Pod for backend::BackendEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for backend::NextHop {}
     // SAFETY: as above.
     unsafe impl aya::Pod for service::ServiceKey {}
     // SAFETY: as above.
@@ -39,4 +48,16 @@ mod pod {
     unsafe impl aya::Pod for flow_table::FlowKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for flow_table::FlowEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Event {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Filter {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for trace::Scratch {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for fragment::FragmentEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for decap::LocalKey {}
 }

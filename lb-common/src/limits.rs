@@ -33,4 +33,10 @@ pub const MIN_FLOWS: u32 = 1 << 10;
 /// Upper bound of `limits.flows`.
 pub const MAX_FLOWS: u32 = 1 << 24;
 
+/// Most interfaces that a node balances on, and so that packets can be redirected to.
+pub const MAX_EXITS: u32 = 256;
+/// Datagrams whose later fragments are known. All are allocated at the start, some 110 bytes each. Fragments follow one
+/// another within milliseconds, so this is enough for hundreds of thousands of datagrams a second.
+pub const FRAGMENTS: u32 = 1 << 15;
+
 const _: () = assert!(MAX_BACKENDS <= MAX_BACKEND_INDEX);

@@ -2,6 +2,8 @@
 
 /// The XDP program that balances.
 pub const PROGRAM: &str = "guideway";
+/// The same for interfaces with jumbo frames, which come in several buffers: `xdp.frags`, Linux 5.18.
+pub const FRAGS_PROGRAM: &str = "guideway_frags";
 /// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
 pub const SERVICES: &str = "SERVICES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
@@ -18,8 +20,18 @@ pub const BACKEND_STATS: &str = "BACKEND_STATS";
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
+/// Device map (hash), interface index -> the interface: those that packets can be redirected to;
+/// [`crate::limits::MAX_EXITS`] entries.
+pub const EXITS: &str = "EXITS";
+/// Hash map, interface index -> the interface's own MAC as a [`crate::backend::NextHop`]: the source of what is redirected to it.
+pub const EXIT_MACS: &str = "EXIT_MACS";
+/// LRU hash map [`crate::fragment::FragmentKey`] -> [`crate::fragment::FragmentEntry`];
+/// [`crate::limits::FRAGMENTS`] entries.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Per-CPU array of `u64` token buckets ([`crate::rate`]), indexed by [`crate::rate::Answer`].
+pub const ANSWERS: &str = "ANSWERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 8] = [
+pub const ALL: [&str; 12] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -28,7 +40,33 @@ pub const ALL: [&str; 8] = [
     BACKEND_STATS,
     FLOWS,
     FLOW_EVENTS,
+    EXITS,
+    EXIT_MACS,
+    FRAGMENTS,
+    ANSWERS,
 ];
+
+/// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
+/// has for itself, so that what it counts is nobody's traffic.
+pub const SHARED_TO_EXPLAIN: [&str; 7] = [
+    SERVICES,
+    SLOT_TABLES,
+    BACKENDS,
+    FLOWS,
+    FRAGMENTS,
+    EXITS,
+    EXIT_MACS,
+];
+
+/// Ring buffer of [`crate::trace::Event`]. Each loaded program has its own; that of the one which forwards stays empty.
+pub const EVENTS: &str = "EVENTS";
+/// Per-CPU array with one [`crate::trace::Scratch`], each program's own.
+pub const TRACE_SCRATCH: &str = "TRACE_SCRATCH";
+/// Array with one [`crate::trace::Filter`], each program's own.
+pub const TRACE_FILTER: &str = "TRACE_FILTER";
+
+/// Load-time constant `u32`: [`crate::trace::OFF`], [`crate::trace::TRACE`] or [`crate::trace::EXPLAIN`].
+pub const TRACE: &str = "TRACE";
 
 /// Load-time constant `u64`: seed of the flow hash.
 pub const HASH_SEED: &str = "HASH_SEED";
@@ -41,5 +79,6 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// Changes whenever the meaning of a map's bytes changes without its shape changing. Kept in the program's rodata
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 ///
-/// Version 1 had steady slots only and no flow table; what it had means the same.
-pub const LAYOUT_VERSION: u32 = 2;
+/// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
+/// means the same.
+pub const LAYOUT_VERSION: u32 = 3;

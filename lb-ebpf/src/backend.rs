@@ -5,6 +5,7 @@ use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
     limits::DEFAULT_BACKENDS,
+    mtu,
     verdict::Verdict,
 };
 
@@ -25,8 +26,31 @@ pub struct Backend {
     pub mtu: u16,
     /// Outer destination.
     pub address: Address,
-    /// Outer source.
+    /// Outer source, or its prefix.
     pub outer_source: Address,
+    /// Outer destination port of mode `gue`, network order.
+    pub port: u16,
+    flags: u8,
+}
+
+impl Backend {
+    /// The outer source of a flow's packets.
+    #[inline(always)]
+    pub fn outer_source_of(&self, flow_hash: u64) -> Address {
+        if self.flags & BackendEntry::ENTROPY == 0 {
+            self.outer_source
+        } else {
+            BackendEntry::entropic(self.outer_source, flow_hash)
+        }
+    }
+}
+
+impl Backend {
+    /// Largest IP packet that can be sent to it, without what its mode adds.
+    #[inline(always)]
+    pub fn inner_mtu(&self) -> u16 {
+        mtu::inner(self.mtu, self.mode, self.address.is_v4())
+    }
 }
 
 /// The backend with this index, if its entry is in use and its next hop is known.
@@ -36,7 +60,7 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
     // SAFETY: an element of an array map stays where it is while the program runs. The daemon may change the fields
     // that BackendEntry's invariant names: the next hop is read as the one word it is written as, and a torn outer
     // source spoils one packet's source address and nothing else.
-    let (mode, word, interface, mtu, address, outer_source) = unsafe {
+    let (mode, word, interface, mtu, address, outer_source, port, flags) = unsafe {
         let word = (&raw const (*entry).next_hop).cast::<u64>().read_volatile();
         (
             (*entry).mode,
@@ -45,6 +69,8 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
             (*entry).mtu,
             (*entry).address,
             (*entry).outer_source,
+            (*entry).port,
+            (*entry).flags,
         )
     };
     let mode = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
@@ -58,6 +84,8 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
         mtu,
         address,
         outer_source,
+        port,
+        flags,
     })
 }
 

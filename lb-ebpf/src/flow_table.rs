@@ -3,22 +3,18 @@
 //! **Invariants.** Packets of steady slots never come here: no look-up, no clock and no flags on their path. Whatever goes
 //! wrong with the table, a packet goes to an owner of its slot.
 
-use crate::{backend, parse::Flow, stats};
-use aya_ebpf::{
-    bindings::BPF_ANY, btf_maps::LruHashMap, helpers::generated::bpf_ktime_get_coarse_ns,
-    macros::btf_map,
-};
+use crate::{backend, parse::Flow, stats, trace};
+use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
     limits::DEFAULT_FLOWS,
     slot::Slot,
     verdict::Verdict,
 };
+use lb_ebpf::clock;
 
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
-
-const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Where a flow is at home.
 pub struct Place {
@@ -35,9 +31,9 @@ pub struct Place {
 #[inline(always)]
 pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
     let key = key(flow);
-    // SAFETY: the helper reads a clock and takes nothing.
-    let now = (unsafe { bpf_ktime_get_coarse_ns() } / NANOSECONDS) as u32;
+    let now = clock::seconds();
     let found = FLOWS.get_ptr_mut(key);
+    trace::entry(found.map(<*mut _>::cast_const), Some(kind));
     if let Some(entry) = found
         && let Some(backend) = follow(entry, kind, place.service, now)
     {
@@ -48,7 +44,7 @@ pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdic
     if owner == 0 {
         return Err(Verdict::DropNoBackend);
     }
-    if kind.is_recorded() {
+    if kind.is_recorded() && !trace::is_explaining() {
         let entry = FlowEntry {
             backend: owner,
             generation: backend::generation(owner)?,
@@ -71,7 +67,9 @@ pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdic
 /// no more than a guess to send an error.
 #[inline(always)]
 pub fn owner_of_error(flow: &Flow, place: &Place) -> Result<u32, Verdict> {
-    if let Some(entry) = FLOWS.get_ptr(key(flow)) {
+    let found = FLOWS.get_ptr(key(flow));
+    trace::entry(found, None);
+    if let Some(entry) = found {
         // SAFETY: as in `follow`.
         let known = unsafe { entry.read_volatile() };
         if known.service == place.service && backend::keeps_flows(known.backend, known.generation) {
@@ -104,6 +102,9 @@ fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Op
         if kind == PacketKind::TcpSyn && (known.is_closing() || known.idle(now) > SYN_REUSE_SECONDS)
         {
             return None;
+        }
+        if trace::is_explaining() {
+            return Some(known.backend);
         }
         if known.seen != now {
             (&raw mut (*entry).seen).write_volatile(now);

@@ -1,9 +1,10 @@
 //! What the XDP programs share: access to the frame.
 //!
-//! The programs themselves are `main.rs` (the balancer) and `bin/decap.rs` (a backend's decapsulator).
+//! The programs themselves are `main.rs` (the balancer) and `bin/decap` (a backend's decapsulator).
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 
+pub mod clock;
 pub mod packet;
 
 /// Never called: the verifier refuses a program in which a panic is reachable.

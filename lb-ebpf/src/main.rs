@@ -6,22 +6,25 @@
 //! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod answer;
 mod backend;
+mod exit;
 mod flow_table;
 mod forward;
+mod fragment;
+mod outcome;
 mod parse;
 mod pipeline;
 mod service;
 mod slot;
 mod stats;
+mod trace;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::{
-    maps,
-    verdict::{Action, Verdict},
-};
+use lb_common::{maps, verdict::Action};
 use lb_ebpf::packet::Packet;
 
 /// Tells which version of the maps' meaning this object was built for.
@@ -32,14 +35,25 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 /// Entry point: see [`maps::PROGRAM`].
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
-    let mut packet = Packet::new(context);
-    let verdict = match pipeline::balance(&mut packet) {
-        Ok(()) => Verdict::Forwarded,
-        Err(verdict) => verdict,
-    };
+    run(Packet::new(context))
+}
+
+/// Entry point: see [`maps::FRAGS_PROGRAM`].
+#[xdp(frags)]
+fn guideway_frags(context: XdpContext) -> u32 {
+    run(Packet::in_frags(context))
+}
+
+#[inline(always)]
+fn run(packet: Packet) -> u32 {
+    trace::begin(&packet);
+    let outcome = answer::answer(&packet, pipeline::balance(&packet));
+    let verdict = outcome.verdict();
     stats::count_verdict(verdict);
+    trace::end(&packet, verdict);
     match verdict.action() {
-        Action::Forward => xdp_action::XDP_TX,
+        Action::Forward => outcome.exit(),
+        Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
             debug!(

@@ -3,12 +3,17 @@
 //! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_head, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 use lb_common::{
     flow_table::TcpFlags,
+    gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
     header::{
-        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, IcmpHeader, Ipv4Header, Ipv6Header,
-        Ports, TaggedHeader, VlanTag,
+        DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
+        Ipv6Header, Ports, TaggedHeader, VlanTag, Words,
     },
 };
 
@@ -36,11 +41,23 @@ unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
 unsafe impl Header for ExtensionHeader {}
 // SAFETY: as above.
+unsafe impl Header for FragmentId {}
+// SAFETY: as above.
+unsafe impl Header for Words {}
+// SAFETY: as above.
 unsafe impl Header for Ports {}
 // SAFETY: as above.
 unsafe impl Header for IcmpHeader {}
 // SAFETY: as above.
 unsafe impl Header for TcpFlags {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv4 {}
+// SAFETY: as above.
+unsafe impl Header for GueOverIpv6 {}
+// SAFETY: as above.
+unsafe impl Header for UdpHeader {}
+// SAFETY: as above.
+unsafe impl Header for GueHeader {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even
@@ -52,18 +69,51 @@ struct Even<T: Header>(T);
 /// The frame that an XDP program was called for.
 pub struct Packet {
     context: XdpContext,
+    in_frags: bool,
 }
 
 impl Packet {
     /// The frame of `context`.
     #[inline(always)]
     pub fn new(context: XdpContext) -> Self {
-        Self { context }
+        Self {
+            context,
+            in_frags: false,
+        }
+    }
+
+    /// The frame of `context`, of a program in section `xdp.frags`. Its headers are in the first buffer; the rest may be in
+    /// others, which nothing here looks at.
+    #[inline(always)]
+    pub fn in_frags(context: XdpContext) -> Self {
+        Self {
+            context,
+            in_frags: true,
+        }
+    }
+
+    /// The frame of a context, of a program in section `xdp.frags` or not.
+    #[inline(always)]
+    pub fn of<const FRAGS: bool>(context: *mut xdp_md) -> Self {
+        Self {
+            context: XdpContext::new(context),
+            in_frags: FRAGS,
+        }
+    }
+
+    /// Whether the program is in section `xdp.frags`.
+    #[inline(always)]
+    pub fn is_in_frags(&self) -> bool {
+        self.in_frags
     }
 
     /// Bytes of the frame, Ethernet header included.
     #[inline(always)]
     pub fn length(&self) -> usize {
+        if self.in_frags {
+            // SAFETY: the kernel gave us this context; the helper reads lengths alone.
+            return unsafe { bpf_xdp_get_buff_len(self.context.ctx) } as usize;
+        }
         self.context.data_end() - self.context.data()
     }
 
@@ -102,6 +152,17 @@ impl Packet {
     pub fn move_head(&mut self, bytes: i32) -> Option<()> {
         // SAFETY: the kernel gave us this context, and no pointer into the frame outlives a method of this type.
         let status = unsafe { bpf_xdp_adjust_head(self.context.ctx, bytes) };
+        (status == 0).then_some(())
+    }
+
+    /// Cuts the end of the frame so that `length` bytes are left, at most as many as there are. `None`, and nothing cut, where
+    /// the kernel does not allow it.
+    #[inline(always)]
+    pub fn truncate(&mut self, length: usize) -> Option<()> {
+        // Hidden, so that the compiler does not calculate with the end of the frame, which the verifier forbids.
+        let surplus = core::hint::black_box(self.length()) as i32 - length as i32;
+        // SAFETY: as in `move_head`.
+        let status = unsafe { bpf_xdp_adjust_tail(self.context.ctx, -surplus) };
         (status == 0).then_some(())
     }
 

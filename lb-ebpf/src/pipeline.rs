@@ -4,15 +4,16 @@
 
 use crate::{
     backend,
+    exit::Exit,
     flow_table::{self, Place},
-    forward,
+    forward, fragment,
+    outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
-    service, slot, stats,
+    service, slot, stats, trace,
 };
-use aya_ebpf::Global;
+use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
     flow::{FlowV4, FlowV6, slot_of},
-    service::ServiceEntry,
     verdict::Verdict,
 };
 use lb_ebpf::packet::Packet;
@@ -22,44 +23,120 @@ use lb_ebpf::packet::Packet;
 static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Sends the packet to the backend of its flow, or says why not.
+///
+/// Twice the same path: without tags the offsets are constants. Each is a function of its own, as the stack of a program has
+/// no room for both.
 #[inline(always)]
-pub fn balance(packet: &mut Packet) -> Result<(), Verdict> {
-    // Twice the same path: without tags the offsets are constants.
-    match parse::link(packet)? {
-        (family, Tags::None) => balance_ip(packet, family, Tags::None),
-        (family, tags) => balance_ip(packet, family, tags),
+pub fn balance(packet: &Packet) -> Outcome {
+    let context = packet.context().ctx;
+    let (family, tags) = match parse::link(packet) {
+        Ok(link) => link,
+        Err(verdict) => return verdict.into(),
+    };
+    let is_v4 = u32::from(matches!(family, Family::V4));
+    Outcome::of(match (packet.is_in_frags(), tags) {
+        (false, Tags::None) => untagged::<false>(context, is_v4),
+        (true, Tags::None) => untagged::<true>(context, is_v4),
+        (false, Tags::One | Tags::Two) => tagged::<false>(context, is_v4, tags as u32),
+        (true, Tags::One | Tags::Two) => tagged::<true>(context, is_v4, tags as u32),
+    })
+}
+
+/// The word of an [`Outcome`].
+#[inline(never)]
+fn untagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32) -> u32 {
+    run::<FRAGS>(context, is_v4, Tags::None)
+}
+
+/// The word of an [`Outcome`].
+#[inline(never)]
+fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u32 {
+    let tags = if tags == Tags::One as u32 {
+        Tags::One
+    } else {
+        Tags::Two
+    };
+    run::<FRAGS>(context, is_v4, tags)
+}
+
+#[inline(always)]
+fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u32 {
+    let mut packet = Packet::of::<FRAGS>(context);
+    let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
+    match balance_ip(&mut packet, family, tags) {
+        Ok(exit) => Outcome::forwarded(exit).word(),
+        Err(outcome) => outcome.word(),
     }
+}
+
+/// Where a packet goes.
+pub struct Way {
+    /// Index of the service that it is counted for.
+    pub service: u32,
+    /// Index of the backend.
+    pub owner: u32,
+    /// Flow hash: the entropy of outer headers.
+    pub hash: u64,
 }
 
 /// Sends the IP packet behind these tags to the backend of its flow, or says why not.
 #[inline(always)]
-fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(), Verdict> {
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Outcome> {
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
-    if ip.fragment == Fragment::Later {
-        return Err(fragment(service::find_any_port(
-            ip.destination,
-            ip.protocol,
-        )));
-    }
-    let flow = parse::flow(packet, &ip)?;
-    let found = service::find(&flow);
+    trace::ip(&ip);
+    let way = if ip.fragment == Fragment::Later {
+        fragment::way(&ip)?
+    } else {
+        way(packet, &ip)?
+    };
+    trace::backend(way.owner);
+    let backend = backend::get(way.owner)?;
+    let exit = match forward::send(packet, &ip, way.hash, &backend) {
+        Ok(exit) => exit,
+        Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
+        Err(verdict) => return Err(verdict.into()),
+    };
     if ip.fragment == Fragment::First {
-        return Err(fragment(found));
+        fragment::record(&ip, &way);
     }
-    let service = found.ok_or(Verdict::PassNoService)?;
+    stats::count_forwarded(way.service, way.owner, received);
+    Ok(exit)
+}
+
+/// The way of a packet that has its ports, or quotes some.
+#[inline(always)]
+fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
+    let is_first = ip.fragment == Fragment::First;
+    let flow = match parse::flow(packet, ip) {
+        Ok(flow) => flow,
+        Err(_) if is_first => return Err(fragment::without_ports(ip).into()),
+        Err(Verdict::PassNotTcpUdp) => return Err(Outcome::perhaps_ping()),
+        Err(verdict) => return Err(verdict.into()),
+    };
+    trace::flow(&flow);
+    let Some(service) = service::find(&flow) else {
+        let verdict = if is_first {
+            fragment::without_service(ip)
+        } else {
+            Verdict::PassNoService
+        };
+        return Err(verdict.into());
+    };
     let hash = flow_hash(ip.is_v4, &flow);
-    let owner = owner(packet, &ip, &flow, service.index, slot_of(hash))?;
-    let backend = backend::get(owner)?;
-    forward::send(packet, &ip, hash, &backend)?;
-    stats::count_forwarded(service.index, owner, received);
-    Ok(())
+    trace::service(service.index, hash);
+    Ok(Way {
+        service: service.index,
+        owner: owner(packet, ip, &flow, service.index, slot_of(hash))?,
+        hash,
+    })
 }
 
 /// Index of the backend that the packet goes to. A steady slot says it by itself.
 #[inline(always)]
 fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Result<u32, Verdict> {
     let slot = slot::get(service, number)?;
+    trace::slot(slot);
     if slot.is_tracked() {
         let place = Place {
             service,
@@ -75,15 +152,6 @@ fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Re
     match slot.new_owner() {
         0 => Err(Verdict::DropNoBackend),
         index => Ok(index),
-    }
-}
-
-/// Fragments are not balanced: those of a service are dropped, all others are none of our business.
-#[inline(always)]
-fn fragment(service: Option<ServiceEntry>) -> Verdict {
-    match service {
-        Some(_) => Verdict::DropFragment,
-        None => Verdict::PassFragment,
     }
 }
 

@@ -18,23 +18,27 @@ const ANY_PORT: u16 = 0;
 #[inline(always)]
 pub fn find(flow: &Flow) -> Option<ServiceEntry> {
     look_up(flow.destination, flow.protocol, flow.ports.destination)
-        .or_else(|| find_any_port(flow.destination, flow.protocol))
+        .or_else(|| look_up(flow.destination, flow.protocol, ANY_PORT))
 }
 
-/// The service for any port of an address.
+/// The entry of an address, if it is some service's. For rare packets only: those without ports.
 #[inline(always)]
-pub fn find_any_port(address: Address, protocol: u8) -> Option<ServiceEntry> {
-    look_up(address, protocol, ANY_PORT)
+pub fn of_address(address: Address) -> Option<ServiceEntry> {
+    get(ServiceKey::of_address(address))
 }
 
 #[inline(always)]
 fn look_up(address: Address, protocol: u8, port: u16) -> Option<ServiceEntry> {
-    let key = ServiceKey {
+    get(ServiceKey {
         address,
         port,
         protocol,
         zero: 0,
-    };
+    })
+}
+
+#[inline(always)]
+fn get(key: ServiceKey) -> Option<ServiceEntry> {
     // SAFETY: the entry is copied at once, and is valid for every bit pattern. A packet that races with the removal
     // of its service may read the entry of one added at that moment, as a whole.
     unsafe { SERVICES.get(key) }.copied()

@@ -1,5 +1,6 @@
 //! The counters, one set a CPU, so that counting is an addition without a lock.
 
+use crate::trace;
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{
     flow_table::FlowEvent,
@@ -30,6 +31,7 @@ pub fn count_verdict(verdict: Verdict) {
 #[inline(always)]
 pub fn count_flow(event: FlowEvent) {
     increment(FLOW_EVENTS.get_ptr_mut(event as u32));
+    trace::flow_event(event);
 }
 
 /// Counts a forwarded packet, of `bytes` as received, for its service and its backend.

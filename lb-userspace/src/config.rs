@@ -4,6 +4,7 @@
 use crate::{
     api::socket::DEFAULT_SOCKET,
     dataplane::{AttachMode, InterfaceSetting},
+    outer_source::{self, OuterSource},
     problem::{Problem, Problems},
     spec::yaml,
 };
@@ -21,7 +22,7 @@ pub const DEFAULT_PATH: &str = "/etc/guideway/lbd.yaml";
 /// The checked settings of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeConfig {
-    /// Interfaces to balance on; at least one.
+    /// Interfaces that packets come in on or leave by; at least one.
     pub interfaces: Vec<InterfaceSetting>,
     /// Directory of the desired state.
     pub state_directory: PathBuf,
@@ -35,6 +36,8 @@ pub struct NodeConfig {
     pub metrics: Option<SocketAddr>,
     /// Seed of the flow hash; the same on all nodes of a fleet.
     pub hash_seed: u64,
+    /// Source address of outer headers.
+    pub outer_source: OuterSource,
     /// Most services.
     pub max_services: u32,
     /// Most backends over all services.
@@ -58,6 +61,8 @@ struct RawConfig {
     #[serde(default)]
     hash_seed: u64,
     #[serde(default, deserialize_with = "group")]
+    outer_source: Option<RawOuterSource>,
+    #[serde(default, deserialize_with = "group")]
     limits: Option<RawLimits>,
 }
 
@@ -79,6 +84,13 @@ struct RawApi {
 #[serde(deny_unknown_fields)]
 struct RawMetrics {
     address: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOuterSource {
+    ipv4: Option<String>,
+    ipv6: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -187,6 +199,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         };
         metrics.address.parse().map_err(problem).ok()
     });
+    let outer_source = outer_source(&raw.outer_source.unwrap_or_default(), &mut found);
     let mut limit = |field: &str, value: Option<i64>, default: u32, min: u32, max: u32| {
         let value = value.unwrap_or_else(|| i64::from(default));
         match u32::try_from(value) {
@@ -231,11 +244,25 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         group: api.group,
         metrics,
         hash_seed: raw.hash_seed,
+        outer_source,
         max_services,
         max_backends,
         max_flows,
     };
     Problems::or(found, config)
+}
+
+fn outer_source(raw: &RawOuterSource, found: &mut Vec<Problem>) -> OuterSource {
+    let mut family = |field: &str, text: &Option<String>, v4: bool| {
+        let text = text.as_deref()?;
+        outer_source::parse(text, v4)
+            .map_err(|(message, hint)| found.push(Problem::new(field, text, message, hint)))
+            .ok()
+    };
+    OuterSource {
+        ipv4: family("outer_source.ipv4", &raw.ipv4, true),
+        ipv6: family("outer_source.ipv6", &raw.ipv6, false),
+    }
 }
 
 fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSetting> {
@@ -246,6 +273,10 @@ fn interfaces(raw: &[RawInterface], found: &mut Vec<Problem>) -> Vec<InterfaceSe
             "is empty",
             "name at least one, such as `- name: eth0`",
         ));
+    }
+    if raw.len() > limits::MAX_EXITS as usize {
+        let hint = format!("name at most {}", limits::MAX_EXITS);
+        found.push(Problem::new("interfaces", raw.len(), "are too many", hint));
     }
     let mut interfaces: Vec<InterfaceSetting> = Vec::new();
     for (i, interface) in raw.iter().enumerate() {
@@ -339,6 +370,9 @@ limits:
   services: 0
   backends: 99999999
   flows: 0
+outer_source:
+  ipv4: 172.31.0.0/20
+  ipv6: 172.31.0.0/16
 ";
         let problems = NodeConfig::parse(text).unwrap_err().0;
         let seen: Vec<(String, String, Option<u64>)> = problems
@@ -351,6 +385,8 @@ limits:
             ("interfaces[2].name", "not/a/name", 5),
             ("state_directory", "var/lib", 6),
             ("metrics.address", "localhost", 8),
+            ("outer_source.ipv4", "172.31.0.0/20", 14),
+            ("outer_source.ipv6", "172.31.0.0/16", 15),
             ("limits.services", "0", 10),
             ("limits.backends", "99999999", 11),
             ("limits.flows", "0", 12),
@@ -394,7 +430,7 @@ limits:
 
     #[test]
     fn a_group_with_nothing_behind_it_is_refused() {
-        for group in ["api", "metrics", "limits"] {
+        for group in ["api", "metrics", "outer_source", "limits"] {
             let text = format!("interfaces:\n  - name: eth0\n{group}:\n");
             let said = NodeConfig::parse(&text).unwrap_err().to_string();
             let expected = format!("{group}: is empty; write its fields, or leave it out");

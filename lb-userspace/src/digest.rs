@@ -11,9 +11,8 @@ pub use compare::compare;
 
 use crate::{
     overlay::{Availability, NOBODY},
-    spec::{FlowPolicy, OnDown, Service, Tracking},
+    spec::{FlowPolicy, OnDown, Service, Tracking, mode_name},
 };
-use lb_common::backend::Mode;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
 use utoipa::ToSchema;
@@ -53,7 +52,7 @@ pub struct ServiceDigest {
     pub protocol: String,
     /// Port; 0 = any.
     pub port: u16,
-    /// `ipip` or `l2`.
+    /// `ipip`, `l2`, or `gue` and its port, as in `gue 6080`.
     pub mode: String,
     /// Its flow policy.
     pub flows: FlowsDigest,
@@ -120,9 +119,9 @@ pub fn service_digest(
         address: service.address.to_string(),
         protocol: service.protocol.as_str().into(),
         port: service.port,
-        mode: match service.mode {
-            Mode::Ipip => "ipip".into(),
-            Mode::L2 => "l2".into(),
+        mode: match service.gue_port {
+            Some(port) => format!("{} {port}", mode_name(service.mode)),
+            None => mode_name(service.mode).into(),
         },
         flows: FlowsDigest::from(&service.flows),
         table: table(members, live),

@@ -4,7 +4,9 @@ mod support;
 
 use lb_userspace::{
     api::{
+        client::Client,
         handle::{Change, ChangeOptions},
+        path::{TraceLine, TraceRequest},
         server::Limits,
     },
     spec::{BackendPatch, BackendSpec, ServiceSpec},
@@ -70,6 +72,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         protocol: "udp".into(),
         port: 53,
         mode: "ipip".into(),
+        gue_port: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,
@@ -77,6 +80,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         drain_timeout: None,
         udp_settle: None,
         slow_start: None,
+        echo: false,
         backends: vec![],
     };
     let backend = BackendSpec {
@@ -582,6 +586,33 @@ fn hasty() -> Limits {
         connection: Duration::from_millis(400),
         ..Limits::default()
     }
+}
+
+/// Longer than a connection of another kind would last, and over when the loop says so.
+#[test]
+fn a_trace_lasts_as_long_as_it_takes() {
+    let lbd = FakeLbd::start_within(hasty());
+    let client = Client::new(&lbd.socket()).unwrap();
+    let request = TraceRequest {
+        service: Some("www".into()),
+        ..TraceRequest::default()
+    };
+    let begin = Instant::now();
+    let packets = lbd.block_on(async {
+        let mut lines = client.trace(&request).await.unwrap();
+        let mut packets = 0;
+        while let Some(TraceLine::Packet(packet)) = lines.next().await.unwrap() {
+            assert_eq!(packet.verdict, "drop_no_backend");
+            packets += 1;
+        }
+        packets
+    });
+    assert_eq!(packets, 6);
+    assert!(begin.elapsed() > 2 * hasty().connection);
+    let refused = lbd
+        .block_on(client.trace(&TraceRequest::default()))
+        .unwrap_err();
+    assert_eq!(refused.message, "this lbd has no program");
 }
 
 #[test]

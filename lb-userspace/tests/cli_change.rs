@@ -40,6 +40,7 @@ fn dns() -> ServiceSpec {
         protocol: "tcp".into(),
         port: 53,
         mode: "ipip".into(),
+        gue_port: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,
@@ -47,6 +48,7 @@ fn dns() -> ServiceSpec {
         drain_timeout: None,
         udp_settle: None,
         slow_start: None,
+        echo: false,
         backends: vec![],
     }
 }
@@ -88,6 +90,7 @@ fn every_change_is_sent_as_it_was_typed() {
         drain_timeout: Some("10m".into()),
         udp_settle: Some("5s".into()),
         slow_start: Some("2h".into()),
+        echo: true,
         ..dns()
     };
     let (www, web_2) = (|| "www".to_owned(), || "web-2".to_owned());
@@ -120,10 +123,18 @@ fn every_change_is_sent_as_it_was_typed() {
             Change::AddService(dns()),
         ),
         (
+            "service add dns --address 192.0.2.53 --port 53 --mode gue --gue-port 7000",
+            Change::AddService(ServiceSpec {
+                mode: "gue".into(),
+                gue_port: Some(7_000),
+                ..dns()
+            }),
+        ),
+        (
             "service add dns --address 192.0.2.53 --port 53 --protocol udp --mode l2 --when-all-down closed \
              --health tcp --health-port 8080 --health-interval 500ms --health-timeout 100ms --health-rise 1 \
              --health-fall 2 --health-jitter 20 --tracking all --on-down keep --drain-timeout 10m --udp-settle 5s \
-             --slow-start 2h",
+             --slow-start 2h --echo",
             Change::AddService(full),
         ),
         (

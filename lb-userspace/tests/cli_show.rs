@@ -68,6 +68,7 @@ protocol       tcp
 port           80
 mode           ipip
 when all down  open
+echo           on
 tracking       moved
 on down        reset
 drain timeout  5m

@@ -60,6 +60,26 @@ impl Counters {
         self
     }
 
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        for (verdict, count) in &other.verdicts {
+            *self.verdicts.entry(*verdict).or_default() += count;
+        }
+        for (event, count) in &other.flows {
+            *self.flows.entry(*event).or_default() += count;
+        }
+        let both = [
+            (&mut self.services, &other.services),
+            (&mut self.backends, &other.backends),
+        ];
+        for (sums, counts) in both {
+            for (index, (packets, bytes)) in counts {
+                let sum = sums.entry(*index).or_default();
+                *sum = (sum.0 + packets, sum.1 + bytes);
+            }
+        }
+    }
+
     /// What has been counted since `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self {

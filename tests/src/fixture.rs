@@ -108,13 +108,38 @@ pub fn assert_forwarded_in_all_modes(service: &Packet, packet: &Packet, hash: u6
     }
 }
 
+/// Demands that a frame is sent back as `expected` under a verdict that answers, and that nothing else is counted.
+#[track_caller]
+pub fn assert_answered(
+    balancer: &Balancer,
+    what: &str,
+    frame: &[u8],
+    expected: &[u8],
+    verdict: Verdict,
+) {
+    let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
+    assert_eq!(counters, Counters::of_verdict(verdict), "{what}");
+    assert_eq!(outcome.action, XdpAction::Tx, "{what}: {verdict:?}");
+    assert_eq!(outcome.frame, expected, "{what}");
+}
+
+/// Demands that the sender of a frame is told that it is too large. What it is told: `program_too_big`.
+#[track_caller]
+pub fn assert_too_big(balancer: &Balancer, what: &str, frame: &[u8]) {
+    let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
+    let expected = Counters::of_verdict(Verdict::AnsweredTooBig);
+    assert_eq!(counters, expected, "{what}");
+    assert_eq!(outcome.action, XdpAction::Tx, "{what}");
+    assert_eq!(outcome.frame[..6], frame[6..12], "{what}: to another");
+}
+
 /// Demands that a frame is passed or dropped unaltered under this verdict, and that nothing else is counted.
 #[track_caller]
 pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Verdict) {
     let action = match verdict.action() {
         Action::Pass => XdpAction::Pass,
         Action::Drop => XdpAction::Drop,
-        Action::Forward => panic!("{verdict:?} refuses nothing"),
+        Action::Forward | Action::Answer => panic!("{verdict:?} refuses nothing"),
     };
     let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
     assert_eq!(counters, Counters::of_verdict(verdict), "{what}");

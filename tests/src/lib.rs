@@ -4,15 +4,23 @@
 //! From the bottom up: [`require`] says whether the machine can do it, [`session`] names what a process makes and
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
-//! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network.
+//! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network:
+//! those of [`fixtures`], each with all that must become of it, and those of [`fuzz`], which [`model`] judges.
 
 pub mod chaos;
 pub mod counters;
 pub mod demo;
+pub mod echo;
+pub mod effort;
 pub mod fixture;
+pub mod fixtures;
+pub mod fuzz;
 pub mod http;
 pub mod interrupt;
+pub mod kit;
+pub mod model;
 pub mod netns;
+pub mod network;
 pub mod nginx;
 pub mod node;
 pub mod packet;
@@ -26,4 +34,5 @@ pub mod session;
 pub mod topology;
 pub mod traffic;
 pub mod wait;
+pub mod world;
 pub mod xdp;

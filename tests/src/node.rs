@@ -1,6 +1,8 @@
 //! A balancer node: the real `lbd` with a configuration of its own, and the real `lbctl` talking to it.
 
-use crate::{netns::Namespace, process::Process, require, session::Session, wait::wait_until};
+use crate::{
+    effort, netns::Namespace, process::Process, require, session::Session, wait::wait_until,
+};
 use anyhow::{Context, Result, bail, ensure};
 use lb_userspace::api::protocol::{BackendView, ServiceView, Stats, Status};
 use nix::{
@@ -126,7 +128,7 @@ limits: {{ services: 64, backends: 1024 }}
         let mut command = namespace.command(require::built("lbd")?);
         command.arg("--config").arg(self.config());
         let mut process = Process::start("lbd", command, &self.directory.join("lbd.log"))?;
-        wait_until("lbd to answer", LIMIT, || {
+        wait_until("lbd to answer", effort::limit(LIMIT), || {
             if let Some(status) = process.ended()? {
                 bail!("lbd ended ({status}): {}", process.log());
             }
@@ -151,7 +153,7 @@ limits: {{ services: 64, backends: 1024 }}
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         let mut process = self.process.take().context("lbd does not run")?;
         process.signal(Signal::SIGTERM)?;
-        process.wait(LIMIT)
+        process.wait(effort::limit(LIMIT))
     }
 
     /// Sends a signal to `lbd`.
@@ -270,7 +272,12 @@ limits: {{ services: 64, backends: 1024 }}
                 .map(|backend| backend.name.as_str());
             Ok(active.eq(names.iter().copied()).then_some(()))
         };
-        wait_until(&format!("traffic to {names:?}"), LIMIT, active).with_context(|| {
+        wait_until(
+            &format!("traffic to {names:?}"),
+            effort::limit(LIMIT),
+            active,
+        )
+        .with_context(|| {
             self.ok("backend list")
                 .unwrap_or_else(|error| error.to_string())
         })
@@ -301,7 +308,7 @@ pub fn finish(mut command: Command) -> Result<Finished> {
     let (sender, end) = mpsc::channel();
     // The receiver is gone only if the command was killed: nobody asks then.
     thread::spawn(move || drop(sender.send(child.wait_with_output())));
-    let Ok(output) = end.recv_timeout(LIMIT) else {
+    let Ok(output) = end.recv_timeout(effort::limit(LIMIT)) else {
         kill(pid, Signal::SIGKILL)?;
         bail!("{command:?} still runs after {LIMIT:?}");
     };

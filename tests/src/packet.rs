@@ -70,6 +70,8 @@ pub struct Packet {
     pub tags: Vec<(u16, u16)>,
     /// DSCP and ECN.
     pub traffic_class: u8,
+    /// TTL or hop limit.
+    pub ttl: u8,
     /// IPv4 only.
     pub dont_fragment: bool,
     /// IPv4 only: more fragments follow.
@@ -107,6 +109,7 @@ impl Packet {
             protocol,
             tags: Vec::new(),
             traffic_class: 0,
+            ttl: 57,
             dont_fragment: true,
             more_fragments: false,
             fragment_offset: 0,
@@ -189,7 +192,7 @@ impl Packet {
             dont_fragment: self.dont_fragment,
             more_fragments: self.more_fragments,
             fragment_offset: IpFragOffset::try_new(self.fragment_offset).expect("13 bits"),
-            time_to_live: 57,
+            time_to_live: self.ttl,
             protocol: self.number(),
             header_checksum: 0,
             source,
@@ -204,7 +207,7 @@ impl Packet {
             flow_label: Ipv6FlowLabel::try_new(0x54321).expect("20 bits"),
             payload_length: payload as u16,
             next_header: self.number(),
-            hop_limit: 57,
+            hop_limit: self.ttl,
             source,
             destination,
         }
@@ -298,8 +301,15 @@ pub fn encapsulated(
             let dont_fragment = !is_v4 || packet.dont_fragment;
             let mut header = Ipv4Header {
                 total_len: 20 + length,
-                identification: if dont_fragment { 0 } else { packet.id },
+                // Fragments share an identification, and packets around them must not.
+                identification: if dont_fragment {
+                    0
+                } else {
+                    packet.id ^ packet.fragment_offset
+                },
                 dont_fragment,
+                more_fragments: false,
+                fragment_offset: IpFragOffset::ZERO,
                 time_to_live: 64,
                 protocol,
                 options: Ipv4Options::new(),

@@ -3,24 +3,33 @@
 //! **Invariant.** Every program object is loaded with maps of its own, so tests run in parallel.
 
 use crate::counters::Counters;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
-    maps::{Array, ArrayOfMaps, HashMap, MapData, MapError},
-    programs::Xdp,
+    maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues,
+        RingBuf, lpm_trie::Key, xdp::DevMapHash,
+    },
+    programs::{SchedClassifier, Xdp},
+    util::nr_cpus,
 };
 use lb_common::{
-    backend::BackendEntry,
+    backend::{BackendEntry, NextHop},
+    decap,
     flow_table::{FlowEntry, FlowKey},
+    fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
     maps,
+    rate::Answer,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
+    trace::{self, Event, Filter, Scratch},
 };
 use lb_userspace::dataplane::object;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     num::NonZeroUsize,
     os::fd::{AsFd as _, BorrowedFd},
     ptr::NonNull,
@@ -34,6 +43,9 @@ pub const SEED: u64 = 0x5eed_0f7e_57f1_0e55;
 const SERVICES: u32 = 32;
 const BACKENDS: u32 = 256;
 const FLOWS: u32 = 1 << 14;
+/// Bytes: room for some 90 events.
+const EVENTS: u32 = 1 << 16;
+const FRAGMENTS: u32 = 1 << 12;
 /// BPF_F_MMAPABLE of the kernel's bpf.h: the program's inner maps have it, so ours must.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -46,6 +58,8 @@ pub enum XdpAction {
     Pass,
     /// XDP_TX.
     Tx,
+    /// XDP_REDIRECT.
+    Redirect,
 }
 
 /// What became of a packet.
@@ -60,6 +74,7 @@ pub struct Outcome {
 /// The balancer, loaded but not attached.
 pub struct Balancer {
     ebpf: Ebpf,
+    program: &'static str,
 }
 
 impl Balancer {
@@ -68,23 +83,70 @@ impl Balancer {
         Self::with_flows(FLOWS)
     }
 
+    /// Loads the program for jumbo frames with empty maps and logging off.
+    pub fn for_jumbo_frames() -> Result<Self> {
+        Self::of(maps::FRAGS_PROGRAM, FLOWS, trace::OFF)
+    }
+
     /// Loads the program with a flow table of this many entries.
     pub fn with_flows(flows: u32) -> Result<Self> {
+        Self::of(maps::PROGRAM, flows, trace::OFF)
+    }
+
+    /// Loads the program as one that traces ([`trace::TRACE`]) or explains ([`trace::EXPLAIN`]).
+    pub fn looking(trace: u32) -> Result<Self> {
+        Self::of(maps::PROGRAM, FLOWS, trace)
+    }
+
+    fn of(program: &'static str, flows: u32, trace: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
-            .map_max_entries(maps::SERVICES, SERVICES)
+            .override_global(maps::TRACE, &trace, true)
+            .map_max_entries(maps::EVENTS, EVENTS)
+            .map_max_entries(maps::SERVICES, 2 * SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
             .map_max_entries(maps::BACKENDS, BACKENDS)
             .map_max_entries(maps::BACKEND_STATS, BACKENDS)
             .map_max_entries(maps::FLOWS, flows)
+            .map_max_entries(maps::FRAGMENTS, FRAGMENTS)
             .load(object::BALANCER)
             .context("loading the balancer")?;
-        program_mut(&mut ebpf, maps::PROGRAM)?
+        program_mut(&mut ebpf, program)?
             .load()
             .context("the verifier refused the balancer")?;
-        Ok(Self { ebpf })
+        Ok(Self { ebpf, program })
+    }
+
+    /// Says what a program that traces is to record.
+    pub fn set_filter(&mut self, filter: &Filter) -> Result<()> {
+        let mut map: Array<_, Filter> =
+            Array::try_from(map_mut(&mut self.ebpf, maps::TRACE_FILTER)?)?;
+        Ok(map.set(0, filter, 0)?)
+    }
+
+    /// What a program that looks on has recorded since this was asked last.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let mut ring = RingBuf::try_from(map_mut(&mut self.ebpf, maps::EVENTS)?)?;
+        let mut events = Vec::new();
+        while let Some(bytes) = ring.next() {
+            ensure!(
+                bytes.len() == size_of::<Event>(),
+                "an event of {} bytes",
+                bytes.len()
+            );
+            // SAFETY: as many bytes are there; an event is plain data, valid for every bit pattern.
+            events.push(unsafe { bytes.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        Ok(events)
+    }
+
+    /// Events that were wanted and could not be recorded.
+    pub fn lost_events(&self) -> Result<u64> {
+        let map = self.ebpf.map(maps::TRACE_SCRATCH).context("no scratch")?;
+        let map: PerCpuArray<_, Scratch> = PerCpuArray::try_from(map)?;
+        Ok(map.get(&0, 0)?.iter().map(|cpu| cpu.lost).sum())
     }
 
     /// Writes a backend entry.
@@ -123,9 +185,57 @@ impl Balancer {
 
     /// Adds a service that has no slot table: a defect that the program must survive.
     pub fn add_service_without_table(&mut self, key: ServiceKey, index: u32) -> Result<()> {
+        self.put_service(ServiceKey::of_address(key.address), ServiceEntry::default())?;
+        self.put_service(key, ServiceEntry { index, flags: 0 })
+    }
+
+    /// Writes an entry of the services map.
+    pub fn put_service(&mut self, key: ServiceKey, entry: ServiceEntry) -> Result<()> {
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
-        Ok(services.insert(key, ServiceEntry { index, flags: 0 }, 0)?)
+        Ok(services.insert(key, entry, 0)?)
+    }
+
+    /// Removes an entry of the services map; a service's table stays.
+    pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
+        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
+        Ok(services.remove(&key)?)
+    }
+
+    /// Everything that is known of fragments.
+    pub fn fragments(&self) -> Result<BTreeMap<FragmentKey, FragmentEntry>> {
+        let map = self.ebpf.map(maps::FRAGMENTS);
+        let map = map.context("the object has no fragments map")?;
+        let fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.iter().collect::<Result<_, _>>()?)
+    }
+
+    /// Puts an entry into the fragments map.
+    pub fn set_fragment(&mut self, key: &FragmentKey, entry: &FragmentEntry) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FRAGMENTS)?;
+        let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.insert(key, entry, 0)?)
+    }
+
+    /// Removes an entry that is in the fragments map.
+    pub fn remove_fragment(&mut self, key: &FragmentKey) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::FRAGMENTS)?;
+        let mut fragments: HashMap<_, FragmentKey, FragmentEntry> = HashMap::try_from(map)?;
+        Ok(fragments.remove(key)?)
+    }
+
+    /// Fills the buckets of answers of every CPU, or empties them for as long as the program is there.
+    pub fn set_answers(&mut self, given: bool) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::ANSWERS)?;
+        let mut buckets: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        // A bucket is the moment up to which answers are paid for.
+        let bucket = if given { 0 } else { u64::MAX / 2 };
+        for answer in 0..Answer::COUNT {
+            let cpus = vec![bucket; nr_cpus().map_err(|(_, error)| error)?];
+            buckets.set(answer, PerCpuValues::try_from(cpus)?, 0)?;
+        }
+        Ok(())
     }
 
     /// Changes one slot of a service that has a table.
@@ -133,6 +243,25 @@ impl Balancer {
         let outer = map_mut(&mut self.ebpf, maps::SLOT_TABLES)?;
         let tables: ArrayOfMaps<_, Array<MapData, u64>> = ArrayOfMaps::try_from(outer)?;
         Ok(tables.get(&index, 0)?.set(number, slot.0, 0)?)
+    }
+
+    /// Lets packets be redirected to an interface that exists, and whose MAC is taken to be this.
+    pub fn set_exit(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        self.set_exit_mac(interface, mac)?;
+        self.set_exit_device(interface)
+    }
+
+    /// Half of [`Balancer::set_exit`]: the MAC.
+    pub fn set_exit_mac(&mut self, interface: u32, mac: [u8; 6]) -> Result<()> {
+        let mut macs: HashMap<_, u32, NextHop> =
+            HashMap::try_from(map_mut(&mut self.ebpf, maps::EXIT_MACS)?)?;
+        Ok(macs.insert(interface, NextHop::new(mac), 0)?)
+    }
+
+    /// The other half: the interface.
+    pub fn set_exit_device(&mut self, interface: u32) -> Result<()> {
+        let mut exits = DevMapHash::try_from(map_mut(&mut self.ebpf, maps::EXITS)?)?;
+        Ok(exits.insert(interface, interface, None, 0)?)
     }
 
     /// What the flow table knows of a flow.
@@ -178,7 +307,7 @@ impl Balancer {
 
     /// Sends a frame through the program as if it came in on [`INTERFACE`].
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(program(&self.ebpf, maps::PROGRAM)?, frame)
+        run(program(&self.ebpf, self.program)?, frame)
     }
 
     /// Sends a frame through the program and says which counters moved as well.
@@ -187,12 +316,9 @@ impl Balancer {
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
     }
-
-    /// Instructions that the verifier went through to accept the program.
-    pub fn verified_instructions(&self) -> Result<Option<u32>> {
-        Ok(program(&self.ebpf, maps::PROGRAM)?
-            .info()?
-            .verified_instruction_count())
+    /// The program, for who runs it with a call of his own.
+    pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
+        Ok(program(&self.ebpf, self.program)?.fd()?.as_fd())
     }
 }
 
@@ -201,24 +327,103 @@ pub struct Decapsulator {
     ebpf: Ebpf,
 }
 
-impl Decapsulator {
-    /// Its program.
-    const PROGRAM: &str = "decap";
+/// For which packets a decapsulator is; empty lists: for all.
+#[derive(Clone, Debug, Default)]
+pub struct DecapRules {
+    /// Outer destinations.
+    pub hosts: Vec<IpAddr>,
+    /// Prefixes of outer sources: bits and bytes of the IPv4-mapped address.
+    pub sources: Vec<(u32, [u8; 16])>,
+    /// Inner destinations.
+    pub vips: Vec<IpAddr>,
+}
 
-    /// Loads the program.
+impl Decapsulator {
+    /// Loads the programs, for all packets.
     pub fn load() -> Result<Self> {
+        Self::with_rules(&DecapRules::default())
+    }
+
+    /// Loads the programs, for some packets.
+    pub fn with_rules(rules: &DecapRules) -> Result<Self> {
+        let check = |bit, wanted| if wanted { bit } else { 0 };
+        let checks = check(decap::CHECK_HOST, !rules.hosts.is_empty())
+            | check(decap::CHECK_SOURCE, !rules.sources.is_empty())
+            | check(decap::CHECK_VIP, !rules.vips.is_empty());
         let mut ebpf = EbpfLoader::new()
+            .override_global(decap::CHECKS, &checks, true)
             .load(object::DECAP)
             .context("loading the decapsulator")?;
-        program_mut(&mut ebpf, Self::PROGRAM)?
+        program_mut(&mut ebpf, decap::XDP_PROGRAM)?
             .load()
             .context("the verifier refused the decapsulator")?;
+        let program = ebpf.program_mut(decap::TC_PROGRAM);
+        let program: &mut SchedClassifier = program.context("no program for tc")?.try_into()?;
+        program.load().context("the verifier refused it for tc")?;
+        let mut addresses: HashMap<_, decap::LocalKey, u8> =
+            HashMap::try_from(map_mut(&mut ebpf, decap::ADDRESSES)?)?;
+        for (kind, list) in [
+            (decap::OF_HOST, &rules.hosts),
+            (decap::OF_SERVICE, &rules.vips),
+        ] {
+            for address in list {
+                let address = (*address).into();
+                addresses.insert(decap::LocalKey { address, kind }, 0, 0)?;
+            }
+        }
+        let mut sources: LpmTrie<_, [u8; 16], u8> =
+            LpmTrie::try_from(map_mut(&mut ebpf, decap::SOURCES)?)?;
+        for (bits, bytes) in &rules.sources {
+            sources.insert(&Key::new(*bits, *bytes), 0, 0)?;
+        }
         Ok(Self { ebpf })
     }
 
-    /// Sends a frame through the program.
+    /// Sends a frame through the XDP program.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(program(&self.ebpf, Self::PROGRAM)?, frame)
+        run(program(&self.ebpf, decap::XDP_PROGRAM)?, frame)
+    }
+
+    /// Sends a frame through the XDP program and says under which reason it was counted.
+    pub fn run_counted(&self, frame: &[u8]) -> Result<(Outcome, Vec<decap::Reason>)> {
+        let before = self.counts()?;
+        let outcome = self.run(frame)?;
+        Ok((outcome, self.moved(&before)?))
+    }
+
+    /// Sends a frame through the program for traffic control. Returns its answer (`TC_ACT_*`), the frame, and under which
+    /// reason it was counted.
+    pub fn run_tc(&self, frame: &[u8]) -> Result<(u32, Vec<u8>, Vec<decap::Reason>)> {
+        let before = self.counts()?;
+        let program = self.ebpf.program(decap::TC_PROGRAM);
+        let program: &SchedClassifier = program.context("no program for tc")?.try_into()?;
+        let mut out = vec![0; frame.len() + 64];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::default()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok((result.return_value, out, self.moved(&before)?))
+    }
+
+    fn counts(&self) -> Result<Vec<u64>> {
+        let map = self.ebpf.map(decap::COUNTS).context("no counts")?;
+        let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
+        let count = |reason: &decap::Reason| -> Result<u64> {
+            Ok(counts.get(&(*reason as u32), 0)?.iter().sum())
+        };
+        decap::Reason::ALL.iter().map(count).collect()
+    }
+
+    fn moved(&self, before: &[u64]) -> Result<Vec<decap::Reason>> {
+        let after = self.counts()?;
+        let each = decap::Reason::ALL.into_iter().zip(after.iter().zip(before));
+        Ok(each
+            .flat_map(|(reason, (after, before))| {
+                std::iter::repeat_n(reason, (after - before) as usize)
+            })
+            .collect())
     }
 }
 
@@ -254,7 +459,10 @@ fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
         1 => XdpAction::Drop,
         2 => XdpAction::Pass,
         3 => XdpAction::Tx,
-        other => bail!("the program answered {other}, which is none of drop, pass and TX"),
+        4 => XdpAction::Redirect,
+        other => {
+            bail!("the program answered {other}, which is none of drop, pass, TX and redirect")
+        }
     };
     Ok(Outcome { action, frame: out })
 }

@@ -61,12 +61,12 @@ pub fn network() -> bool {
     met(&missing_for_network())
 }
 
-/// Whether a test that runs `command`, of the Debian package of that name, can run here.
+/// Whether a test that runs `command`, of this Debian package, can run here.
 ///
 /// # Panics
 /// When it cannot and `CI` is set.
-pub fn command(command: &str) -> bool {
-    let lack = || format!("{command} in PATH (apt-get install {command}, or cargo xtask setup)");
+pub fn command(command: &str, package: &str) -> bool {
+    let lack = || format!("{command} in PATH (apt-get install {package}, or cargo xtask setup)");
     let missing = (!in_path(command)).then(lack);
     met(missing.as_slice())
 }

@@ -61,6 +61,37 @@ impl Scenario {
         self.session.directory()
     }
 
+    /// Gives the balancer a second interface (see [`Topology::add_back_side`]); `lbd` is told of it by
+    /// [`Scenario::configure`].
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn add_back_side(&self) -> Result<()> {
+        self.topology.add_back_side(&self.session)
+    }
+
+    /// Makes the network one of jumbo frames (see [`Topology::grow_to_jumbo_frames`]).
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn grow_to_jumbo_frames(&self) -> Result<()> {
+        self.topology.grow_to_jumbo_frames(&self.session)
+    }
+
+    /// Writes a configuration with these interfaces, all attached as `attach` says.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn configure(&self, interfaces: &[&str], attach: &str) -> Result<()> {
+        let one = format!("  - {{ name: eth0, attach: {attach} }}\n");
+        let all: String = interfaces
+            .iter()
+            .map(|name| one.replace("eth0", name))
+            .collect();
+        let text = self.node.configuration(attach).replace(&one, &all);
+        Ok(fs::write(self.node.config(), text)?)
+    }
+
     /// Starts `lbd`.
     ///
     /// # Errors

@@ -143,6 +143,72 @@ impl Topology {
         Ok(balancer)
     }
 
+    /// Gives the balancer a second interface, `eth1`, 10.5.0.2 and fd00:5::2, and the way to the backends of
+    /// [`Layout::Routed`] by it. That by `eth0` stays, as the worse one.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn add_back_side(&self, session: &Session) -> Result<()> {
+        let balancer = self.balancer.name();
+        self.router.ip(&format!(
+            "link add back mtu {INSIDE} type veth peer name eth1 mtu {INSIDE} netns {balancer}"
+        ))?;
+        self.router.ip("link set back up")?;
+        self.balancer.ip("link set eth1 up")?;
+        HostProgram::pass(&session.pins())?.attach(&self.router, "back")?;
+        let v4 = |host| Ipv4Addr::new(10, 5, 0, host);
+        let v6 = |host| Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, host);
+        address(&self.router, "back", v4(1), v6(1))?;
+        address(&self.balancer, "eth1", v4(2), v6(2))?;
+        self.restore_back_side()
+    }
+
+    /// Adds the way to the backends by `eth1`, which is lost when that goes down.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn restore_back_side(&self) -> Result<()> {
+        self.balancer
+            .ip("address replace fd00:5::2/64 dev eth1 nodad")?;
+        self.balancer.ip("route replace 10.3.0.0/16 via 10.5.0.1")?;
+        self.balancer.ip("route replace fd00:3::/32 via fd00:5::1")
+    }
+
+    /// Makes the network of [`Layout::Routed`] one of jumbo frames: an MTU of 9,000 bytes towards the client, of 9,100 inside,
+    /// where an outer header is added. Backends take packets out of their tunnels in the network stack then.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn grow_to_jumbo_frames(&self, session: &Session) -> Result<()> {
+        const JUMBO_OUTSIDE: u32 = 9_000;
+        const JUMBO_INSIDE: u32 = 9_100;
+        let decapsulator = HostProgram::decapsulator(&session.pins())?;
+        let grow = |namespace: &Namespace, interface: &str, mtu: u32| {
+            namespace.ip(&format!("link set {interface} mtu {mtu}"))
+        };
+        grow(&self.router, "client", JUMBO_OUTSIDE)?;
+        grow(&self.client, "eth0", JUMBO_OUTSIDE)?;
+        grow(&self.balancer, "eth0", JUMBO_INSIDE)?;
+        grow(&self.router, "balancer", JUMBO_INSIDE)?;
+        for (namespace, mtu) in [
+            (&self.client, JUMBO_OUTSIDE),
+            (&self.balancer, JUMBO_INSIDE),
+        ] {
+            widen_default_route(namespace, mtu)?;
+        }
+        for Backend {
+            name, namespace, ..
+        } in &self.backends
+        {
+            namespace.ip("link set eth0 xdpdrv off")?;
+            grow(namespace, "eth0", JUMBO_INSIDE)?;
+            grow(&self.router, name, JUMBO_INSIDE)?;
+            decapsulator.attach_generic(namespace, "eth0")?;
+            widen_default_route(namespace, JUMBO_OUTSIDE)?;
+        }
+        Ok(())
+    }
+
     /// Leaves the network in place when this value is dropped.
     pub fn keep(&mut self) {
         for namespace in [&mut self.client, &mut self.router, &mut self.balancer] {
@@ -296,4 +362,19 @@ fn address(namespace: &Namespace, interface: &str, v4: Ipv4Addr, v6: Ipv6Addr) -
 fn default_route(namespace: &Namespace, v4: &str, v6: &str, mtu: u32) -> Result<()> {
     namespace.ip(&format!("route add default via {v4} mtu {mtu}"))?;
     namespace.ip(&format!("route add default via {v6} mtu {mtu}"))
+}
+
+/// Gives the default routes of both families another MTU.
+fn widen_default_route(namespace: &Namespace, mtu: u32) -> Result<()> {
+    for family in ["-4", "-6"] {
+        let mut show = namespace.command("ip");
+        show.args([family, "route", "show", "default"]);
+        let text = output(&mut show)?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "via");
+        let gateway = words.nth(1).context("no default route")?;
+        namespace.ip(&format!(
+            "{family} route replace default via {gateway} mtu {mtu}"
+        ))?;
+    }
+    Ok(())
 }

@@ -58,9 +58,21 @@ impl HostProgram {
     /// # Errors
     /// When the interface does not take it.
     pub fn attach(&self, namespace: &Namespace, interface: &str) -> Result<()> {
+        self.attach_as("xdpdrv", namespace, interface)
+    }
+
+    /// As [`HostProgram::attach`], but in the network stack, where the MTU does not matter.
+    ///
+    /// # Errors
+    /// When the interface does not take it.
+    pub fn attach_generic(&self, namespace: &Namespace, interface: &str) -> Result<()> {
+        self.attach_as("xdpgeneric", namespace, interface)
+    }
+
+    fn attach_as(&self, mode: &str, namespace: &Namespace, interface: &str) -> Result<()> {
         let mut command = namespace.command("ip");
         command
-            .args(["link", "set", "dev", interface, "xdpdrv", "pinned"])
+            .args(["link", "set", "dev", interface, mode, "pinned"])
             .arg(&self.pin);
         output(&mut command).map(drop)
     }

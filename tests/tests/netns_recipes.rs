@@ -36,7 +36,7 @@ fn document() -> Result<String> {
 
 /// Runs a recipe in a network with four backends.
 fn recipe(heading: &str, test: impl FnOnce(&mut Scenario, &mut Recipe) -> Result<()>) {
-    if !require::network() || !require::command("jq") {
+    if !require::network() || !require::command("jq", "jq") {
         return;
     }
     scenario_of(4, Layout::Routed, "auto", |scenario| {

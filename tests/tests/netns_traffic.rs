@@ -145,6 +145,52 @@ fn ipip_across_and_within_families() {
 }
 
 #[test]
+fn gue_across_and_within_families() {
+    scenario(Layout::Routed, "auto", |scenario| {
+        scenario.start_lbd()?;
+        through_every_tunnel(scenario, "gue")?;
+        let said = scenario
+            .node
+            .lbctl("service add other --address 10.0.0.9 --port 80 --mode gue --gue-port 70000")?;
+        assert_eq!(said.code, 1, "{said:?}");
+        let hint = "gue_port: is out of range (given: 70000); use 1 to 65535";
+        assert!(said.stderr.contains(hint), "{said:?}");
+        Ok(())
+    });
+}
+
+/// The backends take what comes from anywhere; the router does not look at sources.
+#[test]
+fn outer_sources_out_of_a_prefix_arrive() {
+    scenario(Layout::Routed, "auto", |scenario| {
+        let config = scenario.node.config();
+        let named = "outer_source: { ipv4: 172.31.0.0/16, ipv6: 'fd00:1f::/96' }\n";
+        std::fs::write(&config, std::fs::read_to_string(&config)? + named)?;
+        scenario.start_lbd()?;
+        through_every_tunnel(scenario, "ipip")?;
+        through_every_tunnel(scenario, "gue")
+    });
+}
+
+/// All four pairs of families: requests and downloads. The outer family is that of the backends' addresses.
+fn through_every_tunnel(scenario: &Scenario, mode: &str) -> Result<()> {
+    for (vip, client) in [
+        (WEB, IpAddr::from(CLIENT_V4)),
+        (WEB_V6, IpAddr::from(CLIENT_V6)),
+    ] {
+        for outer in [IpAddr::from(VIP_V4), IpAddr::from(VIP_V6)] {
+            add(scenario, "www", vip, mode, |backend| {
+                backend.address_like(outer)
+            })?;
+            all_answered(scenario, vip, client)?;
+            download(scenario, vip, 8 << 20)?;
+            scenario.node.ok("service remove www --now")?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn l2_forwards_both_families_on_one_segment() {
     scenario(Layout::Bridged, "auto", |scenario| {
         scenario.start_lbd()?;

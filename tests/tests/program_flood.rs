@@ -3,6 +3,7 @@
 use anyhow::Result;
 use lb_common::{flow_table::FlowEvent, limits::SLOTS, slot::Slot};
 use lb_tests::{
+    effort,
     fixture::{BACKEND, SERVICE, flow_key, key, slot_number, tunnel, v4},
     packet::{ETHERNET, Packet, Protocol, flag::SYN},
     prog_run::{Balancer, XdpAction},
@@ -13,7 +14,11 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-const SYNS: u32 = 100_000;
+/// How many SYNs a flood has.
+fn syns() -> u32 {
+    effort::of(100_000)
+}
+
 const FLOW_CAPACITY: u32 = 1 << 18;
 
 /// The SYN with this number: every one has another source.
@@ -30,7 +35,7 @@ fn syn(number: u32) -> Packet {
 /// Sends all SYNs through the program. Nothing looks at checksums, so one frame is built and its source changed.
 fn flood(balancer: &Balancer) -> Result<()> {
     let mut frame = syn(0).frame();
-    for number in 0..SYNS {
+    for number in 0..syns() {
         let source = 0x0a00_0000 + number / 1_000;
         frame[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&source.to_be_bytes());
         let port = 1_024 + (number % 1_000) as u16;
@@ -53,12 +58,12 @@ fn steady_slots_forget_a_flood_and_tracked_ones_know_their_own_flows() -> Result
     assert_eq!(balancer.flows()?.len(), 0);
     let counters = balancer.counters()?;
     assert_eq!(counters.flows, [].into());
-    assert_eq!(counters.backends[&BACKEND].0, u64::from(SYNS));
+    assert_eq!(counters.backends[&BACKEND].0, u64::from(syns()));
 
     // One slot is tracked.
     let number = slot_number(&packet);
     balancer.set_slot(SERVICE, number, Slot::tracked(BACKEND))?;
-    let all = (0..SYNS).map(syn);
+    let all = (0..syns()).map(syn);
     let own: BTreeSet<_> = all
         .filter(|syn| slot_number(syn) == number)
         .map(|syn| flow_key(&syn))
@@ -75,10 +80,10 @@ fn steady_slots_forget_a_flood_and_tracked_ones_know_their_own_flows() -> Result
         balancer.set_slot(SERVICE, number, Slot::tracked(BACKEND))?;
     }
     flood(&balancer)?;
-    assert_eq!(balancer.flows()?.len(), SYNS as usize);
+    assert_eq!(balancer.flows()?.len(), syns() as usize);
     let expected = [
         (FlowEvent::Hit, recorded),
-        (FlowEvent::Recorded, SYNS.into()),
+        (FlowEvent::Recorded, syns().into()),
     ];
     assert_eq!(balancer.counters()?.flows, expected.into());
     Ok(())
@@ -96,10 +101,10 @@ fn a_full_table_forgets_and_forwards_on() -> Result<()> {
     flood(&balancer)?;
     assert!((512..=1_024).contains(&balancer.flows()?.len()));
     let counters = balancer.counters()?;
-    assert_eq!(counters.backends[&BACKEND].0, u64::from(SYNS));
+    assert_eq!(counters.backends[&BACKEND].0, u64::from(syns()));
     assert_eq!(
         counters.flows,
-        [(FlowEvent::Recorded, SYNS.into())].into(),
+        [(FlowEvent::Recorded, syns().into())].into(),
         "the kernel makes room for every flow"
     );
     Ok(())

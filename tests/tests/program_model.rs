@@ -1,18 +1,24 @@
-//! The program against a model of a few lines: which backend a flow goes to.
+//! The program against models: which backend a flow goes to, in a few lines; and the one that fuzzing uses, against the
+//! fixtures.
 
 use anyhow::Result;
 use lb_common::{backend::BackendEntry, flow::slot_of};
 use lb_tests::{
-    fixture::{NEXT_HOP, flow_hash, ip, key, tunnel, v4, v6},
+    counters::Counters,
+    effort,
+    fixture::{NEXT_HOP, SERVICE, flow_hash, ip, key, tunnel, v4, v6},
+    fixtures::{self, icmp},
+    model::Model,
     packet::{Packet, Protocol, encapsulated},
-    prog_run::Balancer,
+    prog_run::{Balancer, Outcome},
     require,
+    world::{Slots, World},
 };
 use std::net::{IpAddr, SocketAddr};
 
 /// Backends of the model, from index 1.
 const BACKENDS: u32 = 97;
-const FLOWS: usize = 4_000;
+const FLOWS: u32 = 4_000;
 
 /// Address of the backend with this index.
 fn address(index: u32) -> IpAddr {
@@ -58,7 +64,7 @@ fn every_flow_goes_to_the_owner_of_its_slot() -> Result<()> {
     for (index, packet) in services.iter().enumerate() {
         balancer.add_service(key(packet, 0), index as u32, owner)?;
     }
-    for flow in 0..FLOWS {
+    for flow in 0..effort::of(FLOWS) as usize {
         let mut packet = services[flow % services.len()].clone();
         packet.from = random_source(&mut random, packet.from.is_ipv4());
         packet.to.set_port(random.u16(..));
@@ -70,6 +76,74 @@ fn every_flow_goes_to_the_owner_of_its_slot() -> Result<()> {
             outcome.frame, expected,
             "seed {seed}, flow {flow}: {packet:?} to backend {owner}"
         );
+    }
+    Ok(())
+}
+
+/// The model against the fixtures, which were written without it.
+#[test]
+fn the_model_keeps_to_every_fixture() {
+    for fixture in fixtures::all() {
+        let mut model = Model::new(&fixture.world);
+        for (number, case) in fixture.cases.iter().enumerate() {
+            let expected = model.packet(&case.frame, 1_000);
+            let mut counters = Counters::default();
+            expected.count(case.frame.len(), &mut counters);
+            let outcome = Outcome {
+                action: expected.action,
+                frame: expected.frame,
+            };
+            let difference = fixtures::difference(case, &outcome, &counters);
+            assert_eq!(difference, None, "{}, packet {number}", fixture.name);
+        }
+        if fixture.leaves_no_trace {
+            let differing = [
+                model.differing_flows(&fixture.world.flows),
+                model.differing_fragments(&fixture.world.fragments),
+            ];
+            assert_eq!(differing.concat(), Vec::<String>::new(), "{}", fixture.name);
+        }
+    }
+}
+
+/// Many flows of slots with many owners, exact and any ports: an ICMP error goes where the flow's own packets go.
+#[test]
+fn errors_follow_the_packets_of_their_flows() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut world = World::default();
+    for index in 1..=BACKENDS {
+        let entry = BackendEntry {
+            address: address(index).into(),
+            ..tunnel()
+        };
+        world = world.backend(index, &entry);
+    }
+    for (index, packet) in fixtures::packets().enumerate() {
+        let port = if index % 2 == 0 { 443 } else { 0 };
+        world = world.service(&packet, port, Slots::Spread(BACKENDS));
+    }
+    let balancer = world.install()?;
+    for round in 0..effort::of(500) {
+        for (index, mut packet) in fixtures::packets().enumerate() {
+            packet.from.set_port(random.u16(..));
+            if index % 2 != 0 {
+                packet.to.set_port(random.u16(..));
+            }
+            let (_, counters) = balancer.run_counted(&packet.frame())?;
+            let error = icmp::error(&packet);
+            let (outcome, of_error) = balancer.run_counted(&error.frame())?;
+            let owner = *counters.backends.keys().next().expect("it was forwarded");
+            let expected = encapsulated(&error, ip("10.0.0.2"), address(owner), NEXT_HOP, 0);
+            assert_eq!(outcome.frame, expected, "seed {seed}, round {round}");
+            let service = SERVICE + index as u32;
+            let expected = Counters::of_forwarded(service, owner, error.frame().len());
+            assert_eq!(of_error, expected, "seed {seed}, round {round}");
+        }
     }
     Ok(())
 }

@@ -5,12 +5,15 @@ mod build;
 mod chaos;
 mod command;
 mod demo;
+mod fuzz;
 mod packages;
 mod setup;
 mod stage;
 mod tally;
 mod test;
 mod toolchain;
+mod verifier;
+mod vm;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -37,8 +40,12 @@ enum Task {
     Test(test::Options),
     /// Show a balanced service in a small network of namespaces (as root).
     Demo(demo::Options),
+    /// Run the tests of the eBPF programs and of backends on other kernels, in virtual machines (as root).
+    Vm(vm::Options),
     /// Change and break everything around live connections, and count those that notice (as root).
     Chaos(chaos::Options),
+    /// Send random packets through the program and through a model of it, and compare (as root).
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -54,11 +61,16 @@ fn main() -> ExitCode {
 
 fn run(task: Task, root: &Path) -> Result<ExitCode> {
     match task {
-        Task::Setup => setup::run(root).map(|_| ExitCode::SUCCESS),
+        Task::Setup => setup::run(root).map(|_| {
+            vm::set_up(root);
+            ExitCode::SUCCESS
+        }),
         Task::Build => build::run(root).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(root, &options),
         Task::Demo(options) => demo::run(root, &options),
+        Task::Vm(options) => vm::run(root, &options),
         Task::Chaos(options) => chaos::run(root, &options),
+        Task::Fuzz(options) => fuzz::run(root, &options),
     }
 }
 

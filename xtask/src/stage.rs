@@ -1,8 +1,8 @@
 //! The stages of `cargo xtask test`: what each runs, and what it needs that a machine can lack.
 
-use crate::command;
+use crate::{command, vm};
 use anyhow::{Context, Result};
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 /// A part of the tests, by what it needs and how long it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -15,6 +15,8 @@ pub enum Part {
     Program,
     /// Network namespaces with real traffic (root)
     Netns,
+    /// Other kernels, in virtual machines (root, apt)
+    Vm,
 }
 
 /// What a stage needs that a machine can lack.
@@ -24,6 +26,8 @@ pub enum Need {
     Nothing,
     /// To be root.
     Root,
+    /// What virtual machines need.
+    Guests,
     /// A program that answers to `--version`, and how to get it.
     Program(&'static str, &'static str),
 }
@@ -77,6 +81,7 @@ pub fn all(root: &Path) -> Result<Vec<Stage>> {
         let arguments = format!("test --no-fail-fast --package lb-tests --test {name}");
         stages.push(cargo(root, part, &name, Need::Root, &arguments));
     }
+    stages.push(guests(root)?);
     Ok(stages)
 }
 
@@ -109,8 +114,61 @@ fn unit_file(root: &Path) -> Stage {
     }
 }
 
+/// This program again, for the tests on other kernels.
+fn guests(root: &Path) -> Result<Stage> {
+    let mut command = Command::new(env::current_exe().context("this program has no path")?);
+    command.args(["vm", "all", "--ready"]).current_dir(root);
+    for name in SHORT {
+        command.args(["--test", name]);
+    }
+    Ok(Stage {
+        part: Part::Vm,
+        title: "other kernels".into(),
+        need: Need::Guests,
+        command,
+    })
+}
+
+/// What `cargo xtask test` runs on other kernels. Guests are some thirty times slower than the host: these are what depends on
+/// the kernel most. `cargo xtask vm` runs all.
+const SHORT: [&str; 4] = [
+    "program_budget",
+    "program_decap",
+    "program_forward",
+    "vm_backends",
+];
+
+/// The test files that can run on other kernels: all on single packets, what the data plane asks of a kernel, and `vm_*`,
+/// which need modules that hosts may lack and run there alone.
+pub fn guest_tests(root: &Path) -> Result<Vec<String>> {
+    let names = test_names(root)?.into_iter();
+    let runs = |name: &String| {
+        let wanted = name.starts_with("program_") || name.starts_with("vm_");
+        wanted || name == "dataplane_kernel"
+    };
+    Ok(names.filter(runs).collect())
+}
+
 /// The tests of `lb-tests` that need root: `program_*` on single packets, all others with networks.
 fn test_files(root: &Path) -> Result<Vec<(Part, String)>> {
+    let part = |name: &String| {
+        if name.starts_with("program_") {
+            Part::Program
+        } else {
+            Part::Netns
+        }
+    };
+    let names = test_names(root)?.into_iter();
+    let mut files: Vec<_> = names
+        .filter(|name| !name.starts_with("vm_"))
+        .map(|name| (part(&name), name))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+/// The names of the test files of `lb-tests`.
+fn test_names(root: &Path) -> Result<Vec<String>> {
     let folder = root.join("tests/tests");
     let mut files = vec![];
     for entry in fs::read_dir(&folder).with_context(|| format!("{}", folder.display()))? {
@@ -119,9 +177,7 @@ fn test_files(root: &Path) -> Result<Vec<(Part, String)>> {
         let is_file = path.extension().is_some_and(|extension| extension == "rs");
         if is_file || path.join("main.rs").is_file() {
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            let single = name.starts_with("program_");
-            let part = if single { Part::Program } else { Part::Netns };
-            files.push((part, name.into_owned()));
+            files.push(name.into_owned());
         }
     }
     files.sort();
@@ -137,6 +193,7 @@ impl Need {
                 let hint = "needs root: run `cargo xtask test` as root";
                 (!command::is_root()).then(|| hint.into())
             }
+            Self::Guests => vm::lack(),
             Self::Program(words, hint) => {
                 let mut arguments = words.split(' ').chain(["--version"]);
                 let program = arguments.next().unwrap_or_default();

@@ -15,10 +15,14 @@ pub struct Tally {
 
 impl Tally {
     /// The counts of a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; ...`;
-    /// nothing for any other line.
+    /// nothing for any other line. What a guest prints comes after its kernel in brackets.
     pub fn of_line(line: &str) -> Option<Self> {
-        let (_verdict, counts) = line
-            .trim()
+        let line = line.trim();
+        let of_guest = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.split_once("] "));
+        let (_verdict, counts) = of_guest
+            .map_or(line, |(_kernel, line)| line)
             .strip_prefix("test result: ")?
             .split_once(". ")?;
         let count = |name: &str| {
@@ -84,6 +88,12 @@ mod tests {
                 skipped: 1
             })
         );
+    }
+
+    #[test]
+    fn result_lines_of_guests_are_counted() {
+        let line = "[6.1] test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.01s";
+        assert_eq!(Tally::of_line(line).map(|tally| tally.passed), Some(2));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::{
     build, command, setup,
     stage::{self, Need, Part, Stage},
     tally::Tally,
+    verifier::Work,
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -23,6 +24,9 @@ pub struct Options {
     /// Run only this part (may be given more than once)
     #[arg(long, value_enum, value_name = "PART")]
     only: Vec<Part>,
+    /// Run nothing: list the packet fixtures by name, with what each is
+    #[arg(long, conflicts_with = "only")]
+    list_fixtures: bool,
 }
 
 /// Sets up, builds, runs every stage asked for, prints the sum.
@@ -30,21 +34,31 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let toolchain = setup::run(root)?;
     build::programs(root, &toolchain)?;
+    if options.list_fixtures {
+        let mut cargo = command::cargo(root);
+        cargo.args("run --quiet --package lb-tests --bin fixtures".split(' '));
+        return command::run(&mut cargo).map(|()| ExitCode::SUCCESS);
+    }
     let wanted = |stage: &Stage| options.only.is_empty() || options.only.contains(&stage.part);
 
-    let built = run_stage(stage::build(root));
+    let mut work = Work::default();
+    let built = run_stage(stage::build(root), &mut work);
     let mut sum = built;
     let mut failed = vec![];
     // Tests of what was built earlier would say nothing.
     if built.failed == 0 {
         for stage in stage::all(root)?.into_iter().filter(wanted) {
             let title = stage.title.clone();
-            let tally = run_stage(stage);
+            let tally = run_stage(stage, &mut work);
             sum += tally;
             if tally.failed > 0 {
                 failed.push(title);
             }
         }
+    }
+    println!();
+    for line in work.table() {
+        println!("{line}");
     }
     println!("\nall stages: {:.0} s", start.elapsed().as_secs_f64());
     if !failed.is_empty() {
@@ -55,7 +69,7 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
 }
 
 /// Runs one stage and counts. A check without results of its own counts when it fails.
-fn run_stage(mut stage: Stage) -> Tally {
+fn run_stage(mut stage: Stage, work: &mut Work) -> Tally {
     let line = command::line(&stage.command);
     let first = line.lines().next().unwrap_or_default();
     println!("\n=== {} ({first})", stage.title);
@@ -64,7 +78,7 @@ fn run_stage(mut stage: Stage) -> Tally {
     }
     let start = Instant::now();
     let mut tally = Tally::default();
-    if let Err(error) = stream(&mut stage.command, &mut tally) {
+    if let Err(error) = stream(&mut stage.command, &mut tally, work) {
         println!("FAILED {}: {error:#}", stage.title);
         tally.failed = tally.failed.max(1);
     }
@@ -76,7 +90,7 @@ fn run_stage(mut stage: Stage) -> Tally {
 /// A stage that cannot run here.
 fn without(stage: &Stage, lack: &str) -> Tally {
     let in_ci = env::var_os("CI").is_some_and(|value| !value.is_empty());
-    if in_ci && matches!(stage.need, Need::Root) {
+    if in_ci && matches!(stage.need, Need::Root | Need::Guests) {
         println!("FAILED {}: {lack}", stage.title);
         return Tally::failure();
     }
@@ -85,7 +99,7 @@ fn without(stage: &Stage, lack: &str) -> Tally {
 }
 
 /// Runs a command, passes its output on line by line, and counts the test results in it.
-fn stream(command: &mut Command, tally: &mut Tally) -> Result<()> {
+fn stream(command: &mut Command, tally: &mut Tally, work: &mut Work) -> Result<()> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -95,6 +109,7 @@ fn stream(command: &mut Command, tally: &mut Tally) -> Result<()> {
         let line = line.context("cannot read what it prints")?;
         let line = String::from_utf8_lossy(&line);
         println!("{line}");
+        work.note(&line);
         if let Some(counts) = Tally::of_line(&line) {
             *tally += counts;
         }

@@ -2,23 +2,29 @@
 //!
 //! **Invariant.** A frame is changed only when nothing can fail any more.
 
+mod gue;
 mod ipip;
 mod l2;
+mod outer;
 
-use crate::{backend::Backend, parse::Ip};
-use lb_common::{backend::Mode, header::Mac, verdict::Verdict};
+use crate::{
+    backend::Backend,
+    exit::{self, Exit},
+    parse::Ip,
+};
+use lb_common::{backend::Mode, verdict::Verdict};
 use lb_ebpf::packet::Packet;
 
-/// Makes the frame one for `backend`, ready to leave through the interface it came in on.
+/// Makes the frame one for `backend`, ready to leave by the exit that is returned.
 #[inline(always)]
-pub fn send(packet: &mut Packet, ip: &Ip, hash: u64, backend: &Backend) -> Result<(), Verdict> {
-    if backend.interface != packet.interface() {
-        return Err(Verdict::DropWrongInterface);
-    }
+pub fn send(packet: &mut Packet, ip: &Ip, hash: u64, backend: &Backend) -> Result<Exit, Verdict> {
+    let exit = exit::find(packet.interface(), backend.interface)?;
     match backend.mode {
-        Mode::L2 => l2::rewrite(packet, ip, backend),
-        Mode::Ipip => ipip::encapsulate(packet, ip, hash, backend),
+        Mode::L2 => l2::rewrite(packet, ip, backend, exit)?,
+        Mode::Ipip => ipip::encapsulate(packet, ip, hash, backend, exit)?,
+        Mode::Gue => gue::encapsulate(packet, ip, hash, backend, exit)?,
     }
+    Ok(exit)
 }
 
 /// Refuses what the way to the backend does not take: an IP packet of `length` bytes, outer header included.
@@ -29,15 +35,4 @@ fn check_size(length: usize, backend: &Backend) -> Result<(), Verdict> {
     } else {
         Ok(())
     }
-}
-
-/// The next hop's MAC as it is written to the frame.
-#[inline(always)]
-fn destination(backend: &Backend) -> Mac {
-    let [a, b, c, d, e, f] = backend.next_hop.mac;
-    [
-        u16::from_ne_bytes([a, b]),
-        u16::from_ne_bytes([c, d]),
-        u16::from_ne_bytes([e, f]),
-    ]
 }

@@ -4,10 +4,10 @@
 
 use super::Fragment;
 use lb_common::{
-    header::{ExtensionHeader, PROTOCOL_FRAGMENT, PROTOCOL_ROUTING},
+    header::{ExtensionHeader, FragmentId, PROTOCOL_FRAGMENT, PROTOCOL_ROUTING},
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::packet::{Header, Packet};
 
 /// Most extension headers of a packet that are followed.
 const MAX_HEADERS: usize = 6;
@@ -22,6 +22,8 @@ pub struct Payload {
     pub offset: usize,
     /// Which part of the packet there is.
     pub fragment: Fragment,
+    /// Identification, as it lies in the packet, if it is a fragment.
+    pub fragment_id: u32,
 }
 
 /// What is behind the extension headers, if any, that start at `start` with one of `protocol`; the IP packet ends at
@@ -37,13 +39,21 @@ pub fn payload(
         protocol,
         offset: start,
         fragment: Fragment::Whole,
+        fragment_id: 0,
     };
     for _ in 0..MAX_HEADERS {
         if !ExtensionHeader::is(payload.protocol) {
             return Ok(payload);
         }
         let header: ExtensionHeader = packet.read(payload.offset).ok_or(Verdict::PassTruncated)?;
-        payload.offset += header.bytes(payload.protocol);
+        let is_fragment = payload.protocol == PROTOCOL_FRAGMENT;
+        if is_fragment {
+            let id: FragmentId = packet
+                .read(payload.offset + ExtensionHeader::LENGTH)
+                .ok_or(Verdict::PassTruncated)?;
+            payload.fragment_id = id.0;
+        }
+        payload.offset = forget(payload.offset + header.bytes(payload.protocol));
         if payload.offset > end {
             return Err(Verdict::PassTruncated);
         }
@@ -53,7 +63,6 @@ pub fn payload(
         if payload.protocol == PROTOCOL_ROUTING && header.is_routed_on() {
             return Err(Verdict::PassExtensionHeaders);
         }
-        let is_fragment = payload.protocol == PROTOCOL_FRAGMENT;
         payload.protocol = header.next_header;
         if is_fragment && header.is_later_fragment() {
             payload.fragment = Fragment::Later;
@@ -68,4 +77,29 @@ pub fn payload(
         return Err(Verdict::PassExtensionHeaders);
     }
     Ok(payload)
+}
+
+/// The same offset, of which the verifier knows only that it is below 4,096: whichever way through the headers led to it,
+/// it is one state. Without this, kernels such as 6.1 and 6.12 go through the rest of the program once for each
+/// way: 175,000 instructions in place of 27,000.
+#[inline(always)]
+fn forget(offset: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut offset = offset;
+        // SAFETY: swapping twice restores the lower 16 bits. No offset here reaches 4,096: at most 62 bytes of Ethernet, tags
+        // and IPv6 before the headers, MAX_BYTES of them, and the 2,048 of one that is refused for its length.
+        unsafe {
+            core::arch::asm!(
+                "{0} = be16 {0}",
+                "{0} = be16 {0}",
+                "{0} &= 0xfff",
+                inout(reg) offset,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        offset
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    offset
 }

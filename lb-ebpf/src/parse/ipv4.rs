@@ -43,7 +43,8 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         length,
         l4_offset: offset + header_length,
         dont_fragment: flags & DONT_FRAGMENT != 0,
-        id: header.id,
+        id: header.id ^ (flags & FRAGMENT_OFFSET).to_be(),
+        fragment_id: u32::from(header.id),
         fragment,
     })
 }

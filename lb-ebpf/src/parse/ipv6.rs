@@ -22,8 +22,8 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
     match payload.protocol {
         PROTOCOL_TCP | PROTOCOL_UDP => {}
         PROTOCOL_ICMPV6 if payload.fragment == Fragment::Whole => {}
-        // Only of a later fragment.
-        hidden if ExtensionHeader::is(hidden) => return Err(Verdict::PassFragment),
+        // Only of a later fragment: its first one says what is behind.
+        hidden if ExtensionHeader::is(hidden) => {}
         _ => return Err(Verdict::PassNotTcpUdp),
     }
     // Written as ::ffff:a.b.c.d it would find the service of a.b.c.d; no such address belongs on a wire (RFC 6890).
@@ -41,6 +41,7 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         l4_offset: payload.offset,
         dont_fragment: true,
         id: 0,
+        fragment_id: payload.fragment_id,
         fragment: payload.fragment,
     })
 }

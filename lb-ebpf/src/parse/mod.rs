@@ -40,7 +40,8 @@ pub struct Ip {
     pub source: Address,
     /// Destination address: perhaps a VIP.
     pub destination: Address,
-    /// TCP or UDP, or ICMP of the packet's family; ICMP is never a fragment.
+    /// TCP or UDP, or ICMP of the packet's family, which is never a fragment. Of a later IPv6 fragment perhaps an extension
+    /// header's.
     pub protocol: u8,
     /// DSCP and ECN.
     pub traffic_class: u8,
@@ -50,8 +51,10 @@ pub struct Ip {
     pub l4_offset: usize,
     /// Whether routers must not fragment it.
     pub dont_fragment: bool,
-    /// IPv4 identification, network order; 0 for IPv6.
+    /// Identification for an outer IPv4 header, network order: the packet's own, different for each fragment. 0 for IPv6.
     pub id: u16,
+    /// Identification that the fragments of a datagram share, as it lies in the packet; meaningless in a whole IPv6 packet.
+    pub fragment_id: u32,
     /// Whole or fragment.
     pub fragment: Fragment,
 }

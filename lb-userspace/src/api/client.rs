@@ -3,6 +3,7 @@
 
 use super::{
     handle::{Change, ChangeOptions},
+    path::{ExplainRequest, Explanation, TraceLine, TraceRequest},
     protocol::{
         ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
         Status,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::digest::DigestView;
 use nix::unistd::{Gid, Group};
-use reqwest::{Method, RequestBuilder, Url};
+use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
     error::Error,
@@ -23,6 +24,41 @@ use std::{
 
 /// Longer than `lbd` takes to answer that it has no time.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// For answers that end when their reader does.
+const NO_LIMIT: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// The answer to [`Client::trace`].
+#[derive(Debug)]
+pub struct TraceLines {
+    response: Response,
+    /// Read and not yet handed out: less than a line, but for a moment.
+    read: Vec<u8>,
+    client: Client,
+}
+
+impl TraceLines {
+    /// The next line; none when `lbd` has ended the trace.
+    ///
+    /// # Errors
+    /// When the conversation breaks, or it is not one with an `lbd` of this version.
+    pub async fn next(&mut self) -> Result<Option<TraceLine>, ErrorBody> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                let line = serde_json::from_slice(&line);
+                return line
+                    .map(Some)
+                    .map_err(|error| self.client.not_understood(200, &error));
+            }
+            let more = self.response.chunk().await;
+            match more.map_err(|error| self.client.unreachable(&error))? {
+                Some(bytes) => self.read.extend_from_slice(&bytes),
+                None => return Ok(None),
+            }
+        }
+    }
+}
 
 /// A client of one `lbd`.
 #[derive(Clone, Debug)]
@@ -86,6 +122,30 @@ impl Client {
     /// Revisions that are kept, newest first.
     pub async fn history(&self) -> Result<Vec<RevisionView>, ErrorBody> {
         self.get(&["history"]).await
+    }
+
+    /// What the program would do with a packet.
+    pub async fn explain(&self, packet: &ExplainRequest) -> Result<Explanation, ErrorBody> {
+        self.send(self.with_body(Method::POST, &["explain"], packet)?)
+            .await
+    }
+
+    /// Packets as they come.
+    pub async fn trace(&self, packets: &TraceRequest) -> Result<TraceLines, ErrorBody> {
+        let request = self.request(Method::GET, &["trace"])?.query(packets);
+        let response = request
+            .timeout(NO_LIMIT)
+            .send()
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await);
+        }
+        Ok(TraceLines {
+            response,
+            read: Vec::new(),
+            client: self.clone(),
+        })
     }
 
     /// Makes a change, or asks what it would do.
@@ -167,16 +227,23 @@ impl Client {
             .await
             .map_err(|error| self.unreachable(&error))?;
         let status = response.status();
+        if !status.is_success() {
+            return Err(self.refusal(response).await);
+        }
         let body = response
             .bytes()
             .await
             .map_err(|error| self.unreachable(&error))?;
-        if status.is_success() {
-            serde_json::from_slice(&body)
-                .map_err(|error| self.not_understood(status.as_u16(), &error))
-        } else {
-            let refusal = serde_json::from_slice(&body);
-            Err(refusal.unwrap_or_else(|error| self.not_understood(status.as_u16(), &error)))
+        serde_json::from_slice(&body).map_err(|error| self.not_understood(status.as_u16(), &error))
+    }
+
+    /// What a refusal says.
+    async fn refusal(&self, response: Response) -> ErrorBody {
+        let status = response.status().as_u16();
+        match response.bytes().await {
+            Err(error) => self.unreachable(&error),
+            Ok(body) => serde_json::from_slice(&body)
+                .unwrap_or_else(|error| self.not_understood(status, &error)),
         }
     }
 

@@ -2,11 +2,13 @@
 
 pub use super::options::{ChangeOptions, NoPercent, Percent};
 
+use super::path::{ExplainRequest, Explanation, TraceRequest};
 use super::protocol::{
     ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
     Status,
 };
 use crate::{
+    daemon::Lines,
     digest::DigestView,
     spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
 };
@@ -117,6 +119,20 @@ pub enum Request {
     Drains(Reply<Result<Vec<DrainView>, ErrorBody>>),
     /// Revisions of the desired state that are kept, newest first.
     History(Reply<Result<Vec<RevisionView>, ErrorBody>>),
+    /// What the program would do with a packet.
+    Explain {
+        /// The packet.
+        request: ExplainRequest,
+        /// The answer.
+        reply: Reply<Result<Explanation, ErrorBody>>,
+    },
+    /// Packets as they come.
+    Trace {
+        /// Which of them.
+        request: TraceRequest,
+        /// Where they come from.
+        reply: Reply<Result<Lines, ErrorBody>>,
+    },
     /// Metrics in Prometheus text format.
     Metrics(Reply<String>),
 }

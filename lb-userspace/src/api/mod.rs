@@ -4,6 +4,7 @@
 pub mod client;
 pub mod handle;
 pub mod openapi;
+pub mod path;
 pub mod protocol;
 pub mod server;
 pub mod socket;

@@ -55,10 +55,16 @@ pub struct ServiceView {
     pub protocol: String,
     /// Port; 0 = any.
     pub port: u16,
-    /// `ipip` or `l2`.
+    /// `ipip`, `gue` or `l2`.
     pub mode: String,
+    /// UDP port that the backends take GUE on; absent in other modes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gue_port: Option<u16>,
     /// `open` or `closed`.
     pub when_all_down: String,
+    /// Whether pings to its address are answered on its behalf.
+    #[serde(default)]
+    pub echo: bool,
     /// Established flows that a change does not move: `moved` (those of the slots it moves), `all` or `none`.
     #[serde(default)]
     pub tracking: String,
@@ -292,7 +298,7 @@ pub struct FlowStats {
 pub struct VerdictStats {
     /// Name, such as `drop_no_backend`.
     pub name: String,
-    /// `forward`, `pass` or `drop`.
+    /// `forward`, `pass`, `drop` or `answer`.
     pub action: String,
     /// What it means.
     pub description: String,

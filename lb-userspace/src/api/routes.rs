@@ -8,15 +8,23 @@ use super::{
     },
     handle::{Change, ChangeOptions, Handle, Request},
     openapi,
+    path::{ExplainRequest, Explanation, TraceLine, TraceRequest},
     protocol::{
         ChangeReport, DrainView, ErrorCode, RevisionView, ServiceView, StateView, Stats, Status,
     },
+    server::Patience,
 };
 use crate::{
     digest::DigestView,
     spec::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
 };
-use axum::{Json, extract::State};
+use axum::{
+    Extension, Json,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse as _, Response},
+};
+use futures::stream;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 type Answer<T> = Result<Json<T>, Refusal>;
@@ -34,6 +42,8 @@ pub(super) fn router(base: utoipa::openapi::OpenApi) -> OpenApiRouter<Handle> {
         .routes(routes!(get_digest))
         .routes(routes!(get_drains))
         .routes(routes!(put_drain, delete_drain))
+        .routes(routes!(post_explain))
+        .routes(routes!(get_trace))
         .routes(routes!(get_history))
         .routes(routes!(post_rollback))
         .routes(routes!(get_openapi))
@@ -251,6 +261,42 @@ async fn delete_drain(
     Parameters(parameters): Parameters<DrainParameters>,
 ) -> Answer<ChangeReport> {
     drain(&lbd, backend, parameters, false).await
+}
+
+/// What the program would do with a packet now, and why. Leaves no trace in counters or the flow table.
+#[utoipa::path(post, path = "/v1/explain", tag = "node", request_body = ExplainRequest,
+    responses((status = 200, description = "What becomes of the packet.", body = Explanation)))]
+async fn post_explain(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+    Body(request): Body<ExplainRequest>,
+) -> Answer<Explanation> {
+    let answer = lbd.ask(|reply| Request::Explain { request, reply }).await;
+    answer.flatten().map(Json).map_err(Refusal)
+}
+
+/// Packets as they come, for as long as the connection lasts: a line of JSON each, and one a second that says how it
+/// goes. One trace at a time; meanwhile a slower program is attached.
+#[utoipa::path(get, path = "/v1/trace", tag = "node", params(TraceRequest),
+    responses((status = 200, description = "Lines of JSON.", body = TraceLine, content_type = "application/x-ndjson")))]
+async fn get_trace(
+    State(lbd): State<Handle>,
+    Extension(patience): Extension<Patience>,
+    Parameters(request): Parameters<TraceRequest>,
+) -> Result<Response, Refusal> {
+    let lines = lbd
+        .ask(|reply| Request::Trace { request, reply })
+        .await
+        .flatten()
+        .map_err(Refusal)?;
+    patience.never_ends();
+    let body = stream::unfold(lines, |mut lines| async {
+        let line = lines.recv().await?;
+        let text = serde_json::to_string(&line).map(|text| text + "\n");
+        Some((text, lines))
+    });
+    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, axum::body::Body::from_stream(body)).into_response())
 }
 
 /// Revisions of the desired state that are kept, newest first.

@@ -3,7 +3,7 @@
 
 use super::{extract::Refusal, handle::Handle, protocol::ErrorCode, routes};
 use axum::{
-    Router,
+    Extension, Router,
     extract::{DefaultBodyLimit, Request, State},
     http::{Method, Uri},
     middleware::{self, Next},
@@ -14,7 +14,16 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{future::Future, io, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -141,18 +150,36 @@ pub(crate) async fn serve_router(
     .await;
 }
 
+/// Lifts the time limit of a connection whose answer has no end of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Patience(Arc<AtomicBool>);
+
+impl Patience {
+    /// The connection may last as long as its client does.
+    pub(super) fn never_ends(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Router,
     limits: Limits,
 ) {
+    let patience = Patience::default();
+    let router = router.layer(Extension(patience.clone()));
     let connection = http1::Builder::new()
         .keep_alive(false)
         .half_close(true)
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    match timeout(limits.connection, connection).await {
+    let mut connection = pin!(connection);
+    let result = match timeout(limits.connection, &mut connection).await {
+        Err(_) if patience.0.load(Ordering::Relaxed) => Ok(connection.await),
+        result => result,
+    };
+    match result {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a connection broke"),
         Err(_) => tracing::debug!("a connection ran out of time"),

@@ -6,10 +6,12 @@ use crate::{
         handle::{ChangeOptions, Percent},
         socket::DEFAULT_SOCKET,
     },
+    kit::Prefix,
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{path::PathBuf, time::Duration};
+use lb_common::gue::DEFAULT_PORT;
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// Where help shows what every command takes: after its own options.
 const HEADING: &str = "Options of every command";
@@ -121,6 +123,28 @@ on both.")]
         #[arg(long, value_name = "FILE")]
         compare: Option<PathBuf>,
     },
+    /// Show what the running program would do with a packet, stage by stage, and why
+    #[command(after_help = "\
+Examples:
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443
+  lbctl explain tcp 198.51.100.9:40000 192.0.2.1:443 --flags ack --size 1500
+  lbctl explain udp [2001:db8::9]:5353 [2001:db8::1]:53 --interface eth0
+  lbctl explain icmp 198.51.100.9 192.0.2.1
+  lbctl explain --pcap strange.pcapng --packets 3
+
+It leaves no trace in counters or the flow table.")]
+    Explain(Box<Explain>),
+    /// Show packets as they come, with what becomes of each and why
+    #[command(after_help = "\
+Examples:
+  lbctl trace --count 20
+  lbctl trace --service www --source 198.51.100.0/24
+  lbctl trace --reason drops --pcap drops.pcapng
+  lbctl trace --reason drop_no_backend,pass_no_service --sample 1/100
+
+While it runs, a slower program is attached in place of the usual one; end it with Ctrl-C. A capture
+has two interfaces: `in` for packets as they came, `out` for them as they left.")]
+    Trace(Box<Trace>),
     /// List the newest revisions of the services and backends
     #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
     History,
@@ -138,6 +162,12 @@ What it brings back is a new revision, so that a rollback can be rolled back.")]
         #[command(flatten)]
         removal: Removal,
     },
+    /// Make a host a backend: print what it needs, check it, decapsulate on it
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl backend-kit setup --service www --backend web-1\n  lbctl backend-kit status"
+    )]
+    BackendKit(KitCommand),
     /// Write a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -150,6 +180,81 @@ Examples:
     /// Write the OpenAPI document of lbd's API
     #[command(hide = true, after_help = "Examples:\n  lbctl openapi > guideway.json")]
     Openapi,
+}
+
+/// A packet to explain, or a capture of some.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Protocol: tcp, udp, or icmp for an echo request
+    #[arg(
+        value_name = "PROTOCOL",
+        required_unless_present = "pcap",
+        conflicts_with = "pcap"
+    )]
+    pub protocol: Option<String>,
+    /// Address and port of the sender, such as 198.51.100.9:40000; for icmp the address alone
+    #[arg(value_name = "SOURCE", required_unless_present = "pcap")]
+    pub source: Option<String>,
+    /// Address and port that it is sent to
+    #[arg(value_name = "DESTINATION", required_unless_present = "pcap")]
+    pub destination: Option<String>,
+    /// TCP flags, such as ack or fin,ack [default: syn]
+    #[arg(long, value_name = "FLAGS", conflicts_with = "pcap")]
+    pub flags: Option<String>,
+    /// Bytes of the IP packet [default: as small as can be]
+    #[arg(long, value_name = "BYTES", conflicts_with = "pcap")]
+    pub size: Option<u16>,
+    /// Interface that it comes in on [default: the first that is attached]
+    #[arg(long, value_name = "INTERFACE")]
+    pub interface: Option<String>,
+    /// Explain the packets of a pcap or pcapng file
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// How many of them at most, from the first on
+    #[arg(long, value_name = "COUNT", default_value_t = 10, requires = "pcap")]
+    pub packets: usize,
+}
+
+/// Which packets are traced.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Only packets of this service
+    #[arg(long, short, value_name = "SERVICE")]
+    pub service: Option<String>,
+    /// Only packets of senders in this prefix
+    #[arg(long, value_name = "PREFIX")]
+    pub source: Option<String>,
+    /// Only packets with these verdicts: names from `lbctl stats --all`, drops, passes, all [default: all]
+    #[arg(long, value_name = "VERDICTS")]
+    pub reason: Option<String>,
+    /// Only one packet in so many, such as 1/100 [default: 1/1]
+    #[arg(long, value_name = "SHARE")]
+    pub sample: Option<Sample>,
+    /// Packets a second on each CPU at most [default: 1000]
+    #[arg(long, value_name = "COUNT")]
+    pub limit: Option<u32>,
+    /// End after so many packets
+    #[arg(long, value_name = "COUNT")]
+    pub count: Option<u64>,
+    /// Write them to a pcapng file, too
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+}
+
+/// One in so many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample(pub u32);
+
+impl FromStr for Sample {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = text.strip_prefix("1/").unwrap_or(text);
+        number
+            .parse()
+            .map(Self)
+            .map_err(|_| "not a share; give one like 1/100".into())
+    }
 }
 
 /// Commands on services.
@@ -199,12 +304,18 @@ pub struct ServiceAdd {
     /// Transport protocol
     #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
     pub protocol: String,
-    /// How packets reach the backends: encapsulated, or with the destination MAC rewritten
-    #[arg(long, default_value = "ipip", value_parser = ["ipip", "l2"])]
+    /// How packets reach the backends: encapsulated in IP or in UDP, or with the destination MAC rewritten
+    #[arg(long, default_value = "ipip", value_parser = ["ipip", "gue", "l2"])]
     pub mode: String,
+    /// UDP port that the backends take GUE on [default: 6080]
+    #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
+    pub gue_port: Option<i64>,
     /// When all backends are down: send to all (open), or drop (closed)
     #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
+    /// Answer pings to the service's address
+    #[arg(long)]
+    pub echo: bool,
     /// How the backends are probed [default: tcp for TCP services with a port]
     #[arg(long, value_name = "TYPE", value_parser = ["tcp", "none"])]
     pub health: Option<String>,
@@ -392,6 +503,128 @@ Examples:
     },
 }
 
+/// Commands of the backend kit.
+#[derive(Debug, Subcommand)]
+pub enum KitCommand {
+    /// Print the commands that make a plain Linux host a backend (asks lbd)
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit setup --service www --backend web-1
+  lbctl backend-kit setup --service www --backend web-1 | ssh web-1 sudo sh")]
+    Setup {
+        /// The service
+        #[arg(long, short, value_name = "SERVICE")]
+        service: String,
+        /// The backend [default: all of the service]
+        #[arg(long, value_name = "NAME")]
+        backend: Option<String>,
+    },
+    /// Say what keeps this host from being a backend, and what mends it
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit check --vip 192.0.2.1 --mode ipip --address 198.51.100.11
+  lbctl backend-kit check --vip 192.0.2.1 --mode gue --address 198.51.100.11 --port 80
+
+The exit status is 1 if something is wrong.")]
+    Check(Check),
+    /// Decapsulate IP in IP and GUE on interfaces of this host, for hosts without tunnel modules
+    #[command(after_help = "\
+Examples:
+  lbctl backend-kit attach --interface eth0
+  lbctl backend-kit attach --interface eth0 --vip 192.0.2.1 --from 203.0.113.0/24
+  lbctl backend-kit attach --interface eth0 --mode tc
+
+It takes the place of what was attached before, stays when lbctl has ended, and is gone after a
+restart of the host. Everything that is not a balancer's is left as it is.")]
+    Attach(Attach),
+    /// Stop decapsulating
+    #[command(after_help = "Examples:\n  lbctl backend-kit detach")]
+    Detach {
+        #[command(flatten)]
+        pins: Pins,
+    },
+    /// Show what is attached and what became of the packets
+    #[command(
+        after_help = "Examples:\n  lbctl backend-kit status\n  lbctl backend-kit status --output json"
+    )]
+    Status {
+        #[command(flatten)]
+        pins: Pins,
+    },
+}
+
+/// Where the backend kit keeps what it attaches.
+#[derive(Debug, Args)]
+pub struct Pins {
+    /// Directory of its pins, on a BPF file system
+    #[arg(
+        long,
+        value_name = "PATH",
+        default_value = "/sys/fs/bpf/guideway-backend"
+    )]
+    pub pin_directory: PathBuf,
+}
+
+/// What a backend is checked for.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The service's address
+    #[arg(long, value_name = "ADDRESS")]
+    pub vip: IpAddr,
+    /// The service's mode
+    #[arg(long, value_parser = ["ipip", "gue", "l2"])]
+    pub mode: String,
+    /// This backend's address, as the service has it
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: IpAddr,
+    /// The service's port: whether something listens there
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The service's protocol
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub protocol: String,
+    /// UDP port of GUE
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub gue_port: u16,
+    #[command(flatten)]
+    pub pins: Pins,
+}
+
+/// What is attached where.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Where packets of the balancer come in (may be given more than once)
+    #[arg(long, required = true, value_name = "INTERFACE")]
+    pub interface: Vec<String>,
+    /// Only packets for this service's address (may be given more than once)
+    #[arg(long, value_name = "ADDRESS")]
+    pub vip: Vec<IpAddr>,
+    /// Only from these balancers (may be given more than once)
+    #[arg(long, value_name = "PREFIX")]
+    pub from: Vec<Prefix>,
+    /// Tunnels' end [default: the addresses that this host has now, those of lo and VIPs apart]
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Vec<IpAddr>,
+    /// How: XDP in the driver or else generic (xdp), either of them alone, or traffic control
+    #[arg(long, value_enum, default_value_t = AttachBy::Xdp)]
+    pub mode: AttachBy,
+    /// UDP port of GUE
+    #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
+    pub gue_port: u16,
+    #[command(flatten)]
+    pub pins: Pins,
+}
+
+// No doc comments on the variants: see Output.
+/// How the decapsulator is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachBy {
+    Xdp,
+    Native,
+    Generic,
+    Tc,
+}
+
 /// A backend that exists.
 #[derive(Debug, Args)]
 pub struct BackendName {
@@ -431,6 +664,7 @@ impl From<ServiceAdd> for ServiceSpec {
             protocol: add.protocol,
             port: add.port,
             mode: add.mode,
+            gue_port: add.gue_port,
             when_all_down: add.when_all_down,
             health: Some(health).filter(|health| *health != HealthSpec::default()),
             tracking: add.tracking,
@@ -438,6 +672,7 @@ impl From<ServiceAdd> for ServiceSpec {
             drain_timeout: add.drain_timeout,
             udp_settle: add.udp_settle,
             slow_start: add.slow_start,
+            echo: add.echo,
             backends: Vec::<BackendSpec>::new(),
         }
     }

@@ -2,9 +2,9 @@
 
 use super::{
     args::{BackendCommand, BackendName, Cli, Command, Output, ServiceCommand},
-    drain, file, print,
+    drain, explain, file, kit, print,
     report::{self, Failure},
-    tables,
+    tables, trace,
 };
 use crate::{
     api::{
@@ -39,6 +39,8 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
             tables::drains(drains)
         })),
         Command::Digest { compare } => digest(compare.as_deref(), &client, output).await,
+        Command::Trace(arguments) => trace::run(*arguments, &client, output).await,
+        Command::Explain(arguments) => explain::run(*arguments, &client, output).await,
         Command::History => Ok(say(output, &client.history().await?, |revisions| {
             tables::history(revisions)
         })),
@@ -53,6 +55,7 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
                 Output::Json => Ok(report::json(&state)),
             }
         }
+        Command::BackendKit(command) => kit::run(command, &client, output).await,
         Command::Completions { shell } => Ok(completions(shell)),
         Command::Openapi => Ok(report::json(&openapi::document())),
     }
@@ -272,7 +275,11 @@ async fn change(
     ))
 }
 
-fn say<T: Serialize>(output: Output, answer: &T, text: impl FnOnce(&T) -> String) -> String {
+pub(super) fn say<T: Serialize>(
+    output: Output,
+    answer: &T,
+    text: impl FnOnce(&T) -> String,
+) -> String {
     match output {
         Output::Table => text(answer),
         Output::Json => report::json(answer),

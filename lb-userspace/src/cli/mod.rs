@@ -1,14 +1,17 @@
-//! The command line `lbctl`: a client of the API and nothing more. `args` is what a person may type, `commands`
-//! asks `lbd`, `drain` waits, `tables` and `report` say the answer in text; with `--output json` it is the API's answer as it is.
+//! The command line `lbctl`: a client of the API, and on backends the backend kit. `args` is what a person may type, `commands`
+//! asks `lbd`, `drain` waits, `kit` is for a backend's host, `tables` and `report` say the answer in text; with `--output json` it is the API's answer as it is.
 //!
 //! Exit codes: 0 done, 1 refused or failed, 2 wrong usage.
 
 mod args;
 mod commands;
 mod drain;
+mod explain;
 mod file;
+mod kit;
 mod report;
 mod tables;
+mod trace;
 
 use args::{Cli, Output};
 use clap::Parser;

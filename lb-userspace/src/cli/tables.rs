@@ -136,9 +136,13 @@ pub(super) fn service(service: &ServiceView) -> String {
     facts.add_row(["protocol", &service.protocol]);
     facts.add_row(["port", &port(service.port)]);
     facts.add_row(["mode", &service.mode]);
+    if let Some(port) = service.gue_port {
+        facts.add_row(["gue port", &port.to_string()]);
+    }
     facts.add_row(["when all down", &service.when_all_down]);
     // An lbd that is older than these does not tell them.
     if !service.tracking.is_empty() {
+        facts.add_row(["echo", if service.echo { "on" } else { "off" }]);
         let time = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
         facts.add_row(["tracking", &service.tracking]);
         facts.add_row(["on down", &service.on_down]);

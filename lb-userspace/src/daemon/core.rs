@@ -15,6 +15,7 @@ use crate::{
     },
     metrics::Metrics,
     neighbour::NextHopUpdate,
+    outer_source::OuterSource,
     plan::{
         Facts,
         apply::apply,
@@ -190,6 +191,16 @@ impl<P: DataPlane> Core<P> {
             }
         }
         Ok(())
+    }
+
+    /// What is attached where.
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
+    }
+
+    /// Takes the source address of outer headers, for all that is written from now on.
+    pub const fn set_outer_source(&mut self, outer_source: OuterSource) {
+        self.facts.outer_source = outer_source;
     }
 
     /// Takes the time, CLOCK_MONOTONIC.

@@ -221,7 +221,7 @@ fn assume_well(state: &State, facts: &Facts) -> Facts {
         interface_name: String::new(),
         gateway: None,
         source: IpAddr::from([0, 0, 0, 0]),
-        mtu: 0,
+        mtu: u16::MAX,
     };
     for service in state.services.values() {
         for backend in service.backends.values() {

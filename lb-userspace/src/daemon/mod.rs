@@ -7,12 +7,19 @@ mod change;
 pub mod core;
 mod digest;
 mod drains;
+mod explain;
+mod filter;
 mod impact;
+mod look;
+mod names;
 mod run;
 pub mod start;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod views;
+
+pub use trace::Lines;
 
 use crate::{
     health::checker::TargetId,

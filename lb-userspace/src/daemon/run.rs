@@ -4,7 +4,13 @@
 //! keep flowing. Until every backend has a first verdict (or 5 s have passed) the data plane is left as the last
 //! daemon left it, so that a restart moves no slot.
 
-use super::{change::revisions, core::Core, start::read_config};
+use super::{
+    change::revisions,
+    core::Core,
+    look::{Loaded, Looking},
+    start::read_config,
+    trace::POLL,
+};
 use crate::{
     api::{
         handle::Request,
@@ -46,6 +52,8 @@ pub(super) struct Daemon {
     pub(super) settling: Option<tokio::time::Instant>,
     /// Whether the program is to be attached once there is something to attach it with.
     pub(super) fresh: bool,
+    /// What looks on.
+    pub(super) looking: Looking,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
 }
@@ -55,6 +63,7 @@ pub(super) struct Events {
     pub(super) requests: mpsc::Receiver<Request>,
     pub(super) health: mpsc::Receiver<HealthReport>,
     pub(super) next_hops: mpsc::Receiver<NextHopUpdate>,
+    pub(super) loaded: mpsc::Receiver<Loaded>,
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
     pub(super) reload: Signal,
@@ -65,6 +74,8 @@ impl Daemon {
     pub(super) async fn serve(&mut self, events: &mut Events) {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         if !self.fresh {
             // The maps are in use already: the new program can take over at once.
             let attachments = self.core.plane.activate();
@@ -86,13 +97,16 @@ impl Daemon {
                     self.core.advance(monotonic());
                     self.answer(request);
                 }
+                Some(loaded) = events.loaded.recv() => self.on_loaded(loaded),
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
+                _ = poll.tick(), if self.looking.session.is_some() => self.on_trace_tick(),
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     due |= self.settle("not every backend answered in time");
                 }
             }
+            due |= std::mem::take(&mut self.looking.due);
             // What came together is reconciled together.
             while let Ok(report) = events.health.try_recv() {
                 due |= self.core.on_health(report, monotonic());
@@ -174,7 +188,7 @@ impl Daemon {
 
     /// Takes what is attached where; whether a reconcile is due. When that could not be read, what was known stays in
     /// force: an interface that cannot be seen for a moment still forwards.
-    fn take_attachments(&mut self, found: Result<Vec<Attachment>>) -> bool {
+    pub(super) fn take_attachments(&mut self, found: Result<Vec<Attachment>>) -> bool {
         match found {
             Ok(attachments) => {
                 self.blind = false;
@@ -242,6 +256,8 @@ impl Daemon {
             Request::Metrics(reply) => {
                 drop(reply.send(self.core.metrics_text(self.started.elapsed())))
             }
+            Request::Trace { request, reply } => self.on_trace(&request, reply),
+            Request::Explain { request, reply } => self.on_explain(request, reply),
             Request::Change {
                 change,
                 options,

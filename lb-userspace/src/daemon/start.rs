@@ -4,6 +4,7 @@
 
 use super::{
     core::Core,
+    look::Looking,
     run::{Daemon, Events, SETTLE},
 };
 use crate::{
@@ -59,7 +60,8 @@ pub async fn run(config_path: &Path) -> Result<()> {
         services: config.max_services,
         backends: config.max_backends,
     };
-    let core = Core::new(plane, running, store, limits, monotonic())?;
+    let mut core = Core::new(plane, running, store, limits, monotonic())?;
+    core.set_outer_source(config.outer_source);
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());
@@ -74,6 +76,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
     }
     let (health_sender, health) = mpsc::channel(QUEUE);
     let (hop_sender, next_hops) = mpsc::channel(QUEUE);
+    let (loaded_sender, loaded) = mpsc::channel(QUEUE);
     let mut daemon = Daemon {
         core,
         config_path: config_path.to_path_buf(),
@@ -83,6 +86,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         started: Instant::now(),
         settling: Some(tokio::time::Instant::now() + SETTLE),
         fresh: !is_filled(&adoption),
+        looking: Looking::new(loaded_sender),
         blind: false,
         config,
     };
@@ -90,6 +94,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         requests,
         health,
         next_hops,
+        loaded,
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         reload: signal(SignalKind::hangup())?,
@@ -100,6 +105,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         "lbd started"
     );
     daemon.serve(&mut events).await;
+    daemon.end_trace();
     drop(stop);
     // The API answers what it has accepted; a second is enough for that.
     let _ = tokio::time::timeout(Duration::from_secs(1), api).await;

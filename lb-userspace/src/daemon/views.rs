@@ -143,7 +143,9 @@ impl<P: DataPlane> Core<P> {
             protocol: service.protocol.as_str().into(),
             port: service.port,
             mode: mode_name(service.mode).into(),
+            gue_port: service.gue_port,
             when_all_down: service.when_all_down.as_str().into(),
+            echo: service.echo,
             tracking: service.flows.tracking.as_str().into(),
             on_down: service.flows.on_down.as_str().into(),
             drain_timeout_ms: service.flows.drain_timeout.as_millis() as u64,
@@ -167,7 +169,12 @@ impl<P: DataPlane> Core<P> {
         slots.copied().unwrap_or(0)
     }
 
-    fn backend(&self, service: &Service, backend: &Backend, selection: &Selection) -> BackendView {
+    pub(super) fn backend(
+        &self,
+        service: &Service,
+        backend: &Backend,
+        selection: &Selection,
+    ) -> BackendView {
         let id = target_id(service, backend);
         let memory = self.probes.get(&id).cloned().unwrap_or_default();
         let health = match (&service.health, self.facts.health.get(&id)) {
@@ -326,10 +333,11 @@ fn health_view(check: &HealthCheck) -> HealthView {
     }
 }
 
-const fn action(action: Action) -> &'static str {
+pub(super) const fn action(action: Action) -> &'static str {
     match action {
         Action::Forward => "forward",
         Action::Pass => "pass",
         Action::Drop => "drop",
+        Action::Answer => "answer",
     }
 }

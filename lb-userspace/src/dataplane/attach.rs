@@ -5,6 +5,7 @@
 //! the kernel cannot do in place, leaves the interface without a program for a moment.
 
 use super::{
+    exits,
     interfaces::{self, Interface, XdpMode},
     pins::PinDirectory,
     port::{Port, refusal},
@@ -58,6 +59,8 @@ pub struct Attachment {
 pub(super) struct Attacher {
     program: OwnedFd,
     program_id: u32,
+    /// The program that takes its place for a while, and its id.
+    stand_in: Option<(OwnedFd, u32)>,
     ports: Vec<Port>,
 }
 
@@ -67,8 +70,14 @@ impl Attacher {
         Ok(Self {
             program: program.fd()?.as_fd().try_clone_to_owned()?,
             program_id: program.info()?.id(),
+            stand_in: None,
             ports: interfaces.into_iter().map(Port::new).collect(),
         })
+    }
+
+    /// Attaches another program in place of its own from the next [`Attacher::activate`] on, or its own again.
+    pub(super) fn stand_in(&mut self, program: Option<(OwnedFd, u32)>) {
+        self.stand_in = program;
     }
 
     /// Configures other interfaces. What is known of those that stay as they were is kept.
@@ -87,13 +96,14 @@ impl Attacher {
         let Self {
             program,
             program_id,
+            stand_in,
             ports,
         } = self;
-        let program = Program {
-            fd: program,
-            id: *program_id,
-            pins,
+        let (fd, id) = match stand_in {
+            Some((fd, id)) => (&*fd, *id),
+            None => (&*program, *program_id),
         };
+        let program = Program { fd, id, pins };
         for port in ports.iter_mut() {
             let named = |interface: &&Interface| interface.name == port.setting.name;
             port.bring_up(&program, present.iter().find(named));
@@ -101,12 +111,43 @@ impl Attacher {
         remove_others(pins, ports, &present)
     }
 
-    /// What is on the configured interfaces now. An error says nothing of them, least of all that they are gone.
-    pub(super) fn attachments(&self, pins: &PinDirectory) -> Result<Vec<Attachment>> {
+    /// What is on the configured interfaces now, and which of them packets can be redirected to. An error says nothing of
+    /// them, least of all that they are gone.
+    pub(super) fn look(&self, pins: &PinDirectory) -> Result<(Vec<Attachment>, exits::Wanted)> {
         let present = interfaces::list()?;
         let report = |port: &Port| port.report(pins, &present);
-        Ok(self.ports.iter().map(report).collect())
+        let mut attachments: Vec<_> = self.ports.iter().map(report).collect();
+        let exits = exits(&mut attachments, &present);
+        Ok((attachments, exits))
     }
+}
+
+/// The interfaces that packets can be redirected to. A driver takes frames from another if it has native XDP itself; to
+/// one in generic mode they can come from generic mode only, and beside a native interface that is said in its note.
+fn exits(attachments: &mut [Attachment], present: &[Interface]) -> exits::Wanted {
+    let native = |attachment: &Attachment| attachment.mode == Some(XdpMode::Native);
+    let any_native = attachments.iter().any(native);
+    let mut exits = exits::Wanted::new();
+    for attachment in attachments {
+        let interface = present
+            .iter()
+            .find(|interface| interface.index == attachment.index);
+        let (Some(_), Some(mac)) = (attachment.mode, interface.and_then(|found| found.mac)) else {
+            continue;
+        };
+        if native(attachment) || !any_native {
+            exits.insert(attachment.index, mac);
+            continue;
+        }
+        if !attachment.note.is_empty() {
+            attachment.note.push_str("; ");
+        }
+        attachment.note.push_str(
+            "in generic mode beside native interfaces: what comes in on another interface for a backend behind this one \
+             is dropped (drop_wrong_interface); attach all interfaces in the same mode",
+        );
+    }
+    exits
 }
 
 /// Takes the program off interfaces that are not configured, and removes links whose interface is gone.
@@ -174,5 +215,55 @@ impl Program<'_> {
             "XDP program replaced"
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use XdpMode::{Generic, Native};
+
+    #[test]
+    fn packets_are_redirected_to_interfaces_that_take_them() {
+        // Modes of three interfaces, the last of which has no MAC; which are exits, which have a note.
+        type Case = ([Option<XdpMode>; 3], &'static [u32], &'static [u32]);
+        let cases: [Case; 5] = [
+            ([Some(Native), Some(Native), Some(Native)], &[1, 2], &[]),
+            ([Some(Generic), Some(Generic), Some(Generic)], &[1, 2], &[]),
+            ([Some(Native), Some(Generic), None], &[1], &[2]),
+            ([Some(Generic), None, Some(Native)], &[], &[1]),
+            ([None, None, None], &[], &[]),
+        ];
+        for (modes, expected, noted) in cases {
+            let mut attachments: Vec<Attachment> = (1..)
+                .zip(modes)
+                .map(|(index, mode)| Attachment {
+                    name: format!("eth{index}"),
+                    index,
+                    mode,
+                    program_id: 5,
+                    note: String::new(),
+                })
+                .collect();
+            let present: Vec<Interface> = (1..=3)
+                .map(|index| Interface {
+                    name: format!("eth{index}"),
+                    index,
+                    mtu: 1_500,
+                    mac: (index < 3).then_some([2, 0, 0, 0, 0, index as u8]),
+                    xdp: None,
+                })
+                .collect();
+            let exits = exits(&mut attachments, &present);
+            assert!(exits.keys().eq(expected), "{modes:?}: {exits:?}");
+            assert!(exits.iter().all(|(index, mac)| mac[5] == *index as u8));
+            let with_note = attachments
+                .iter()
+                .filter(|attachment| !attachment.note.is_empty());
+            assert!(
+                with_note.map(|attachment| &attachment.index).eq(noted),
+                "{modes:?}"
+            );
+        }
     }
 }

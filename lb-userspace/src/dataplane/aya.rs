@@ -11,8 +11,9 @@ use super::{
     carry::{Carried, OldFlows, OldMaps},
     clock,
     drop_log::DropLog,
-    interfaces,
+    exits, interfaces,
     loader::{self, Maps},
+    looking::{Loader, Tracer},
     object::BALANCER,
     pins::{Generation, PinDirectory},
     shape::{Sizes, Wanted},
@@ -67,6 +68,7 @@ impl Settings {
 
 /// The program in the kernel, its maps, and the interfaces it is attached to.
 pub struct AyaDataPlane {
+    settings: Settings,
     pins: PinDirectory,
     generation: Generation,
     attacher: Attacher,
@@ -74,6 +76,8 @@ pub struct AyaDataPlane {
     drop_log: DropLog,
     /// The flow table of maps that were carried over, as long as their program may still write to it.
     old_flows: Option<OldFlows>,
+    /// Whether the program has been told where packets can be redirected to.
+    knows_exits: bool,
 }
 
 /// Loads the program, with the attached program's maps if they fit. If not, it makes new ones and copies into them what
@@ -116,12 +120,14 @@ pub fn open(settings: &Settings) -> Result<(AyaDataPlane, Adoption)> {
         Found::Fitting(_) => (reused(&maps)?, None),
     };
     let data_plane = AyaDataPlane {
+        settings: settings.clone(),
         pins,
         generation,
         attacher,
         maps,
         drop_log,
         old_flows,
+        knows_exits: false,
     };
     Ok((data_plane, adoption))
 }
@@ -206,8 +212,12 @@ impl AyaDataPlane {
     /// # Errors
     /// When the kernel does not say which interfaces there are: nothing new is known of any.
     pub fn activate(&mut self) -> Result<Vec<Attachment>> {
-        // Before the new program takes over, so that it knows nearly all flows from its first packet on.
+        // Before the new program takes over, so that it knows nearly all flows from its first packet on, and its exits.
         self.copy_flows();
+        if !std::mem::replace(&mut self.knows_exits, true) {
+            let (_, exits) = self.attacher.look(&self.pins)?;
+            self.set_exits(&exits);
+        }
         let result = self
             .attacher
             .activate(&self.pins)
@@ -217,11 +227,45 @@ impl AyaDataPlane {
         if matches!(self.pins.generations().as_deref(), Ok([_])) {
             self.old_flows = None;
         }
-        let attachments = self.attachments()?;
+        let (attachments, exits) = self.attacher.look(&self.pins)?;
+        self.set_exits(&exits);
         if let Err(error) = result {
             tracing::warn!("attaching is incomplete and will be tried again: {error:#}");
         }
         Ok(attachments)
+    }
+
+    /// What loads the program once more, to look on.
+    pub fn loader(&self) -> Loader {
+        Loader {
+            settings: self.settings.clone(),
+            generation: self.generation.clone(),
+        }
+    }
+
+    /// Puts a program that traces in the place of the attached one, on every interface, each at once.
+    ///
+    /// # Errors
+    /// When the kernel does not hand out the program, or does not say which interfaces there are.
+    pub fn trace(&mut self, tracer: &mut Tracer) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(Some(tracer.program()?));
+        self.activate()
+    }
+
+    /// Puts the program that only forwards back in its place.
+    ///
+    /// # Errors
+    /// As [`AyaDataPlane::activate`].
+    pub fn end_trace(&mut self) -> Result<Vec<Attachment>> {
+        self.attacher.stand_in(None);
+        self.activate()
+    }
+
+    /// Tells the program where packets can be redirected to; what could not be written is tried again in the next tick.
+    fn set_exits(&mut self, exits: &exits::Wanted) {
+        if let Err(error) = self.maps.exits.set(exits) {
+            tracing::warn!("packets may be dropped as drop_wrong_interface: {error:#}");
+        }
     }
 
     /// Copies the flows that the old program has recorded since.
@@ -247,7 +291,7 @@ impl AyaDataPlane {
     /// # Errors
     /// When the kernel does not say which interfaces there are: nothing new is known of any.
     pub fn attachments(&self) -> Result<Vec<Attachment>> {
-        self.attacher.attachments(&self.pins)
+        Ok(self.attacher.look(&self.pins)?.0)
     }
 }
 
@@ -293,7 +337,7 @@ impl DataPlane for AyaDataPlane {
         );
         self.maps.services.insert(key, entry, 0).with_context(|| {
             format!(
-                "cannot write {} to the services map, which holds {capacity} at most",
+                "cannot write {} to the services map, which has room for {capacity} services",
                 name(key)
             )
         })
@@ -367,11 +411,11 @@ fn installed(maps: &Maps) -> Result<Installed> {
         .iter()
         .collect::<Result<_, _>>()
         .context("cannot read the services map")?;
-    Ok(Installed {
+    Ok(Installed::new(
         services,
-        backends: maps.backends.in_use(),
-        tables: maps.tables.indexes(),
-    })
+        maps.backends.in_use(),
+        maps.tables.indexes(),
+    ))
 }
 
 /// The counts of a per-CPU array, summed over CPUs.
@@ -382,6 +426,9 @@ fn sums(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, MapError> {
 
 /// A service as errors name it.
 fn name(key: &ServiceKey) -> String {
+    if key.is_of_address() {
+        return format!("address {}", IpAddr::from(key.address));
+    }
     let port = u16::from_be(key.port);
     format!(
         "service {}, protocol {}, port {port}",

@@ -51,7 +51,7 @@ impl OldMaps {
     pub(super) fn open(generation: &Generation, wanted: &Wanted) -> Result<Self> {
         let layout = generation.layout;
         ensure!(
-            layout == STEADY_ONLY || layout == maps::LAYOUT_VERSION,
+            (STEADY_ONLY..=maps::LAYOUT_VERSION).contains(&layout),
             "this lbd cannot read maps of layout version {layout}"
         );
         let open = |name| open(generation, name, wanted);
@@ -114,7 +114,11 @@ impl OldMaps {
                 .context("cannot write to the services map")?;
         }
         Ok(Carried {
-            services: self.services.len(),
+            services: self
+                .services
+                .keys()
+                .filter(|key| !key.is_of_address())
+                .count(),
             backends: self.backends.len(),
             flows,
         })

@@ -183,11 +183,11 @@ fn is_used(entry: &BackendEntry) -> bool {
 impl DataPlane for FakeDataPlane {
     fn installed(&mut self) -> Result<Installed> {
         let backends = self.backends.iter().filter(|(_, entry)| entry.mode != 0);
-        Ok(Installed {
-            services: self.services.clone(),
-            backends: backends.map(|(index, entry)| (*index, *entry)).collect(),
-            tables: self.tables.keys().copied().collect(),
-        })
+        Ok(Installed::new(
+            self.services.clone(),
+            backends.map(|(index, entry)| (*index, *entry)).collect(),
+            self.tables.keys().copied().collect(),
+        ))
     }
 
     fn service_capacity(&self) -> u32 {
@@ -268,7 +268,9 @@ impl DataPlane for FakeDataPlane {
     fn remove_table(&mut self, service: u32) -> Result<()> {
         self.written()?;
         ensure!(
-            self.services.values().all(|entry| entry.index != service),
+            self.services
+                .iter()
+                .all(|(key, entry)| key.is_of_address() || entry.index != service),
             "table {service} is in use"
         );
         self.tables.remove(&service);
@@ -277,17 +279,29 @@ impl DataPlane for FakeDataPlane {
 
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
         self.written()?;
-        ensure!(
-            self.tables.contains_key(&entry.index),
-            "service before its table {}",
-            entry.index
-        );
+        if !key.is_of_address() {
+            ensure!(
+                self.tables.contains_key(&entry.index),
+                "service before its table {}",
+                entry.index
+            );
+            let address = ServiceKey::of_address(key.address);
+            ensure!(
+                self.services.contains_key(&address),
+                "service before its address"
+            );
+        }
         self.services.insert(*key, *entry);
         Ok(())
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
         self.written()?;
+        let left = |other: &ServiceKey| other != key && other.address == key.address;
+        ensure!(
+            !key.is_of_address() || !self.services.keys().any(left),
+            "an address of a service is removed"
+        );
         self.services.remove(key).context("no such service")?;
         Ok(())
     }

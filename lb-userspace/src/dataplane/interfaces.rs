@@ -16,6 +16,10 @@ use std::{fmt, io};
 pub(super) struct Interface {
     pub(super) name: String,
     pub(super) index: u32,
+    /// Largest IP packet in bytes.
+    pub(super) mtu: u32,
+    /// Its own MAC, if it has one of that length.
+    pub(super) mac: Option<[u8; 6]>,
     /// The XDP program on it, whoever attached it.
     pub(super) xdp: Option<Attached>,
 }
@@ -108,11 +112,15 @@ fn interface(link: LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         index: link.header.index,
+        mtu: 0,
+        mac: None,
         xdp: None,
     };
     for attribute in link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => interface.name = name,
+            LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
+            LinkAttribute::Address(bytes) => interface.mac = bytes.try_into().ok(),
             LinkAttribute::Xdp(xdp) => interface.xdp = xdp.iter().find_map(attached),
             _ => {}
         }

@@ -10,11 +10,14 @@ pub mod aya;
 mod backends;
 mod carry;
 pub mod clock;
+pub mod decap;
 mod drop_log;
+mod exits;
 pub mod fake;
 mod flows;
 mod interfaces;
 mod loader;
+mod looking;
 mod mapped;
 pub mod object;
 mod pins;
@@ -30,6 +33,7 @@ pub use self::{
     aya::{AyaDataPlane, Settings},
     carry::Carried,
     interfaces::XdpMode,
+    looking::{Explained, Explainer, Loader, SHORTEST, Tracer},
 };
 
 use anyhow::Result;
@@ -45,12 +49,33 @@ use std::collections::BTreeMap;
 /// What is in the maps: read once when a daemon starts, so that it continues where the last one stopped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// The services map.
+    /// The services in the services map.
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// The entries of addresses in it.
+    pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     /// Entries of the backends array that are in use (mode not 0), by index.
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Indexes of the slot tables that exist.
     pub tables: Vec<u32>,
+}
+
+impl Installed {
+    /// What is installed: all `entries` of the services map, and the rest.
+    fn new(
+        entries: BTreeMap<ServiceKey, ServiceEntry>,
+        backends: BTreeMap<u32, BackendEntry>,
+        tables: Vec<u32>,
+    ) -> Self {
+        let (addresses, services) = entries
+            .into_iter()
+            .partition(|(key, _)| key.is_of_address());
+        Self {
+            services,
+            addresses,
+            backends,
+            tables,
+        }
+    }
 }
 
 /// The maps of the XDP program.
@@ -81,10 +106,10 @@ pub trait DataPlane: Send {
     /// Removes the slot table of a service index that no service names any more.
     fn remove_table(&mut self, service: u32) -> Result<()>;
 
-    /// Adds a service or changes its entry.
+    /// Adds a service, or the entry of an address that services need, or changes an entry.
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()>;
 
-    /// Removes a service.
+    /// Removes a service, or the entry of an address that no service has any more.
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()>;
 
     /// Packets by verdict, summed over CPUs, in order of [`lb_common::verdict::Verdict`] number.

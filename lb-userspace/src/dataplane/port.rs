@@ -222,7 +222,7 @@ fn way_out(interface: &str, program: &str, mode: XdpMode, has_link: bool) -> Str
         XdpMode::Generic => "xdpgeneric",
     };
     match (program, has_link) {
-        (maps::PROGRAM, true) => {
+        (maps::PROGRAM | maps::FRAGS_PROGRAM, true) => {
             "another Guideway with another pin_directory has it: lbd detach --config ITS-CONFIG"
                 .into()
         }
@@ -241,7 +241,8 @@ pub(super) fn refusal(interface: &str, mode: XdpMode, error: &io::Error) -> Stri
     let hint = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => "its driver does not offer it",
         Some(libc::ERANGE) => {
-            "its MTU, or its peer's, is too large for XDP; lower it with ip link set mtu"
+            "its MTU, or its peer's, is too large for XDP; lower it with ip link set mtu, or, if it has grown since lbd \
+             was started, restart lbd, which loads another program for jumbo frames"
         }
         Some(libc::EBUSY | libc::EEXIST) => {
             "another XDP program is being attached to it at this moment"
@@ -278,6 +279,8 @@ mod tests {
         let eth0 = Interface {
             name: "eth0".into(),
             index: 7,
+            mtu: 1_500,
+            mac: None,
             xdp: None,
         };
         // Setting, index of the interface that refused native mode; wanted mode, native accepted, generic accepted.

@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result};
 use aya::maps::MapInfo;
-use aya_obj::{Object, generated::bpf_map_type};
+use aya_obj::{
+    Object,
+    generated::{BPF_F_RDONLY_PROG, bpf_map_type},
+};
 use lb_common::maps;
 use std::fmt;
 
@@ -29,12 +32,19 @@ impl Shape {
 
     /// The shape of a map in the kernel.
     pub(super) fn of(info: &MapInfo) -> Result<Self> {
+        let kind = info.map_type()? as u32;
+        // The kernel sets this flag on every device map, and refuses one that is made with it.
+        let own = if kind == bpf_map_type::BPF_MAP_TYPE_DEVMAP_HASH as u32 {
+            BPF_F_RDONLY_PROG
+        } else {
+            0
+        };
         Ok(Self {
-            kind: info.map_type()? as u32,
+            kind,
             key_size: info.key_size(),
             value_size: info.value_size(),
             entries: info.max_entries(),
-            flags: info.map_flags(),
+            flags: info.map_flags() & !own,
         })
     }
 
@@ -58,6 +68,7 @@ impl fmt::Display for Shape {
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY) => f.write_str("array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY) => f.write_str("per-CPU array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS) => f.write_str("array of maps")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_DEVMAP_HASH) => f.write_str("device map")?,
             _ => write!(f, "map of type {}", self.kind)?,
         }
         write!(
@@ -130,7 +141,9 @@ impl Sizes {
     /// Entries of a map whose size the limits give.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         match map {
-            maps::SERVICES | maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
+            // A service and its address.
+            maps::SERVICES => Some(self.services.saturating_mul(2)),
+            maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
             maps::BACKENDS | maps::BACKEND_STATS => Some(self.backends),
             maps::FLOWS => Some(self.flows),
             _ => None,

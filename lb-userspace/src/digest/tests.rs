@@ -3,6 +3,7 @@ use crate::{
     overlay::Overlay,
     spec::{AllDown, Backend, Name, Protocol},
 };
+use lb_common::backend::Mode;
 use std::net::IpAddr;
 
 const FULL: Availability = Availability::FULL;
@@ -24,7 +25,9 @@ fn service() -> Service {
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: AllDown::Open,
+        echo: false,
         health: None,
         flows: FlowPolicy::default(),
         backends: (1..=3).map(backend).map(|b| (b.name.clone(), b)).collect(),
@@ -110,7 +113,7 @@ fn tables_are_hashed_by_name_not_by_position() {
 #[test]
 fn each_field_that_differs_is_named() {
     type Difference = fn(&mut Service);
-    let cases: [(Difference, &str); 12] = [
+    let cases: [(Difference, &str); 13] = [
         (
             |s| s.address = IpAddr::from([10, 0, 0, 2]),
             "service www: address differs: ours 10.0.0.1, theirs 10.0.0.2",
@@ -126,6 +129,10 @@ fn each_field_that_differs_is_named() {
         (
             |s| s.mode = Mode::L2,
             "service www: mode differs: ours ipip, theirs l2",
+        ),
+        (
+            |s| (s.mode, s.gue_port) = (Mode::Gue, Some(7_000)),
+            "service www: mode differs: ours ipip, theirs gue 7000",
         ),
         (
             |s| s.flows.tracking = Tracking::All,

@@ -33,7 +33,7 @@ pub(super) struct Table {
     unsettled: BTreeSet<IpAddr>,
     unasked: BTreeSet<Hop>,
     released: BTreeSet<Hop>,
-    /// A link changed since the last tick.
+    /// A link changed, and the routes have not been looked up again since.
     link_changed: bool,
 }
 
@@ -120,11 +120,7 @@ impl Table {
 
     /// To be called regularly, at least every [`GRACE`]: asks silent next hops again and ends graces.
     pub(super) fn tick(&mut self) {
-        // The kernel tells of a link that went down before it drops the link's routes, and of those IPv4 routes it says
-        // nothing. A second look finds them gone.
-        if mem::take(&mut self.link_changed) {
-            self.reroute_all();
-        }
+        self.look_again();
         // An incomplete entry is being asked for by the kernel.
         let silent = |hop: &&Hop| {
             let neighbour = self.neighbours.get(hop);
@@ -137,6 +133,20 @@ impl Table {
             .iter()
             .filter(|(_, entry)| entry.asking_since.is_some());
         self.unsettled.extend(asking.map(|(address, _)| *address));
+    }
+
+    /// Whether routes are to be looked at a second time: the kernel tells of a link that went down before it drops the
+    /// link's routes, and of those IPv4 routes it says nothing. Until then no address is said to be behind a link that is
+    /// down, as another way may turn up.
+    pub(super) fn is_to_look_again(&self) -> bool {
+        self.link_changed
+    }
+
+    /// The second look, to be called a moment after the first.
+    pub(super) fn look_again(&mut self) {
+        if mem::take(&mut self.link_changed) {
+            self.reroute_all();
+        }
     }
 
     /// Addresses whose route is to be looked up.
@@ -204,6 +214,10 @@ impl Table {
                     resolve(address, path, self.links.get(&path.interface), neighbour)
                 }
             };
+            if self.link_changed && matches!(fresh, Err(Unresolved::LinkDown { .. })) {
+                // The second look settles it.
+                continue;
+            }
             if let Some(resolution) = entry.settle(fresh, now) {
                 updates.push(NextHopUpdate {
                     address,

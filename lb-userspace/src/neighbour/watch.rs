@@ -21,6 +21,8 @@ use tracing::{debug, info, warn};
 
 /// How often silent next hops are asked again and graces are ended.
 const TICK: Duration = Duration::from_millis(500);
+/// How soon after a link has changed its routes are looked at again.
+const SECOND_LOOK: Duration = Duration::from_millis(20);
 /// How often everything is read afresh, in case an event did not say all.
 const RESYNC: Duration = Duration::from_secs(30);
 /// How soon after a loss everything is read a second time. From its first loss until its buffer has been emptied the
@@ -82,6 +84,7 @@ async fn follow(
                 None => return Ok(()),
             },
             _ = tick.tick() => table.tick(),
+            () = sleep(SECOND_LOOK), if table.is_to_look_again() => table.look_again(),
             _ = resync.tick() => {
                 resync_from(connection, table).await?;
                 if mem::take(&mut lost) {

@@ -67,6 +67,14 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             plane.remove_service(key).context("removing a service")?;
             mirror.services.remove(key);
         }
+        Step::PutAddress { key, entry } => {
+            plane.put_service(key, entry).context("adding an address")?;
+            mirror.addresses.insert(*key, *entry);
+        }
+        Step::RemoveAddress { key } => {
+            plane.remove_service(key).context("removing an address")?;
+            mirror.addresses.remove(key);
+        }
         Step::RemoveTable { service } => {
             mirror.known.remove(service);
             plane

@@ -65,6 +65,18 @@ pub enum Step {
         /// Its key.
         key: ServiceKey,
     },
+    /// Add the entry of an address, or change it.
+    PutAddress {
+        /// Its key.
+        key: ServiceKey,
+        /// The entry.
+        entry: ServiceEntry,
+    },
+    /// Remove the entry of an address that no service has any more.
+    RemoveAddress {
+        /// Its key.
+        key: ServiceKey,
+    },
     /// Remove the slot table of a removed service.
     RemoveTable {
         /// Service index.
@@ -174,6 +186,7 @@ pub fn diff(
         steps.push(Step::CreateTables { services: tables });
     }
     steps.append(&mut table_steps);
+    steps.extend(new_addresses(target, mirror));
     steps.append(&mut service_steps);
     let all_tables_go = removals(target, mirror, &mut steps);
     steps.extend(pool.after);
@@ -209,8 +222,10 @@ impl Pool {
         if entry.flags & BackendEntry::LOST == 0 {
             self.alive.insert(index);
         }
-        let flags = old.map_or(entry.flags, |old| old.flags & entry.flags);
-        let first = BackendEntry { flags, ..entry };
+        let first = match old {
+            Some(old) if old.flags & BackendEntry::LOST == 0 => entry.with_lost(false),
+            Some(_) | None => entry,
+        };
         if old != Some(&first) {
             let new = old.is_none();
             self.before.push(Step::WriteBackend {
@@ -248,10 +263,9 @@ fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation
             };
             let entry = match old {
                 // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
-                Some(old) if !backend.entry.next_hop.is_resolved() => BackendEntry {
-                    flags: backend.entry.flags,
-                    ..*old
-                },
+                Some(old) if !backend.entry.next_hop.is_resolved() => {
+                    old.with_lost(backend.entry.flags & BackendEntry::LOST != 0)
+                }
                 Some(old) => BackendEntry {
                     generation: old.generation,
                     ..backend.entry
@@ -298,13 +312,30 @@ fn inputs(service: &TargetService, index_of: &BTreeMap<u64, u32>) -> Inputs {
     inputs
 }
 
-/// Adds the steps that remove services that the target does not name, then tables. Whether no table is left without a service.
+/// The steps that write the entries of addresses that are not as they should be.
+fn new_addresses(target: &Target<'_>, mirror: &Mirror) -> impl Iterator<Item = Step> {
+    let differ = target
+        .addresses
+        .iter()
+        .filter(|(key, entry)| mirror.addresses.get(key) != Some(entry));
+    differ.map(|(key, entry)| Step::PutAddress {
+        key: *key,
+        entry: *entry,
+    })
+}
+
+/// Adds the steps that remove services that the target does not name, then their addresses, then tables. Whether no table is left without a service.
 fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool {
     let gone = mirror
         .services
         .iter()
         .filter(|(key, _)| !target.services.contains_key(key));
     steps.extend(gone.map(|(key, _)| Step::RemoveService { key: *key }));
+    let gone = mirror
+        .addresses
+        .keys()
+        .filter(|key| !target.addresses.contains_key(key));
+    steps.extend(gone.map(|key| Step::RemoveAddress { key: *key }));
     let kept: BTreeSet<u32> = target
         .services
         .keys()

@@ -141,7 +141,9 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         protocol,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: rule.when_all_down,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

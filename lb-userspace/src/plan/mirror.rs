@@ -13,8 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The mirror of the maps.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    /// The services map.
+    /// The services in the services map.
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// The entries of addresses in it.
+    pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     /// Backend entries in use, by index.
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Index of each backend by its id.
@@ -43,6 +45,7 @@ impl Mirror {
             backend_cursor: installed.backends.keys().next_back().copied().unwrap_or(0),
             service_cursor: installed.tables.iter().max().copied().unwrap_or(0),
             services: installed.services,
+            addresses: installed.addresses,
             backends: installed.backends,
             index_of,
             tables: installed.tables.into_iter().collect(),

@@ -4,7 +4,7 @@
 //! `[`apply`]. A slot's way from one owner to the next is [`life`]; a service's table, [`table`]; what the flow table holds,
 //! [`census`].
 //!
-//! **Invariants.** Everything but [`apply`] is pure. Steps come in the order backends, slots, services, and removals in
+//! **Invariants.** Everything but [`apply`] is pure. Steps come in the order backends, slots, addresses, services, and removals in
 //! reverse, so that a packet between any two steps is handled right. Applied steps leave nothing for a second run.
 
 pub mod apply;
@@ -25,6 +25,7 @@ mod tests;
 use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::Resolution,
+    outer_source::OuterSource,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -45,6 +46,8 @@ pub struct Facts {
     pub risen: BTreeMap<TargetId, Duration>,
     /// Backends on their way out.
     pub departures: departure::Departures,
+    /// Source address of outer headers, as the node is configured.
+    pub outer_source: OuterSource,
     /// CLOCK_MONOTONIC.
     pub now: Duration,
 }

@@ -5,10 +5,10 @@ use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::ResolvedHop,
     overlay::Availability,
-    spec::{AllDown, Backend, Name, Service},
+    spec::{AllDown, Backend, Name, Service, mode_name},
 };
-use lb_common::backend::Mode;
-use std::{collections::BTreeMap, time::Duration};
+use lb_common::{backend::Mode, mtu};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// How a service stands as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
     let reachable: BTreeMap<Name, Result<ResolvedHop, String>> = service
         .backends
         .values()
-        .map(|backend| (backend.name.clone(), next_hop(backend, service.mode, facts)))
+        .map(|backend| (backend.name.clone(), next_hop(backend, service, facts)))
         .collect();
     let verdicts: BTreeMap<Name, HealthState> = reachable
         .iter()
@@ -167,7 +167,7 @@ fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
 }
 
 /// Where packets for a backend would go, or why it cannot have any, health apart.
-fn next_hop(backend: &Backend, mode: Mode, facts: &Facts) -> Result<ResolvedHop, String> {
+fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<ResolvedHop, String> {
     if backend.drain {
         return Err("draining".into());
     }
@@ -186,11 +186,30 @@ fn next_hop(backend: &Backend, mode: Mode, facts: &Facts) -> Result<ResolvedHop,
             hop.interface_name
         ));
     }
-    if let (Mode::L2, Some(gateway)) = (mode, hop.gateway) {
+    if let (Mode::L2, Some(gateway)) = (service.mode, hop.gateway) {
         // The gateway would get a packet for the VIP, and send it back to the balancer.
         return Err(format!(
-            "next hop: behind gateway {gateway}, but mode l2 needs the backend on this link; use mode ipip"
+            "next hop: behind gateway {gateway}, but mode l2 needs the backend on this link; use mode ipip or gue"
+        ));
+    }
+    let carried = mtu::inner(hop.mtu, service.mode, backend.address.is_ipv4());
+    let least = least_mtu(service.address);
+    if carried < least {
+        return Err(format!(
+            "next hop: the MTU of the way by {}, {} bytes, leaves {carried} for packets in mode {}, which is less than \
+             the {least} that every host may send; raise the MTU, or use mode l2",
+            hop.interface_name,
+            hop.mtu,
+            mode_name(service.mode),
         ));
     }
     Ok(hop.clone())
+}
+
+/// The IP packets that every host may send without asking, in bytes: RFC 8200, section 5, and RFC 1122, section 3.3.3.
+const fn least_mtu(service: IpAddr) -> u16 {
+    match service {
+        IpAddr::V4(_) => 576,
+        IpAddr::V6(_) => 1_280,
+    }
 }

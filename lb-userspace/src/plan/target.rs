@@ -7,10 +7,10 @@ use crate::{
     spec::{Backend, FlowPolicy, Service, State},
 };
 use lb_common::{
-    backend::{BackendEntry, NextHop},
-    service::ServiceKey,
+    backend::{BackendEntry, Mode, NextHop},
+    service::{ServiceEntry, ServiceKey},
 };
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
 use xxhash_rust::xxh64::xxh64;
 
 /// Everything the data plane should hold.
@@ -18,6 +18,8 @@ use xxhash_rust::xxh64::xxh64;
 pub struct Target<'a> {
     /// Services by key.
     pub services: BTreeMap<ServiceKey, TargetService>,
+    /// One entry for each address that services have.
+    pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     facts: &'a Facts,
 }
 
@@ -33,13 +35,10 @@ impl Target<'_> {
         let lost = departure::has_left(old.id, self.facts);
         let hop = self.facts.next_hops.get(&IpAddr::from(old.address));
         let entry = match hop {
-            Some(Ok(hop)) => with_hop(*old, hop),
+            Some(Ok(hop)) => with_hop(*old, hop, self.facts),
             Some(Err(_)) | None => *old,
         };
-        BackendEntry {
-            flags: flags(lost),
-            ..entry
-        }
+        entry.with_lost(lost)
     }
 }
 
@@ -77,13 +76,16 @@ pub fn service_key(service: &Service) -> ServiceKey {
     )
 }
 
-/// What tells a backend entry apart for good. Changing the address or the mode makes it another one, so that an
+/// What tells a backend entry apart for good. Changing the address, the mode or its port makes it another one, so that an
 /// entry's identity never changes while slots name it.
 pub fn backend_id(service: &Service, backend: &Backend) -> u64 {
-    let text = format!(
+    let mut text = format!(
         "{}\0{}\0{}\0{}",
         service.name, backend.name, backend.address, service.mode as u8
     );
+    if let Some(port) = service.gue_port {
+        let _ = write!(text, "\0{port}");
+    }
     xxh64(text.as_bytes(), 0)
 }
 
@@ -94,8 +96,22 @@ pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
         services: services
             .map(|service| (service_key(service), target_service(service, facts)))
             .collect(),
+        addresses: addresses(state),
         facts,
     }
+}
+
+/// The entries of the services' addresses.
+fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
+    let mut addresses: BTreeMap<ServiceKey, ServiceEntry> = BTreeMap::new();
+    for service in state.services.values() {
+        let key = ServiceKey::of_address(service.address.into());
+        let entry = addresses.entry(key).or_default();
+        if service.echo {
+            entry.flags |= ServiceEntry::ECHO;
+        }
+    }
+    addresses
 }
 
 fn target_service(service: &Service, facts: &Facts) -> TargetService {
@@ -111,10 +127,7 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
             name: backend.name.to_string(),
             weight: backend.weight,
             availability: selection.availability(&backend.name),
-            entry: BackendEntry {
-                flags: flags(lost),
-                ..entry(service, backend, hop)
-            },
+            entry: entry(service, backend, hop, facts).with_lost(lost),
         }
     });
     TargetService {
@@ -124,26 +137,34 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
     }
 }
 
-fn entry(service: &Service, backend: &Backend, hop: Option<&ResolvedHop>) -> BackendEntry {
+fn entry(
+    service: &Service,
+    backend: &Backend,
+    hop: Option<&ResolvedHop>,
+    facts: &Facts,
+) -> BackendEntry {
     let identity = BackendEntry {
         address: backend.address.into(),
         mode: service.mode as u8,
+        port: service.gue_port.unwrap_or(0).to_be(),
         id: backend_id(service, backend),
         ..BackendEntry::default()
     };
-    hop.map_or(identity, |hop| with_hop(identity, hop))
+    hop.map_or(identity, |hop| with_hop(identity, hop, facts))
 }
 
-fn with_hop(entry: BackendEntry, hop: &ResolvedHop) -> BackendEntry {
+fn with_hop(entry: BackendEntry, hop: &ResolvedHop, facts: &Facts) -> BackendEntry {
+    // An entry of a mode that is not known is not one that the program sends by.
+    let mode = Mode::from_u8(entry.mode).unwrap_or(Mode::L2);
+    let (source, filled) = facts
+        .outer_source
+        .towards(entry.address.into(), mode, hop.source);
     BackendEntry {
         next_hop: NextHop::new(hop.mac),
-        outer_source: hop.source.into(),
+        outer_source: source,
         interface: hop.interface,
         mtu: hop.mtu,
+        flags: if filled { BackendEntry::ENTROPY } else { 0 },
         ..entry
     }
-}
-
-const fn flags(lost: bool) -> u8 {
-    if lost { BackendEntry::LOST } else { 0 }
 }

@@ -12,9 +12,15 @@ use crate::{
     dataplane::{DataPlane, fake::FakeDataPlane},
     health::{checker::TargetId, state::HealthState},
     neighbour::{ResolvedHop, Unresolved},
+    outer_source::{self, OuterSource},
     spec::{AllDown, Backend, FlowPolicy, HealthCheck, Name, Protocol, Service, State},
 };
-use lb_common::{backend::Mode, limits::SLOTS};
+use lb_common::{
+    address::Address,
+    backend::{BackendEntry, Mode},
+    limits::SLOTS,
+    service::ServiceEntry,
+};
 use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -50,7 +56,9 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: AllDown::Open,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
@@ -250,6 +258,84 @@ fn mode_l2_does_not_send_through_a_gateway() {
 }
 
 #[test]
+fn a_way_that_is_too_narrow_for_the_tunnel_is_refused() {
+    let mut www = service("www", 1, &[backend(1, 1)]);
+    for (mode, vip, mtu, good) in [
+        (Mode::Ipip, "10.0.0.1", 596, true),
+        (Mode::Ipip, "10.0.0.1", 595, false),
+        (Mode::Gue, "10.0.0.1", 608, true),
+        (Mode::Gue, "10.0.0.1", 607, false),
+        (Mode::L2, "fd00::1", 1_280, true),
+        (Mode::Ipip, "fd00::1", 1_300, true),
+        (Mode::Gue, "fd00::1", 1_311, false),
+    ] {
+        (www.mode, www.address) = (mode, vip.parse().unwrap());
+        let mut facts = all_well(&state(std::slice::from_ref(&www)));
+        let narrow = ResolvedHop { mtu, ..hop(1) };
+        facts.next_hops.insert([10, 20, 0, 1].into(), Ok(narrow));
+        let chosen = select(&www, &facts).backends[&name("b1")].clone();
+        assert_eq!(chosen.is_ok(), good, "{mode:?} {vip} {mtu}: {chosen:?}");
+        if let Err(reason) = chosen {
+            let said = format!("the MTU of the way by eth0, {mtu} bytes, leaves");
+            assert!(reason.contains(&said), "{reason}");
+        }
+    }
+}
+
+/// Another port is another backend to the program, as another address is.
+#[test]
+fn the_port_of_gue_is_written_and_is_part_of_a_backends_identity() {
+    let mut www = service("www", 1, &[backend(1, 1)]);
+    www.mode = Mode::Gue;
+    let mut world = World::new();
+    let mut seen = Vec::new();
+    for port in [6_080, 7_777] {
+        www.gue_port = Some(port);
+        let state = state(std::slice::from_ref(&www));
+        world.reconcile(&state, &all_well(&state));
+        let entries = world.plane.installed().unwrap().backends;
+        let entry = entries.values().find(|entry| entry.port == port.to_be());
+        seen.push(entry.expect("an entry with the port").id);
+    }
+    assert_ne!(seen[0], seen[1]);
+}
+
+#[test]
+fn a_named_outer_source_is_written_and_stays_when_the_next_hop_is_lost() {
+    let www = service("www", 1, &[backend(1, 1), backend(2, 1)]);
+    let state = state(std::slice::from_ref(&www));
+    let mut facts = all_well(&state);
+    facts.outer_source.ipv4 = Some(outer_source::parse("172.31.0.0/16", true).unwrap());
+    let mut world = World::new();
+    world.reconcile(&state, &facts);
+    let network = Address::from(IpAddr::from([172, 31, 0, 0]));
+    let check = |world: &mut World, lost: u8| {
+        let entries = world.plane.installed().unwrap().backends;
+        assert_eq!(entries.len(), 2);
+        for entry in entries.values() {
+            assert_eq!(entry.outer_source, network);
+            assert_eq!(entry.flags & !lost, BackendEntry::ENTROPY, "{entry:?}");
+        }
+    };
+    check(&mut world, 0);
+    facts
+        .next_hops
+        .insert([10, 20, 0, 1].into(), Err(Unresolved::NoRoute));
+    world.reconcile(&state, &facts);
+    check(&mut world, BackendEntry::LOST);
+    // Back to this host's own address, as after a restart with another configuration.
+    facts.outer_source = OuterSource::default();
+    facts.next_hops.insert([10, 20, 0, 1].into(), Ok(hop(1)));
+    world.reconcile(&state, &facts);
+    let entries = world.plane.installed().unwrap().backends;
+    assert!(
+        entries
+            .values()
+            .all(|entry| entry.flags == 0 && entry.outer_source != network)
+    );
+}
+
+#[test]
 fn a_new_mac_is_one_backend_write_and_no_slot() {
     let www = service("www", 1, &[backend(1, 1), backend(2, 1)]);
     let state = state(std::slice::from_ref(&www));
@@ -283,6 +369,44 @@ fn a_new_daemon_finds_everything_as_it_was() {
     apply(&steps, &mut world.plane, &mut world.mirror).unwrap();
     assert_eq!(world.plane.writes, writes, "nothing is written");
     assert!(world.plan(&state, &facts).is_empty());
+}
+
+/// The flags of each address's entry.
+fn addresses(world: &mut World) -> Vec<(IpAddr, u32)> {
+    let installed = world.plane.installed().unwrap();
+    let entries = installed.addresses.iter();
+    entries
+        .map(|(key, entry)| (key.address.into(), entry.flags))
+        .collect()
+}
+
+#[test]
+fn an_address_has_an_entry_as_long_as_a_service_has_the_address() {
+    let mut world = World::new();
+    let one = service("one", 1, &[backend(1, 100)]);
+    let two = Service {
+        port: 81,
+        echo: true,
+        ..service("two", 1, &[backend(1, 100)])
+    };
+    let other = service("other", 2, &[backend(2, 100)]);
+    let (first, second) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+    for (services, expected) in [
+        (vec![one.clone()], vec![(first, 0)]),
+        (
+            vec![one.clone(), two.clone(), other.clone()],
+            vec![(first, ServiceEntry::ECHO), (second, 0)],
+        ),
+        (vec![two.clone()], vec![(first, ServiceEntry::ECHO)]),
+        (vec![one, other], vec![(first, 0), (second, 0)]),
+        (vec![], vec![]),
+    ] {
+        let state = state(&services);
+        let facts = all_well(&state);
+        world.reconcile(&state, &facts);
+        assert_eq!(addresses(&mut world), expected);
+        assert_eq!(world.mirror.services.len(), services.len());
+    }
 }
 
 #[test]
@@ -358,6 +482,7 @@ proptest! {
             let installed = world.plane.installed().unwrap();
             let backends: usize = state.services.values().map(|service| service.backends.len()).sum();
             prop_assert_eq!(installed.services.len(), state.services.len());
+            prop_assert_eq!(installed.addresses, fresh.plane.installed().unwrap().addresses);
             prop_assert_eq!(installed.backends.len(), backends);
             prop_assert_eq!(installed.tables.len(), state.services.len());
         }

@@ -6,14 +6,15 @@ use super::{
     raw::{BackendSpec, HealthSpec, ServiceSpec, StateSpec},
     valid::{AllDown, Backend, FlowPolicy, HealthCheck, OnDown, Service, State, Tracking},
 };
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, gue};
 use std::time::Duration;
 
-/// `ipip` or `l2`.
+/// `ipip`, `l2` or `gue`.
 pub const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Ipip => "ipip",
         Mode::L2 => "l2",
+        Mode::Gue => "gue",
     }
 }
 
@@ -66,6 +67,10 @@ impl From<&Service> for ServiceSpec {
             protocol: service.protocol.as_str().into(),
             port: service.port.into(),
             mode: mode_name(service.mode).into(),
+            gue_port: service
+                .gue_port
+                .filter(|port| *port != gue::DEFAULT_PORT)
+                .map(i64::from),
             when_all_down: service.when_all_down.as_str().into(),
             health: health(service),
             tracking: (flows.tracking != usual.tracking).then(|| flows.tracking.as_str().into()),
@@ -73,6 +78,7 @@ impl From<&Service> for ServiceSpec {
             drain_timeout: unusual(flows.drain_timeout, usual.drain_timeout),
             udp_settle: unusual(flows.udp_settle, usual.udp_settle),
             slow_start: flows.slow_start.map(time),
+            echo: service.echo,
             backends: service.backends.values().map(BackendSpec::from).collect(),
         }
     }

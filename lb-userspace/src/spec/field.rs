@@ -40,8 +40,12 @@ pub(super) fn protocol(text: &str) -> Result<Protocol, Fault> {
 pub(super) fn mode(text: &str) -> Result<Mode, Fault> {
     match text {
         "ipip" => Ok(Mode::Ipip),
+        "gue" => Ok(Mode::Gue),
         "l2" => Ok(Mode::L2),
-        _ => Err(Fault::new("is not a forwarding mode", "use `ipip` or `l2`")),
+        _ => Err(Fault::new(
+            "is not a forwarding mode",
+            "use `ipip`, `gue` or `l2`",
+        )),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     valid::{Backend, Limits, Name, Protocol, Service, State},
 };
 use crate::problem::{Problem, Problems};
-use lb_common::limits::MAX_WEIGHT;
+use lb_common::{backend::Mode, gue, limits::MAX_WEIGHT};
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
 impl State {
@@ -106,6 +106,7 @@ impl Reader {
         );
         let port = self.take(at("port"), spec.port, field::number(spec.port, 0, u16::MAX));
         let mode = self.take(at("mode"), &spec.mode, field::mode(&spec.mode));
+        let gue_port = self.gue_port(at("gue_port"), spec, mode);
         let when_all_down = field::when_all_down(&spec.when_all_down);
         let when_all_down = self.take(at("when_all_down"), &spec.when_all_down, when_all_down);
         if let Some(name) = &name {
@@ -123,11 +124,34 @@ impl Reader {
             protocol: protocol?,
             port: port?,
             mode: mode?,
+            gue_port: gue_port?,
             when_all_down: when_all_down?,
+            echo: spec.echo,
             health: health?,
             flows: flows?,
             backends: backends?,
         })
+    }
+
+    /// The outer option is none when what is written is wrong, the inner one when the mode has no such port.
+    fn gue_port(
+        &mut self,
+        field: String,
+        spec: &ServiceSpec,
+        mode: Option<Mode>,
+    ) -> Option<Option<u16>> {
+        match (mode, spec.gue_port) {
+            (Some(Mode::Gue), None) => Some(Some(gue::DEFAULT_PORT)),
+            (Some(Mode::Gue) | None, Some(port)) => self
+                .take(field, port, field::number(port, 1, u16::MAX))
+                .map(Some),
+            (Some(Mode::Ipip | Mode::L2), Some(port)) => {
+                let message = format!("is only for mode gue, and this is {}", spec.mode);
+                self.refuse(field, port, message, "remove it, or use `mode: gue`");
+                None
+            }
+            (_, None) => Some(None),
+        }
     }
 
     fn name_once(&mut self, path: &str, name: &Name) {

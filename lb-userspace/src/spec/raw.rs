@@ -28,10 +28,14 @@ pub struct ServiceSpec {
     pub protocol: String,
     /// Port, 0 to 65535. 0 is any port that no other service of the same address and protocol names.
     pub port: i64,
-    /// How packets reach the backends: `ipip` (default) or `l2`.
+    /// How packets reach the backends: `ipip` (default), `gue` or `l2`.
     #[serde(default = "default_mode")]
     #[schema(example = "ipip")]
     pub mode: String,
+    /// UDP port that the backends take GUE on, 1 to 65535, for mode `gue` only. Default 6080.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = 6080)]
+    pub gue_port: Option<i64>,
     /// What happens when every backend is down: `open` (default), all get traffic as if up; `closed`, none does.
     #[serde(default = "default_when_all_down")]
     #[schema(example = "open")]
@@ -61,6 +65,10 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = "60s")]
     pub slow_start: Option<String>,
+    /// Whether the balancer itself answers pings to the service's address; one service of an address is enough. Default
+    /// false: they are left to the host, like everything that is not for a service.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub echo: bool,
     /// The backends, in any order.
     #[serde(default, deserialize_with = "list")]
     pub backends: Vec<BackendSpec>,

@@ -148,8 +148,12 @@ pub struct Service {
     pub port: u16,
     /// Forwarding mode of all its backends.
     pub mode: Mode,
+    /// UDP port that the backends take GUE on, host byte order; none in other modes.
+    pub gue_port: Option<u16>,
     /// Policy when all backends are down.
     pub when_all_down: AllDown,
+    /// Echo requests to its address are answered.
+    pub echo: bool,
     /// Probes; none: backends count as up.
     pub health: Option<HealthCheck>,
     /// What becomes of established flows in a change.

@@ -9,6 +9,10 @@ pub mod lbctl;
 use lb_userspace::{
     api::{
         handle::{Change, ChangeOptions, Handle, Request},
+        path::{
+            BackendHit, Explanation, FlowTableView, FlowView, FrameView, ServiceHit, SizeView,
+            SlotView, TraceLine, TracedPacket, VerdictView,
+        },
         protocol::*,
         server::{self, Limits},
     },
@@ -168,6 +172,20 @@ fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unansw
             };
             drop(reply.send(Ok(answer)));
         }
+        Request::Trace { request, reply } if request.service.as_deref() == Some("www") => {
+            drop(reply.send(Ok(trace())));
+        }
+        Request::Trace { reply, .. } => drop(reply.send(Err(ErrorBody::new(
+            ErrorCode::Failed,
+            "this lbd has no program",
+        )))),
+        Request::Explain { request, reply } if request.protocol.is_some() => {
+            drop(reply.send(Ok(explanation())));
+        }
+        Request::Explain { reply, .. } => drop(reply.send(Err(ErrorBody::new(
+            ErrorCode::Failed,
+            "this lbd has no program",
+        )))),
         Request::History(reply) => drop(reply.send(Ok(history()))),
         Request::Change {
             change,
@@ -185,6 +203,103 @@ fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unansw
 }
 
 /// Accepts a change unless a name or value in it asks for a refusal.
+fn explanation() -> Explanation {
+    let frame = |length: u32, first: &str| FrameView {
+        length,
+        hex: "0a".repeat(length as usize),
+        headers: vec![first.into()],
+    };
+    Explanation {
+        interface: "eth0".into(),
+        verdict: VerdictView {
+            name: "forwarded".into(),
+            action: "forward".into(),
+            description: "Sent to a backend.".into(),
+            advice: String::new(),
+        },
+        flow: Some(FlowView {
+            protocol: "tcp".into(),
+            source: "198.51.100.9:40000".into(),
+            destination: "192.0.2.1:80".into(),
+            is_error: false,
+        }),
+        service: Some(ServiceHit {
+            name: "www".into(),
+            index: 1,
+            hash: "00000000deadbeef".into(),
+        }),
+        slot: Some(SlotView {
+            number: 7,
+            word: "0001000002000001".into(),
+            state: "moved".into(),
+            meaning: "known flows go where their entry says".into(),
+            new_owner: Some("www/web-1".into()),
+            old_owner: Some("www/web-2".into()),
+        }),
+        flow_table: Some(FlowTableView {
+            found: true,
+            counts: true,
+            backend: Some("www/web-2".into()),
+            idle_seconds: Some(3),
+            closing: true,
+            meaning: "the packet goes where the entry says".into(),
+        }),
+        backend: Some(BackendHit {
+            name: "www/web-2".into(),
+            index: 2,
+            address: "198.51.100.12".into(),
+            mode: "ipip".into(),
+            state: "up, gets new flows".into(),
+            next_hop: "02:00:00:00:00:07".into(),
+            interface: "eth0".into(),
+        }),
+        size: Some(SizeView {
+            received: 40,
+            added: 20,
+            mtu: 1_500,
+            fits: true,
+        }),
+        input: frame(54, "Ethernet, in"),
+        output: Some(frame(74, "Ethernet, out")),
+    }
+}
+
+/// A trace of six packets, one in 200 ms.
+fn trace() -> tokio::sync::mpsc::Receiver<TraceLine> {
+    let (lines, receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        for number in 1..=6 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let packet = TracedPacket {
+                time_ns: number * 1_000_000_000,
+                interface: "eth0".into(),
+                verdict: "drop_no_backend".into(),
+                flow: Some(FlowView {
+                    protocol: "tcp".into(),
+                    source: "198.51.100.9:40000".into(),
+                    destination: "192.0.2.1:80".into(),
+                    is_error: false,
+                }),
+                service: Some("www".into()),
+                slot: Some(7),
+                backend: None,
+                length_in: 54,
+                length_out: 0,
+                input: "00".repeat(54),
+                output: String::new(),
+            };
+            if lines
+                .send(TraceLine::Packet(Box::new(packet)))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
 fn decide(change: &Change, options: &ChangeOptions) -> Result<ChangeReport, ErrorBody> {
     let refuse = |code, message: &str, problems| {
         Err(ErrorBody {
@@ -349,11 +464,13 @@ fn services() -> Vec<ServiceView> {
             protocol: "udp".into(),
             port: 0,
             mode: "l2".into(),
+            gue_port: None,
             when_all_down: "closed".into(),
             tracking: "all".into(),
             on_down: "keep".into(),
             drain_timeout_ms: 600_000,
             udp_settle_ms: 1_500,
+            echo: false,
             slow_start_ms: None,
             condition: "up".into(),
             health: None,
@@ -370,11 +487,13 @@ fn services() -> Vec<ServiceView> {
             protocol: "tcp".into(),
             port: 80,
             mode: "ipip".into(),
+            gue_port: None,
             when_all_down: "open".into(),
             tracking: "moved".into(),
             on_down: "reset".into(),
             drain_timeout_ms: 300_000,
             udp_settle_ms: 60_000,
+            echo: true,
             slow_start_ms: Some(90_000),
             condition: "up".into(),
             health: Some(HealthView {
@@ -489,6 +608,7 @@ pub fn state() -> StateSpec {
             protocol: "tcp".into(),
             port: 80,
             mode: "ipip".into(),
+            gue_port: None,
             when_all_down: "open".into(),
             health: None,
             tracking: None,
@@ -496,6 +616,7 @@ pub fn state() -> StateSpec {
             drain_timeout: None,
             udp_settle: None,
             slow_start: None,
+            echo: false,
             backends: vec![
                 backend("web-1", "198.51.100.11"),
                 backend("web-2", "198.51.100.12"),

@@ -100,12 +100,13 @@ fn native_alone_is_refused_where_the_mtu_is_too_large() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Native)? else {
         return Ok(());
     };
+    // The program for jumbo frames is loaded where there are some; this one is loaded before.
+    let (mut plane, _) = fixture.open()?;
     for interface in ["eth0", "peer"] {
         fixture
             .namespace
             .ip(&format!("link set {interface} mtu 9000"))?;
     }
-    let (mut plane, _) = fixture.open()?;
     let attachment = fixture.activate(&mut plane);
     assert_eq!((attachment.mode, attachment.program_id), (None, 0));
     assert!(
@@ -154,7 +155,7 @@ fn an_interface_that_comes_back_is_attached_again() -> Result<()> {
     );
     assert_eq!(
         fixture.pins(),
-        [format!("link-{}", second.index), "maps-2-1".into()]
+        [format!("link-{}", second.index), "maps-3-1".into()]
     );
 
     // The same index again: the link that is pinned for it is another interface's.
@@ -271,5 +272,39 @@ fn another_guideway_is_named_with_the_way_to_take_it_down() -> Result<()> {
         note.contains("lbd detach --config") && !note.contains("ip link set"),
         "{note}"
     );
+    Ok(())
+}
+
+/// With jumbo frames the program that takes several buffers is loaded; the ordinary one takes its place once they are gone.
+#[test]
+fn jumbo_frames_are_taken_natively() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Native)? else {
+        return Ok(());
+    };
+    let grow = |mtu: u32| {
+        for interface in ["eth0", "peer"] {
+            let set = format!("link set {interface} mtu {mtu}");
+            fixture.namespace.ip(&set)?;
+        }
+        anyhow::Ok(())
+    };
+    grow(9_000)?;
+    let (mut plane, _) = fixture.open()?;
+    let jumbo = fixture.activate(&mut plane);
+    assert_eq!(
+        (jumbo.mode, jumbo.note.as_str()),
+        (Some(XdpMode::Native), "")
+    );
+    let link = link_on(&fixture.namespace, "eth0")?;
+    drop(plane);
+    grow(1_500)?;
+    let (mut plane, _) = fixture.open()?;
+    let ordinary = fixture.activate(&mut plane);
+    assert_eq!(
+        (ordinary.mode, ordinary.note.as_str()),
+        (Some(XdpMode::Native), "")
+    );
+    assert_ne!(ordinary.program_id, jumbo.program_id);
+    assert_eq!(link_on(&fixture.namespace, "eth0")?, link);
     Ok(())
 }

@@ -48,7 +48,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         return Ok(());
     };
     let before = first_daemon(&fixture)?;
-    let mut recorded = pinned_flows(&fixture, "maps-2-1")?;
+    let mut recorded = pinned_flows(&fixture, "maps-3-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
         recorded.insert(key, entry, 0)?;
@@ -102,7 +102,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     assert_same(&mut plane, &before)?;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{link}"), "maps-2-2".into()],
+        [format!("link-{link}"), "maps-3-2".into()],
         "the old maps are removed"
     );
 
@@ -130,15 +130,19 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     };
     let before = first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-2-1"), pins.join("maps-1-1"))?;
+    fs::rename(pins.join("maps-3-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
-    fs::remove_file(pins.join("maps-1-1/FLOW_EVENTS"))?;
+    for name in ["FLOW_EVENTS", "FRAGMENTS", "ANSWERS"] {
+        fs::remove_file(pins.join("maps-1-1").join(name))?;
+    }
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
-            "layout version 1 -> 2".into(),
+            "layout version 1 -> 3".into(),
             "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
             "FLOW_EVENTS: missing -> per-CPU array of 4 entries, key 4 B, value 8 B".into(),
+            "FRAGMENTS: missing -> LRU hash of 32768 entries, key 40 B, value 24 B".into(),
+            "ANSWERS: missing -> per-CPU array of 2 entries, key 4 B, value 8 B".into(),
         ],
         carried: Ok(Carried {
             services: 1,
@@ -150,7 +154,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let link = fixture.activate(&mut plane).index;
     assert_same(&mut plane, &before)?;
-    let left = [format!("link-{link}"), "maps-2-2".into()];
+    let left = [format!("link-{link}"), "maps-3-2".into()];
     assert_eq!(fixture.pins(), left);
     Ok(())
 }
@@ -186,7 +190,7 @@ fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result
         assert_eq!(carried, Err(why.to_owned()));
         assert_eq!(plane.installed()?, Installed::default());
         assert!(fixture.attachment(&plane).program_id != 0);
-        assert!(fixture.pins().contains(&"maps-2-1".into()));
+        assert!(fixture.pins().contains(&"maps-3-1".into()));
     }
     // It is filled and takes over, as if nothing had been there.
     let (mut plane, _) = fixture.open()?;
@@ -204,14 +208,14 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     };
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    let mut path = pins.join("maps-2-1");
-    for version in [0, 3] {
+    let mut path = pins.join("maps-3-1");
+    for version in [0, 4] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
         let (mut plane, adoption) = fixture.open()?;
         let expected = Adoption::Replaced {
-            differences: vec![format!("layout version {version} -> 2")],
+            differences: vec![format!("layout version {version} -> 3")],
             carried: Err(format!(
                 "this lbd cannot read maps of layout version {version}"
             )),

@@ -136,6 +136,8 @@ pub fn fill(plane: &mut AyaDataPlane) -> Result<()> {
             (65_536, Slot::steady(63)),
         ],
     )?;
+    let address = ServiceKey::of_address(www().address);
+    plane.put_service(&address, &ServiceEntry::default())?;
     plane.put_service(&www(), &ServiceEntry { index: 5, flags: 0 })
 }
 

@@ -4,6 +4,7 @@
 mod adoption;
 mod attachment;
 mod carry;
+mod exits;
 mod fixture;
 mod flows;
 mod maps;

@@ -15,7 +15,7 @@ use lb_userspace::dataplane::{Adoption, AttachMode, DataPlane, Installed};
 
 /// The map of this name in the first generation, opened as another process would.
 fn pinned(fixture: &Fixture, name: &str) -> Result<Map> {
-    let path = fixture.session.pins().join("maps-2-1").join(name);
+    let path = fixture.session.pins().join("maps-3-1").join(name);
     Ok(Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
@@ -78,6 +78,7 @@ fn removals_leave_nothing_and_can_be_repeated() -> Result<()> {
     fill(&mut plane)?;
     for _ in 0..2 {
         plane.remove_service(&www())?;
+        plane.remove_service(&ServiceKey::of_address(www().address))?;
         plane.remove_table(5)?;
         plane.write_backend(1, &BackendEntry::default())?;
         plane.write_backend(63, &BackendEntry::default())?;
@@ -151,19 +152,23 @@ fn what_does_not_fit_is_refused_and_changes_nothing() -> Result<()> {
     );
 
     let key = |port| ServiceKey::new(address("10.0.0.1"), 6, port);
-    for port in 0..16 {
+    // As many again as services: each may have an address of its own.
+    for port in 0..32 {
         plane.put_service(
             &key(port),
             &ServiceEntry {
-                index: port.into(),
+                index: u32::from(port) % 16,
                 flags: 0,
             },
         )?;
     }
     let full = plane
-        .put_service(&key(16), &ServiceEntry::default())
+        .put_service(&key(32), &ServiceEntry::default())
         .expect_err("the map is full");
-    assert!(format!("{full:#}").contains("holds 16 at most"), "{full:#}");
+    assert!(
+        format!("{full:#}").contains("room for 16 services"),
+        "{full:#}"
+    );
     Ok(())
 }
 

@@ -27,7 +27,9 @@ fn service(weights: &[u16]) -> Service {
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
+        gue_port: None,
         when_all_down: AllDown::Closed,
+        echo: false,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

@@ -42,6 +42,12 @@ fn plane(slot: Slot) -> FakeDataPlane {
     plane.create_tables(&[2]).unwrap();
     plane.store_slots(2, &[(SLOT, slot)]).unwrap();
     plane
+        .put_service(
+            &ServiceKey::of_address(key().address),
+            &ServiceEntry::default(),
+        )
+        .unwrap();
+    plane
         .put_service(&key(), &ServiceEntry { index: 2, flags: 0 })
         .unwrap();
     plane

@@ -202,12 +202,22 @@ fn only_what_an_event_may_change_is_looked_up() {
         }),
     ));
     assert_eq!(table.take_unrouted().len(), 2);
-    table.tick();
+    table.set_route("10.0.0.2".parse().unwrap(), via(None));
+    assert_eq!(table.take_updates(now), [], "another way may turn up");
+    assert!(table.is_to_look_again());
+    table.look_again();
     assert_eq!(
         table.take_unrouted().len(),
         2,
         "once more, when the kernel has dropped the link's routes"
     );
+    table.set_route("10.0.0.2".parse().unwrap(), via(None));
+    let updates = table.take_updates(now);
+    assert!(
+        matches!(&updates[..], [update] if matches!(update.resolution, Err(Unresolved::LinkDown { .. }))),
+        "{updates:?}"
+    );
+    assert!(!table.is_to_look_again());
     table.tick();
     assert!(table.take_unrouted().is_empty());
     table.apply(Event::AnyRoute);

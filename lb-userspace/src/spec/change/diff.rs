@@ -95,6 +95,11 @@ fn describe_backend(backend: &Backend) -> String {
     format!("{}, weight {}{drain}", backend.address, backend.weight)
 }
 
+fn gue_port(service: &Service) -> String {
+    let port = service.gue_port.map(|port| port.to_string());
+    port.unwrap_or_else(|| "none".into())
+}
+
 fn service_changes(before: &Service, after: &Service) -> Vec<String> {
     let (old, new) = (&before.flows, &after.flows);
     [
@@ -104,11 +109,13 @@ fn service_changes(before: &Service, after: &Service) -> Vec<String> {
             mode_name(before.mode).into(),
             mode_name(after.mode).into(),
         ),
+        changed("gue_port", gue_port(before), gue_port(after)),
         changed(
             "when_all_down",
             before.when_all_down.as_str().into(),
             after.when_all_down.as_str().into(),
         ),
+        changed("echo", before.echo.to_string(), after.echo.to_string()),
         changed(
             "health",
             probe(before.health.as_ref()),

@@ -167,11 +167,12 @@ fn a_changed_service_is_described_field_by_field() {
     (www.tracking, www.on_down) = (Some("all".into()), Some("keep".into()));
     (www.drain_timeout, www.udp_settle) = (Some("60s".into()), Some("0s".into()));
     www.slow_start = Some("90s".into());
+    www.echo = true;
     assert_eq!(
         lines(&Change::Apply(whole)),
         [
             "change service www: vip 192.0.2.1 tcp/80 -> 192.0.2.1 tcp/8080, mode ipip -> l2, when_all_down open -> closed, \
-         health (tcp/80 every 2s, timeout 1s, rise 2, fall 3, jitter 10%) -> (tcp/8080 every 2s, timeout 1s, rise 2, \
+         echo false -> true, health (tcp/80 every 2s, timeout 1s, rise 2, fall 3, jitter 10%) -> (tcp/8080 every 2s, timeout 1s, rise 2, \
          fall 3, jitter 10%), tracking moved -> all, on_down reset -> keep, drain_timeout 5m -> 1m, udp_settle 1m -> 0s, \
          slow_start none -> 1m 30s"
         ]

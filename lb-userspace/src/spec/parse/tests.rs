@@ -115,7 +115,18 @@ fn each_bad_value_is_named_with_its_line_and_a_way_out() {
         (
             "mode: l2",
             "mode: nat",
-            "line 14: services[1].mode: is not a forwarding mode (given: nat); use `ipip` or `l2`",
+            "line 14: services[1].mode: is not a forwarding mode (given: nat); use `ipip`, `gue` or `l2`",
+        ),
+        (
+            "mode: l2",
+            "mode: l2\n    gue_port: 6080",
+            "line 15: services[1].gue_port: is only for mode gue, and this is l2 (given: 6080); remove it, or use \
+             `mode: gue`",
+        ),
+        (
+            "mode: l2",
+            "mode: gue\n    gue_port: 0",
+            "line 15: services[1].gue_port: is out of range (given: 0); use 1 to 65535",
         ),
         (
             "closed",

@@ -1,0 +1,67 @@
+//! Names of the desired state for indexes of the data plane.
+
+use super::core::Core;
+use crate::{
+    dataplane::DataPlane,
+    plan::target::{backend_id, service_key},
+    spec::{Backend, Service},
+};
+use std::{collections::BTreeMap, net::IpAddr};
+
+impl<P: DataPlane> Core<P> {
+    /// Name of the service with this index.
+    pub(super) fn service_name(&self, index: u32) -> Option<String> {
+        let mut services = self.state.services.values();
+        let found = services
+            .find(|service| self.mirror.service_index(&service_key(service)) == Some(index))?;
+        Some(found.name.to_string())
+    }
+
+    /// `service/backend` of a backend's index, or what is known of it.
+    pub(super) fn backend_name(&self, index: u32) -> String {
+        let Some(entry) = self.mirror.backends.get(&index) else {
+            return format!("index {index}");
+        };
+        let departed = || self.facts.departures.get(&entry.id)?.name.as_ref();
+        match (self.find_backend(entry.id), departed()) {
+            (Some((service, backend)), _) => format!("{}/{}", service.name, backend.name),
+            (None, Some((service, backend))) => format!("{service}/{backend}"),
+            (None, None) => format!("index {index} ({})", IpAddr::from(entry.address)),
+        }
+    }
+
+    /// The names of all backends, as [`Core::backend_name`] says them.
+    pub(super) fn backend_names(&self) -> BTreeMap<u32, String> {
+        let names: BTreeMap<u64, String> = self
+            .state
+            .services
+            .values()
+            .flat_map(|service| {
+                service
+                    .backends
+                    .values()
+                    .map(move |backend| (service, backend))
+            })
+            .map(|(service, backend)| {
+                let name = format!("{}/{}", service.name, backend.name);
+                (backend_id(service, backend), name)
+            })
+            .collect();
+        let entries = self.mirror.backends.iter();
+        entries
+            .map(|(index, entry)| {
+                let known = names.get(&entry.id).cloned();
+                (*index, known.unwrap_or_else(|| self.backend_name(*index)))
+            })
+            .collect()
+    }
+
+    /// The backend of the desired state with this id.
+    pub(super) fn find_backend(&self, id: u64) -> Option<(&Service, &Backend)> {
+        self.state.services.values().find_map(|service| {
+            let mut backends = service.backends.values();
+            let backend = backends.find(|backend| backend_id(service, backend) == id)?;
+            Some((service, backend))
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! The world that fuzzing happens in: services of both families and protocols, exact ports and any, slots of every kind,
+//! backends of every mode, behind two interfaces, and with everything wrong that can be.
+
+use crate::{
+    fixture::{backend, ip, v4, v6},
+    network::OTHER,
+    packet::{Packet, Protocol},
+    world::{Slots, World},
+};
+use lb_common::{
+    backend::{BackendEntry, Mode, NextHop},
+    slot::Slot,
+};
+
+/// Backends from index 1; one more index is named by slots but has no entry.
+pub const BACKENDS: u32 = 23;
+
+/// MAC of the other interface.
+const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 7, 7];
+
+/// What is in the maps. The services of the fixtures are among them, so that mutated fixtures reach backends.
+pub fn world() -> World {
+    let mut world = World::default().exit(OTHER, OTHER_MAC);
+    for index in 1..=BACKENDS {
+        world = world.backend(index, &entry(index));
+    }
+    let to = |packet: Packet, address: &str| Packet {
+        to: format!("{address}:443").parse().expect("an address"),
+        ..packet
+    };
+    let (tcp4, udp4) = (v4(Protocol::Tcp), v4(Protocol::Udp));
+    let (tcp6, udp6) = (v6(Protocol::Tcp), v6(Protocol::Udp));
+    let spread = Slots::Spread(8);
+    let mixed = Slots::Mixed(BACKENDS + 1);
+    let moved = Slots::All(Slot::moved(2, 6, false));
+    let settled = Slots::All(Slot::moved(3, 7, true));
+    world
+        .service(&tcp4, 443, spread)
+        .service(&udp4, 443, mixed)
+        .service(&tcp6, 443, mixed)
+        .service(&udp6, 443, spread)
+        // Any port of the same addresses, and of others.
+        .service(&tcp4, 0, mixed)
+        .service(&udp6, 0, mixed)
+        .service(&to(tcp4.clone(), "203.0.113.8"), 0, moved)
+        .service(&to(udp4.clone(), "203.0.113.8"), 0, settled)
+        .service(&to(tcp6.clone(), "[2001:db8:f::8]"), 0, moved)
+        .service(&to(udp6.clone(), "[2001:db8:f::8]"), 0, settled)
+        .pingable(&tcp4)
+        .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
+        .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))
+        .service(&to(udp4, "203.0.113.9"), 443, Slots::Missing)
+        .service(
+            &to(tcp6, "[2001:db8:f::9]"),
+            443,
+            Slots::All(Slot::tracked(BACKENDS + 1)),
+        )
+        .service(
+            &to(udp6, "[2001:db8:f::9]"),
+            443,
+            Slots::All(Slot::tracked(0)),
+        )
+}
+
+/// The entry of a backend: the first eight are reached in each way, the others are harder to reach.
+fn entry(index: u32) -> BackendEntry {
+    let (v4, v6) = (format!("10.9.0.{index}"), format!("fd00:9::{index}"));
+    let entry = match index % 6 {
+        0 => backend(Mode::L2, "0.0.0.0", &v4),
+        1 | 2 => backend(Mode::Ipip, "10.0.0.2", &v4),
+        3 => backend(Mode::Ipip, "fd00::2", &v6),
+        4 => backend(Mode::Gue, "10.0.0.2", &v4),
+        _ => backend(Mode::Gue, "fd00::2", &v6),
+    };
+    let entry = BackendEntry {
+        generation: 40 + index,
+        mtu: [1_500, 9_000, 1_500, 2_000][(index / 4) as usize % 4],
+        port: 6_080_u16.to_be(),
+        ..entry
+    };
+    let filled = |source: &str, entry| BackendEntry {
+        outer_source: ip(source).into(),
+        flags: BackendEntry::ENTROPY,
+        ..entry
+    };
+    match index {
+        2 | 13 => filled("172.31.0.0", entry),
+        3 | 15 => filled("fd00:1f::", entry),
+        4 => filled("10.0.0.2", entry),
+        6..=8 | 17 => BackendEntry {
+            interface: OTHER,
+            ..entry
+        },
+        9 | 10 => BackendEntry { mtu: 600, ..entry },
+        11 => BackendEntry { mtu: 0, ..entry },
+        12 => BackendEntry {
+            next_hop: NextHop::default(),
+            ..entry
+        },
+        14 | 16 => BackendEntry {
+            interface: OTHER + 1,
+            ..entry
+        },
+        18 => BackendEntry { mode: 0, ..entry },
+        19 => BackendEntry { mode: 4, ..entry },
+        20 | 21 => BackendEntry {
+            flags: BackendEntry::LOST,
+            ..entry
+        },
+        // Tunnels between two families.
+        22 => BackendEntry {
+            outer_source: ip("fd00::2").into(),
+            ..entry
+        },
+        23 => BackendEntry {
+            outer_source: ip("10.0.0.2").into(),
+            ..entry
+        },
+        _ => entry,
+    }
+}

@@ -1,0 +1,208 @@
+//! What is in the program's maps, as a value: it can be installed, compared, and read by a model.
+
+use crate::{fixture, packet::Packet, prog_run::Balancer};
+use anyhow::Result;
+use lb_common::{
+    address::Address,
+    backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
+    fragment::{FragmentEntry, FragmentKey},
+    service::{ServiceEntry, ServiceKey},
+    slot::Slot,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The slot table of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slots {
+    /// There is none: a defect that the program must survive.
+    Missing,
+    /// Every slot has the same word.
+    All(Slot),
+    /// Steady slots of backends 1 to this many. No neighbour of a slot has the same owner, so a slot that is off by one
+    /// shows.
+    Spread(u32),
+    /// Slots of every kind (steady, tracked, moved, settled, empty) among backends 0 to this many.
+    Mixed(u32),
+}
+
+impl Slots {
+    /// The word of a slot; `None` where there is no table.
+    pub fn word(self, number: u32) -> Option<Slot> {
+        let scrambled = number.wrapping_mul(0x9e37_79b1);
+        Some(match self {
+            Self::Missing => return None,
+            Self::All(slot) => slot,
+            Self::Spread(backends) => Slot::steady(1 + number.wrapping_mul(31) % backends),
+            Self::Mixed(backends) => {
+                let (new, old) = (
+                    scrambled % (backends + 1),
+                    (scrambled >> 9) % (backends + 1),
+                );
+                match scrambled >> 27 {
+                    0..22 => Slot::steady(new),
+                    22..24 => Slot::tracked(new),
+                    24..28 => Slot::moved(new, old, false),
+                    28..31 => Slot::moved(new, old, true),
+                    _ => Slot::EMPTY,
+                }
+            }
+        })
+    }
+}
+
+/// A service and its slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Address, protocol and port.
+    pub key: ServiceKey,
+    /// Index of its table and counters.
+    pub index: u32,
+    /// Who owns its slots.
+    pub slots: Slots,
+}
+
+/// What is in the maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// Services; no two have one key.
+    pub services: Vec<Service>,
+    /// Backends by index.
+    pub backends: BTreeMap<u32, BackendEntry>,
+    /// The flow table.
+    pub flows: BTreeMap<FlowKey, FlowEntry>,
+    /// Interfaces to redirect to, and their MACs. They must exist where the world is installed.
+    pub exits: BTreeMap<u32, [u8; 6]>,
+    /// Addresses of services that answer pings.
+    pub pingable: BTreeSet<Address>,
+    /// What is known of fragments.
+    pub fragments: BTreeMap<FragmentKey, FragmentEntry>,
+    /// Whether all answers have been given, and none is left.
+    pub silent: bool,
+}
+
+impl World {
+    /// One service, the packet's, and one backend that owns every slot: what [`fixture::balancer`] has.
+    pub fn of(packet: &Packet, entry: &BackendEntry) -> Self {
+        let port = packet.to.port();
+        Self::default()
+            .service(packet, port, Slots::All(Slot::steady(fixture::BACKEND)))
+            .backend(fixture::BACKEND, entry)
+    }
+
+    /// These, and a service of the packet's address and protocol on `port` (host order; 0 for any). The first has index
+    /// [`fixture::SERVICE`], each other the next one.
+    pub fn service(mut self, packet: &Packet, port: u16, slots: Slots) -> Self {
+        let index = fixture::SERVICE + self.services.len() as u32;
+        let key = fixture::key(packet, port);
+        self.services.push(Service { key, index, slots });
+        self
+    }
+
+    /// These, and a backend.
+    pub fn backend(mut self, index: u32, entry: &BackendEntry) -> Self {
+        self.backends.insert(index, *entry);
+        self
+    }
+
+    /// These, and a flow.
+    pub fn flow(mut self, key: FlowKey, entry: FlowEntry) -> Self {
+        self.flows.insert(key, entry);
+        self
+    }
+
+    /// These, and an interface to redirect to.
+    pub fn exit(mut self, interface: u32, mac: [u8; 6]) -> Self {
+        self.exits.insert(interface, mac);
+        self
+    }
+
+    /// These, and pings to the packet's destination are answered.
+    pub fn pingable(mut self, packet: &Packet) -> Self {
+        self.pingable.insert(packet.to.ip().into());
+        self
+    }
+
+    /// These, and something known of fragments.
+    pub fn fragment(mut self, key: FragmentKey, entry: FragmentEntry) -> Self {
+        self.fragments.insert(key, entry);
+        self
+    }
+
+    /// These, without an answer left to give.
+    pub fn silent(mut self) -> Self {
+        self.silent = true;
+        self
+    }
+
+    /// The addresses of services.
+    pub fn addresses(&self) -> BTreeSet<Address> {
+        let of_services = self.services.iter().map(|service| service.key.address);
+        of_services.chain(self.pingable.iter().copied()).collect()
+    }
+
+    /// A balancer with all that.
+    pub fn install(&self) -> Result<Balancer> {
+        let mut balancer = Balancer::load()?;
+        self.fill(&mut balancer)?;
+        Ok(balancer)
+    }
+
+    /// A balancer with this instead of what `before` put into it. Loading takes longer than filling.
+    pub fn install_over(&self, mut balancer: Balancer, before: &Self) -> Result<Balancer> {
+        let lacks_a_table = |service: &Service| service.slots == Slots::Missing;
+        // A table cannot be taken away again, nor an exit.
+        if self.services.iter().any(lacks_a_table) || self.exits != before.exits {
+            return self.install();
+        }
+        for service in &before.services {
+            balancer.remove_service(service.key)?;
+        }
+        for address in before.addresses() {
+            balancer.remove_service(ServiceKey::of_address(address))?;
+        }
+        for index in before.backends.keys() {
+            balancer.set_backend(*index, &BackendEntry::default())?;
+        }
+        for key in balancer.flows()?.keys() {
+            balancer.remove_flow(key)?;
+        }
+        for key in balancer.fragments()?.keys() {
+            balancer.remove_fragment(key)?;
+        }
+        self.fill(&mut balancer)?;
+        Ok(balancer)
+    }
+
+    fn fill(&self, balancer: &mut Balancer) -> Result<()> {
+        for (index, entry) in &self.backends {
+            balancer.set_backend(*index, entry)?;
+        }
+        for Service { key, index, slots } in &self.services {
+            if *slots == Slots::Missing {
+                balancer.add_service_without_table(*key, *index)?;
+            } else {
+                let word = |number| slots.word(number).unwrap_or_default();
+                balancer.add_service_of_slots(*key, *index, word)?;
+            }
+        }
+        for address in &self.pingable {
+            let entry = ServiceEntry {
+                flags: ServiceEntry::ECHO,
+                ..ServiceEntry::default()
+            };
+            balancer.put_service(ServiceKey::of_address(*address), entry)?;
+        }
+        for (key, entry) in &self.flows {
+            balancer.set_flow(key, entry)?;
+        }
+        for (key, entry) in &self.fragments {
+            balancer.set_fragment(key, entry)?;
+        }
+        balancer.set_answers(!self.silent)?;
+        for (interface, mac) in &self.exits {
+            balancer.set_exit(*interface, *mac)?;
+        }
+        Ok(())
+    }
+}

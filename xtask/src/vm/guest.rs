@@ -1,0 +1,121 @@
+//! One guest: boots a kernel, which runs the tests and ends, and passes on what they print.
+
+use super::{EMULATOR, Test, image, kernel::Kernel};
+use crate::{command, verifier::Work};
+use anyhow::{Context, Result, bail};
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Mutex,
+};
+
+/// Seconds after which a guest is stopped: many times what it takes on a busy machine.
+const LIMIT: &str = "900";
+
+/// Runs the tests in a guest with this kernel. Each line is printed after `[VERSION]`.
+pub fn run(
+    root: &Path,
+    kernel: &Kernel,
+    tests: &[Test],
+    arguments: &[String],
+    work: &Mutex<Work>,
+) -> Result<()> {
+    let initramfs = with_tests(root, kernel, tests, arguments)?;
+    let (emulator, _) = EMULATOR;
+    let emulator = command::find(emulator).context("the emulator is gone")?;
+    let mut guest = Command::new("timeout");
+    guest.args(["--kill-after=5", LIMIT]).arg(emulator);
+    guest
+        .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max"])
+        .args(["-smp", "1", "-m", "2048"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-serial", "stdio", "-nic", "none"])
+        .args(["-virtfs", HOST_FILES])
+        .args(["-append", COMMAND_LINE])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&initramfs);
+    let mut child = guest
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the emulator")?;
+    let stdout = child.stdout.take().context("no standard output")?;
+    let mut left: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
+    let mut failed = vec![];
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read what the guest prints")?;
+        let line = String::from_utf8_lossy(&line);
+        let line = line.trim_end();
+        println!("[{}] {line}", kernel.version);
+        if let Ok(mut work) = work.lock() {
+            work.note(line);
+        }
+        if let Some((name, status)) = end(line) {
+            left.retain(|test| *test != name);
+            if status != "0" {
+                failed.push(name.to_owned());
+            }
+        }
+    }
+    let status = child.wait().context("cannot wait for the emulator")?;
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    if !left.is_empty() {
+        bail!(
+            "the guest ended ({status}) without the end of {}",
+            left.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// The whole host, read-only. The inodes of its file systems are renumbered, or two files could look like one.
+const HOST_FILES: &str =
+    "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off";
+
+/// The kernel's first file system and the list of tests, in one file.
+fn with_tests(
+    root: &Path,
+    kernel: &Kernel,
+    tests: &[Test],
+    arguments: &[String],
+) -> Result<PathBuf> {
+    let folder = root.join("target/vm").join(kernel.version);
+    let tree = folder.join("run");
+    fs::create_dir_all(tree.join("tests"))?;
+    let package = root.join("tests");
+    let mut list = String::new();
+    for test in tests {
+        list += &format!(
+            "{} {} {}\n",
+            test.name,
+            package.display(),
+            test.program.display()
+        );
+    }
+    if list.lines().any(|line| line.split(' ').count() != 3) {
+        bail!("a path with a space in it: {}", root.display());
+    }
+    let quoted = |argument: &String| format!("'{}'", argument.replace('\'', r"'\''"));
+    let arguments: Vec<String> = arguments.iter().map(quoted).collect();
+    fs::write(tree.join("tests/list"), list)?;
+    fs::write(tree.join("tests/arguments"), arguments.join(" "))?;
+    let (own, whole) = (folder.join("tests.cpio"), folder.join("whole"));
+    image::archive(&tree, &kernel.busybox(), &own)?;
+    let mut out = File::create(&whole).with_context(|| format!("{}", whole.display()))?;
+    for part in [&kernel.initramfs, &own] {
+        std::io::copy(&mut File::open(part)?, &mut out)?;
+    }
+    Ok(whole)
+}
+
+/// Name and exit status in the line that ends a test.
+fn end(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("guest: end ")?.split_once(' ')
+}
