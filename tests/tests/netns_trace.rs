@@ -78,7 +78,8 @@ impl Running {
     }
 
     fn end(mut self) -> Result<()> {
-        self.process.signal(Signal::SIGINT)?;
+        // Not SIGINT, which whoever runs this in the background has made it ignore.
+        self.process.signal(Signal::SIGTERM)?;
         self.process.wait(LIMIT).map(drop)
     }
 }

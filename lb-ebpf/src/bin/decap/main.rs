@@ -60,7 +60,7 @@ fn decap_tc(context: TcContext) -> i32 {
 
 /// Entry point of a program that passes every frame: a veth takes what its peer sends by XDP_TX only if it runs a native
 /// program itself, and a router between the balancer and its backends must not decapsulate.
-#[xdp]
+#[xdp(frags)]
 fn pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
