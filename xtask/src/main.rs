@@ -2,11 +2,9 @@
 
 mod apt;
 mod build;
-mod chaos;
 mod command;
-mod demo;
-mod fuzz;
 mod packages;
+mod program;
 mod setup;
 mod stage;
 mod tally;
@@ -39,13 +37,13 @@ enum Task {
     /// Run every check and test (as root, for those with real kernels and networks).
     Test(test::Options),
     /// Show a balanced service in a small network of namespaces (as root).
-    Demo(demo::Options),
+    Demo(program::Options),
     /// Run the tests of the eBPF programs and of backends on other kernels, in virtual machines (as root).
     Vm(vm::Options),
     /// Change and break everything around live connections, and count those that notice (as root).
-    Chaos(chaos::Options),
+    Chaos(program::Options),
     /// Send random packets through the program and through a model of it, and compare (as root).
-    Fuzz(fuzz::Options),
+    Fuzz(program::Options),
 }
 
 fn main() -> ExitCode {
@@ -67,10 +65,10 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         }),
         Task::Build => build::run(root).map(|()| ExitCode::SUCCESS),
         Task::Test(options) => test::run(root, &options),
-        Task::Demo(options) => demo::run(root, &options),
+        Task::Demo(options) => program::DEMO.run(root, &options),
         Task::Vm(options) => vm::run(root, &options),
-        Task::Chaos(options) => chaos::run(root, &options),
-        Task::Fuzz(options) => fuzz::run(root, &options),
+        Task::Chaos(options) => program::CHAOS.run(root, &options),
+        Task::Fuzz(options) => program::FUZZ.run(root, &options),
     }
 }
 
