@@ -108,93 +108,69 @@ pub struct DoubleTaggedHeader {
 
 /// The header of a frame up to the IP packet, with or without VLAN tags.
 pub trait LinkHeader: Copy {
+    /// The part with the addresses.
+    fn ethernet(&mut self) -> &mut EthernetHeader;
+
+    /// The EtherType of the payload.
+    fn ethertype(&mut self) -> &mut u16;
+
     /// The same header before another payload: other addresses, the same tags.
-    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self;
+    #[inline(always)]
+    fn readdressed(mut self, destination: Mac, source: Mac, ethertype: u16) -> Self {
+        let ethernet = self.ethernet();
+        (ethernet.destination, ethernet.source) = (destination, source);
+        *self.ethertype() = ethertype;
+        self
+    }
 
     /// The destination MAC.
-    fn destination(&self) -> Mac;
+    #[inline(always)]
+    fn destination(mut self) -> Mac {
+        self.ethernet().destination
+    }
 
     /// The header of an answer: back to where the frame came from, with the same tags.
-    fn returned(self) -> Self;
+    #[inline(always)]
+    fn returned(mut self) -> Self {
+        let ethernet = self.ethernet();
+        (ethernet.destination, ethernet.source) = (ethernet.source, ethernet.destination);
+        self
+    }
 }
 
 impl LinkHeader for EthernetHeader {
     #[inline(always)]
-    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
-        Self {
-            destination,
-            source,
-            ethertype,
-        }
+    fn ethernet(&mut self) -> &mut EthernetHeader {
+        self
     }
 
     #[inline(always)]
-    fn destination(&self) -> Mac {
-        self.destination
-    }
-
-    #[inline(always)]
-    fn returned(self) -> Self {
-        Self {
-            destination: self.source,
-            source: self.destination,
-            ..self
-        }
+    fn ethertype(&mut self) -> &mut u16 {
+        &mut self.ethertype
     }
 }
 
 impl LinkHeader for TaggedHeader {
     #[inline(always)]
-    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
-        let first = self.ethernet.ethertype;
-        Self {
-            ethernet: self.ethernet.readdressed(destination, source, first),
-            tag: VlanTag {
-                ethertype,
-                ..self.tag
-            },
-        }
+    fn ethernet(&mut self) -> &mut EthernetHeader {
+        &mut self.ethernet
     }
 
     #[inline(always)]
-    fn destination(&self) -> Mac {
-        self.ethernet.destination
-    }
-
-    #[inline(always)]
-    fn returned(self) -> Self {
-        Self {
-            ethernet: self.ethernet.returned(),
-            ..self
-        }
+    fn ethertype(&mut self) -> &mut u16 {
+        &mut self.tag.ethertype
     }
 }
 
 impl LinkHeader for DoubleTaggedHeader {
     #[inline(always)]
-    fn readdressed(self, destination: Mac, source: Mac, ethertype: u16) -> Self {
-        let first = self.ethernet.ethertype;
-        Self {
-            ethernet: self.ethernet.readdressed(destination, source, first),
-            outer: self.outer,
-            inner: VlanTag {
-                ethertype,
-                ..self.inner
-            },
-        }
+    fn ethernet(&mut self) -> &mut EthernetHeader {
+        &mut self.ethernet
     }
 
     #[inline(always)]
-    fn destination(&self) -> Mac {
-        self.ethernet.destination
-    }
-
-    #[inline(always)]
-    fn returned(self) -> Self {
-        Self {
-            ethernet: self.ethernet.returned(),
-            ..self
-        }
+    fn ethertype(&mut self) -> &mut u16 {
+        &mut self.inner.ethertype
     }
 }
 
