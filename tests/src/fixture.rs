@@ -123,7 +123,7 @@ pub fn assert_answered(
     assert_eq!(outcome.frame, expected, "{what}");
 }
 
-/// Demands that the sender of a frame is told that it is too large. What it is told: `program_too_big`.
+/// Demands that the sender of a frame is told that it is too large. What it is told: fixtures `too-big`.
 #[track_caller]
 pub fn assert_too_big(balancer: &Balancer, what: &str, frame: &[u8]) {
     let (outcome, counters) = balancer.run_counted(frame).expect("it runs");
