@@ -2,7 +2,8 @@
 //!
 //! The kernel's route to each address, the neighbour entry of its next hop and the link are read through netlink and
 //! watched. `facts` is what netlink says, in our own types; `resolve` turns facts into an answer; `table` holds all
-//! that is known and finds what changed; `kernel` asks the kernel; `watch` runs them. Only `kernel` and `watch` do IO.
+//! that is known and finds what changed; `kernel` asks the kernel; `path_mtu` hears what routers say of sizes; `watch` runs
+//! them. Only `kernel`, `path_mtu` and `watch` do IO.
 //!
 //! **Invariants.** The fast path never looks a route up: what is sent from here is all it knows. A next hop whose
 //! neighbour entry is being renewed keeps its last answer for `table::GRACE`, so that a renewal does not move traffic.
@@ -10,6 +11,7 @@
 
 mod facts;
 mod kernel;
+mod path_mtu;
 mod resolve;
 mod table;
 mod watch;
@@ -31,7 +33,8 @@ pub struct ResolvedHop {
     pub gateway: Option<IpAddr>,
     /// The source address the kernel would choose, of the same family as the address.
     pub source: IpAddr,
-    /// Largest IP packet in bytes: the link's MTU, or the route's when that is smaller.
+    /// Largest IP packet in bytes: the link's MTU, or the route's, or what a router said lately of the way behind it,
+    /// whichever is smallest.
     pub mtu: u16,
 }
 

@@ -6,8 +6,9 @@
 //! is in `unsettled`; every change of a fact puts the addresses it touches there, through `unrouted` or directly.
 
 use super::{
-    NextHopUpdate, Resolution, Unresolved,
+    NextHopUpdate, Resolution, ResolvedHop, Unresolved,
     facts::{Event, Hop, Link, Neighbour, Route},
+    path_mtu::PathMtu,
     resolve::resolve,
 };
 use rtnetlink::packet_route::neighbour::NeighbourState;
@@ -20,6 +21,8 @@ use std::{
 
 /// How long an address keeps its last answer while its next hop is asked for its MAC address.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
+/// How long a path MTU counts that a router told (RFC 1191, section 6.3, and RFC 8201, section 4: ten minutes).
+pub(super) const PATH_MTU_AGE: Duration = Duration::from_secs(600);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -42,6 +45,8 @@ struct Entry {
     route: Option<Route>,
     sent: Option<Resolution>,
     asking_since: Option<Instant>,
+    /// What a router told, in bytes, and when.
+    path_mtu: Option<(u16, Instant)>,
 }
 
 impl Table {
@@ -118,9 +123,30 @@ impl Table {
         }
     }
 
-    /// To be called regularly, at least every [`GRACE`]: asks silent next hops again and ends graces.
-    pub(super) fn tick(&mut self) {
+    /// Takes in what a router told of the way to an address; whether it is news. A smaller size counts at once, a larger one
+    /// when the smaller is forgotten.
+    pub(super) fn set_path_mtu(&mut self, told: PathMtu, now: Instant) -> bool {
+        let Some(entry) = self.addresses.get_mut(&told.address) else {
+            return false;
+        };
+        let known = entry.path_mtu.map(|(mtu, _)| mtu);
+        if known.is_some_and(|known| known < told.mtu) {
+            return false;
+        }
+        entry.path_mtu = Some((told.mtu, now));
+        self.unsettled.insert(told.address);
+        known != Some(told.mtu)
+    }
+
+    /// To be called regularly, at least every [`GRACE`]: asks silent next hops again, ends graces and forgets path MTUs.
+    pub(super) fn tick(&mut self, now: Instant) {
         self.look_again();
+        for (address, entry) in &mut self.addresses {
+            let old = |(_, told): &mut (u16, Instant)| now.duration_since(*told) >= PATH_MTU_AGE;
+            if entry.path_mtu.take_if(old).is_some() {
+                self.unsettled.insert(*address);
+            }
+        }
         // An incomplete entry is being asked for by the kernel.
         let silent = |hop: &&Hop| {
             let neighbour = self.neighbours.get(hop);
@@ -211,7 +237,8 @@ impl Table {
                 Some(Err(reason)) => Err(reason.clone()),
                 Some(Ok(path)) => {
                     let neighbour = self.neighbours.get(&path.hop(address));
-                    resolve(address, path, self.links.get(&path.interface), neighbour)
+                    let link = self.links.get(&path.interface);
+                    resolve(address, path, link, neighbour).map(|hop| entry.limited(hop))
                 }
             };
             if self.link_changed && matches!(fresh, Err(Unresolved::LinkDown { .. })) {
@@ -257,6 +284,14 @@ impl Entry {
             .as_ref()
             .ok()
             .map(|path| path.hop(address))
+    }
+
+    /// The answer with the smallest MTU of the way.
+    fn limited(&self, mut hop: ResolvedHop) -> ResolvedHop {
+        if let Some((mtu, _)) = self.path_mtu {
+            hop.mtu = hop.mtu.min(mtu);
+        }
+        hop
     }
 
     /// What to send of a fresh answer. While the next hop is being asked the last answer stands, for [`GRACE`] if it

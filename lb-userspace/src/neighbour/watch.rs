@@ -4,6 +4,7 @@ use super::{
     NextHopUpdate,
     facts::Hop,
     kernel::{Connection, Heard},
+    path_mtu::Listener,
     table::Table,
 };
 use anyhow::Result;
@@ -38,7 +39,8 @@ pub(super) async fn run(
     updates: mpsc::Sender<NextHopUpdate>,
 ) {
     let mut table = Table::default();
-    while let Err(error) = follow(&mut connection, &mut table, &mut wanted, &updates).await {
+    let told = Listener::open();
+    while let Err(error) = follow(&mut connection, &told, &mut table, &mut wanted, &updates).await {
         warn!("next hops are not current, netlink is opened again: {error:#}");
         connection = reopen().await;
         info!("netlink is open again");
@@ -58,6 +60,7 @@ async fn reopen() -> Connection {
 /// Follows one connection. Ends with `Ok` when nobody needs the answers any more.
 async fn follow(
     connection: &mut Connection,
+    told: &Listener,
     table: &mut Table,
     wanted: &mut mpsc::UnboundedReceiver<BTreeSet<IpAddr>>,
     updates: &mpsc::Sender<NextHopUpdate>,
@@ -83,7 +86,12 @@ async fn follow(
                 Some(addresses) => table.set_addresses(&addresses),
                 None => return Ok(()),
             },
-            _ = tick.tick() => table.tick(),
+            path = told.listen() => {
+                if table.set_path_mtu(path, Instant::now()) {
+                    info!(address = %path.address, mtu = path.mtu, "a router says that larger packets do not get there");
+                }
+            }
+            _ = tick.tick() => table.tick(Instant::now()),
             () = sleep(SECOND_LOOK), if table.is_to_look_again() => table.look_again(),
             _ = resync.tick() => {
                 resync_from(connection, table).await?;

@@ -120,7 +120,7 @@ fn a_renewed_entry_moves_no_traffic_and_one_that_stays_away_does() {
 
     table.apply(Event::Neighbour(hop("10.0.0.2"), None));
     assert!(table.take_updates(now).is_empty());
-    table.tick();
+    table.tick(now);
     assert_eq!(
         reasons(&table.take_updates(now + GRACE)),
         ["10.0.0.2: waiting for the MAC address of 10.0.0.2 on eth0"]
@@ -137,7 +137,7 @@ fn a_silent_next_hop_is_said_once_and_asked_at_each_tick() {
         ["10.0.0.2: 10.0.0.2 does not answer on eth0"]
     );
     for round in 1..5 {
-        table.tick();
+        table.tick(now);
         assert_eq!(table.take_unasked(), [hop("10.0.0.2")]);
         for state in [State::Incomplete, State::Failed] {
             table.apply(Event::Neighbour(hop("10.0.0.2"), entry(state)));
@@ -152,7 +152,7 @@ fn a_silent_next_hop_is_said_once_and_asked_at_each_tick() {
         reasons(&table.take_updates(now)),
         ["10.0.0.2: dev eth0 lladdr 02:00:00:00:00:01"]
     );
-    table.tick();
+    table.tick(now);
     assert!(table.take_unasked().is_empty());
 }
 
@@ -165,7 +165,7 @@ fn addresses_behind_one_gateway_share_its_entry() {
     assert_eq!(table.take_updates(now).len(), 3);
     table.apply(Event::Neighbour(hop("10.0.0.254"), entry(State::Failed)));
     assert_eq!(table.take_updates(now).len(), 3);
-    table.tick();
+    table.tick(now);
     assert_eq!(
         table.take_unasked(),
         [hop("10.0.0.254")],
@@ -176,7 +176,7 @@ fn addresses_behind_one_gateway_share_its_entry() {
     table.set_addresses(&set(&[]));
     assert_eq!(table.take_released(), [hop("10.0.0.254")]);
     table.apply(Event::Neighbour(hop("10.0.0.254"), entry(State::Reachable)));
-    table.tick();
+    table.tick(now);
     assert!(
         table.take_updates(now).is_empty() && table.take_unasked().is_empty(),
         "nobody needs it"
@@ -218,7 +218,7 @@ fn only_what_an_event_may_change_is_looked_up() {
         "{updates:?}"
     );
     assert!(!table.is_to_look_again());
-    table.tick();
+    table.tick(now);
     assert!(table.take_unrouted().is_empty());
     table.apply(Event::AnyRoute);
     assert_eq!(table.take_unrouted().len(), 2);
@@ -235,4 +235,44 @@ fn an_entry_that_someone_else_keeps_is_left_alone() {
     assert!(table.take_unasked().is_empty());
     table.set_addresses(&set(&[]));
     assert!(table.take_released().is_empty());
+}
+
+#[test]
+fn a_path_mtu_counts_for_ten_minutes_and_only_a_smaller_one_replaces_it() {
+    let now = Instant::now();
+    let mut table = table(&["10.0.0.2"], via(None), State::Reachable, now);
+    let told = |address: &str, mtu| PathMtu {
+        address: ip(address),
+        mtu,
+    };
+    let mtu_of = |table: &mut Table, now| -> Option<u16> {
+        let updates = table.take_updates(now);
+        updates.first().map(|u| u.resolution.as_ref().unwrap().mtu)
+    };
+    assert!(
+        !table.set_path_mtu(told("10.0.0.3", 1_400), now),
+        "no backend"
+    );
+    assert!(table.set_path_mtu(told("10.0.0.2", 1_400), now));
+    assert_eq!(mtu_of(&mut table, now), Some(1_400));
+    assert!(!table.set_path_mtu(told("10.0.0.2", 1_450), now), "larger");
+    assert_eq!(mtu_of(&mut table, now), None);
+    let later = now + Duration::from_secs(60);
+    assert!(!table.set_path_mtu(told("10.0.0.2", 1_400), later), "known");
+    assert!(table.set_path_mtu(told("10.0.0.2", 1_300), later));
+    assert_eq!(mtu_of(&mut table, later), Some(1_300));
+    // Routes that are looked up again change nothing of it.
+    table.resync(
+        [(1, eth0())].into(),
+        [(hop("10.0.0.2"), entry(State::Reachable).unwrap())].into(),
+    );
+    table.set_route(ip("10.0.0.2"), via(None));
+    assert_eq!(mtu_of(&mut table, later), None);
+    table.tick(later + PATH_MTU_AGE - Duration::from_secs(1));
+    assert_eq!(mtu_of(&mut table, later), None);
+    table.tick(later + PATH_MTU_AGE);
+    assert_eq!(mtu_of(&mut table, later), Some(1_500));
+    // Nor does it raise the MTU of the link.
+    assert!(table.set_path_mtu(told("10.0.0.2", 9_000), later));
+    assert_eq!(mtu_of(&mut table, later), None);
 }
