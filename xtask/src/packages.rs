@@ -5,12 +5,15 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
     ("nginx", "nginx"),
     ("ping", "iputils-ping"),
+    ("iperf3", "iperf3"),
+    ("traceroute", "traceroute"),
+    ("scapy", "python3-scapy"),
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
 ];
