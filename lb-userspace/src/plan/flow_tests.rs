@@ -213,6 +213,8 @@ struct World {
     leaving: BTreeMap<u64, Duration>,
     /// Backends that failed their probes after they were removed, by id.
     failed: BTreeMap<u64, TargetId>,
+    /// Backends that lbd found on their way out when it started, by id: it knows no probe of theirs.
+    unprobed: BTreeSet<u64>,
     opened: u32,
     random: u64,
     rule: Rule,
@@ -253,6 +255,7 @@ impl World {
             flows: Vec::new(),
             leaving: BTreeMap::new(),
             failed: BTreeMap::new(),
+            unprobed: BTreeSet::new(),
             opened: 0,
             random: 7,
             rule,
@@ -478,6 +481,8 @@ impl World {
             }
         }
         self.leaving = leaving;
+        let configured = self.ids();
+        self.unprobed.retain(|id| !configured.contains(id));
     }
 
     fn happen(&mut self, event: Event) {
@@ -558,7 +563,10 @@ impl World {
                         OnDown::Keep if configured.contains(&current) => {
                             self.leaving.entry(current).or_insert(self.facts.now);
                         }
-                        OnDown::Reset if !configured.contains(&current) => {
+                        OnDown::Reset
+                            if !configured.contains(&current)
+                                && !self.unprobed.contains(&current) =>
+                        {
                             self.failed.insert(current, id(service, number));
                         }
                         OnDown::Keep | OnDown::Reset => {}
@@ -592,6 +600,10 @@ impl World {
                 self.facts.departures.clear();
                 self.facts.risen.clear();
                 self.census = None;
+                self.failed.clear();
+                let configured = self.ids();
+                let leaving = self.leaving.keys().copied();
+                self.unprobed = leaving.filter(|id| !configured.contains(id)).collect();
             }
             Event::Pass(seconds) => {
                 self.facts.now += Duration::from_secs(seconds.into());
@@ -773,12 +785,7 @@ fn when_all_are_down_and_traffic_goes_on_a_draining_backend_keeps_its_flows() {
 }
 
 proptest! {
-    // The same histories each time: the model itself is still wrong about rare ones (a backend that fails after it was
-    // removed and lbd restarted). PROPTEST_RNG_SEED does not change them; another number here does.
-    #![proptest_config(ProptestConfig {
-        rng_seed: proptest::test_runner::RngSeed::Fixed(20_261_121),
-        ..ProptestConfig::with_cases(8)
-    })]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn no_flow_is_lost_to_a_change(history in prop::collection::vec(event(), 10..50), rule in rule()) {
