@@ -143,7 +143,11 @@ impl World {
 
     /// A balancer with all that.
     pub fn install(&self) -> Result<Balancer> {
-        let mut balancer = Balancer::load()?;
+        self.install_in(Balancer::load()?)
+    }
+
+    /// `balancer`, which is empty, with this in its maps.
+    pub fn install_in(&self, mut balancer: Balancer) -> Result<Balancer> {
         self.fill(&mut balancer)?;
         Ok(balancer)
     }

@@ -9,6 +9,7 @@ use lb_tests::{
     fixtures,
     fuzz::{self, Bench, Limit},
     packet::Protocol,
+    prog_run::Balancer,
     require,
     world::{Slots, World},
 };
@@ -70,7 +71,7 @@ fn a_difference_is_noticed_and_made_small() -> Result<()> {
         ("counted", elsewhere),
         ("table", tracked),
     ] {
-        let mut bench = Bench::of(&world, &corpus)?.with_model_of(&other);
+        let mut bench = Bench::of(&world, Balancer::load()?, &corpus)?.with_model_of(&other);
         let alone = bench.send_one(&packet.frame());
         let text = format!("{:#}", alone.expect_err(what));
         assert!(
@@ -80,7 +81,7 @@ fn a_difference_is_noticed_and_made_small() -> Result<()> {
         let text = format!("{:#}", bench.send(1, 1).expect_err(what));
         assert!(text.contains("program and model differ"), "{what}: {text}");
     }
-    let mut bench = Bench::of(&world, &corpus)?.with_model_of(&World::default());
+    let mut bench = Bench::of(&world, Balancer::load()?, &corpus)?.with_model_of(&World::default());
     let text = format!("{:#}", bench.send(1, 1).expect_err("no service"));
     let frame = text
         .split("frame     ")

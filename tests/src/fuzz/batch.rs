@@ -53,15 +53,15 @@ pub struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    /// Both, with the fuzzer's world; frames of `corpus` are mutated.
-    pub fn new(corpus: &'a [Vec<u8>]) -> Result<Self> {
-        Self::of(&world(), corpus)
+    /// Both, with the fuzzer's world; frames of `corpus` are mutated. `balancer` is empty.
+    pub fn new(balancer: Balancer, corpus: &'a [Vec<u8>]) -> Result<Self> {
+        Self::of(&world(), balancer, corpus)
     }
 
     /// Both, with this world.
-    pub fn of(world: &World, corpus: &'a [Vec<u8>]) -> Result<Self> {
+    pub fn of(world: &World, balancer: Balancer, corpus: &'a [Vec<u8>]) -> Result<Self> {
         Ok(Self {
-            balancer: world.install()?,
+            balancer: world.install_in(balancer)?,
             model: Model::new(world),
             runner: Runner::new(),
             pool: Pool::new(world),

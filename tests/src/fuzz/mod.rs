@@ -3,6 +3,8 @@
 //!
 //! **Invariant.** Everything but the clock is drawn from the seed, so a seed and a number of packets name a run. A
 //! difference in what a batch has counted is traced to the packet by sending the batch once more.
+//!
+//! Two batches of four go through the program in its form for jumbo frames.
 
 mod batch;
 mod build;
@@ -12,7 +14,7 @@ mod pool;
 mod runner;
 mod world;
 
-use crate::{counters::Counters, fixtures, network};
+use crate::{counters::Counters, fixtures, network, prog_run::Balancer};
 use anyhow::{Context, Result, bail};
 use lb_common::{flow_table::FlowEvent, verdict::Verdict};
 use std::{
@@ -180,7 +182,10 @@ fn work(
 ) -> Result<Summary> {
     network::enter()?;
     let start = Instant::now();
-    let mut bench = Bench::new(corpus)?;
+    let mut benches = [
+        Bench::new(Balancer::load()?, corpus)?,
+        Bench::new(Balancer::for_jumbo_frames()?, corpus)?,
+    ];
     let mut summary = Summary::default();
     for batch in (number..).step_by(workers as usize) {
         let over = match limit {
@@ -190,6 +195,8 @@ fn work(
         if over || stop.load(Relaxed) {
             break;
         }
+        let [plain, jumbo] = &mut benches;
+        let bench = if batch / 2 % 2 == 0 { plain } else { jumbo };
         let counters = bench
             .send(seed, batch)
             .with_context(|| format!("seed {seed}, batch {batch}"))?;
