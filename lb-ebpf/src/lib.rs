@@ -1,6 +1,7 @@
 //! What the XDP programs share: access to the frame.
 //!
-//! The programs themselves are `main.rs` (the balancer) and `bin/decap` (a backend's decapsulator).
+//! The programs themselves are `main.rs` (the balancer) `bin/decap` (a backend's decapsulator) and `bin/bench`
+//! (what measures the others).
 
 #![cfg_attr(target_arch = "bpf", no_std)]
 

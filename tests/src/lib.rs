@@ -7,6 +7,7 @@
 //! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network:
 //! those of [`fixtures`], each with all that must become of it, and those of [`fuzz`], which [`model`] judges.
 
+pub mod bench;
 pub mod chaos;
 pub mod counters;
 pub mod demo;
@@ -29,6 +30,7 @@ pub mod process;
 pub mod prog_run;
 pub mod recipe;
 pub mod require;
+pub mod runner;
 pub mod scenario;
 pub mod session;
 pub mod topology;

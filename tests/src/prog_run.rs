@@ -10,7 +10,7 @@ use aya::{
         Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues,
         RingBuf, lpm_trie::Key, xdp::DevMapHash,
     },
-    programs::{SchedClassifier, Xdp},
+    programs::{ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use lb_common::{
@@ -60,6 +60,22 @@ pub enum XdpAction {
     Tx,
     /// XDP_REDIRECT.
     Redirect,
+}
+
+impl TryFrom<u32> for XdpAction {
+    type Error = anyhow::Error;
+
+    fn try_from(value: u32) -> Result<Self> {
+        match value {
+            1 => Ok(Self::Drop),
+            2 => Ok(Self::Pass),
+            3 => Ok(Self::Tx),
+            4 => Ok(Self::Redirect),
+            other => {
+                bail!("the program answered {other}, which is none of drop, pass, TX and redirect")
+            }
+        }
+    }
 }
 
 /// What became of a packet.
@@ -317,8 +333,8 @@ impl Balancer {
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
     }
     /// The program, for who runs it with a call of his own.
-    pub fn program_fd(&self) -> Result<BorrowedFd<'_>> {
-        Ok(program(&self.ebpf, self.program)?.fd()?.as_fd())
+    pub fn program_fd(&self) -> Result<&ProgramFd> {
+        Ok(program(&self.ebpf, self.program)?.fd()?)
     }
 }
 
@@ -455,15 +471,7 @@ fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
         })
         .with_context(|| format!("running a frame of {} bytes", frame.len()))?;
     out.truncate(result.data_size_out as usize);
-    let action = match result.return_value {
-        1 => XdpAction::Drop,
-        2 => XdpAction::Pass,
-        3 => XdpAction::Tx,
-        4 => XdpAction::Redirect,
-        other => {
-            bail!("the program answered {other}, which is none of drop, pass, TX and redirect")
-        }
-    };
+    let action = result.return_value.try_into()?;
     Ok(Outcome { action, frame: out })
 }
 

@@ -44,6 +44,8 @@ enum Task {
     Chaos(program::Options),
     /// Send random packets through the program and through a model of it, and compare (as root).
     Fuzz(program::Options),
+    /// Measure what packets and changes cost (as root).
+    Bench(program::Options),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +71,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Vm(options) => vm::run(root, &options),
         Task::Chaos(options) => program::CHAOS.run(root, &options),
         Task::Fuzz(options) => program::FUZZ.run(root, &options),
+        Task::Bench(options) => program::BENCH.run(root, &options),
     }
 }
 

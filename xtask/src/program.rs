@@ -57,6 +57,14 @@ pub const FUZZ: Program = Program {
     optimised: true,
 };
 
+/// What packets and changes cost.
+pub const BENCH: Program = Program {
+    name: "bench",
+    needs_root: "measuring loads XDP programs",
+    runs_daemon: true,
+    optimised: true,
+};
+
 impl Program {
     /// Sets up, builds, and becomes the program.
     pub fn run(&self, root: &Path, options: &Options) -> Result<ExitCode> {

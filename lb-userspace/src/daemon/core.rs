@@ -37,7 +37,7 @@ use std::{
 use tracing::{error, info, warn};
 
 /// The commit this was built from, or `unknown`.
-const COMMIT: &str = env!("GUIDEWAY_COMMIT");
+pub const COMMIT: &str = env!("GUIDEWAY_COMMIT");
 
 /// Least time between two counts of the flow table.
 const CENSUS_INTERVAL: Duration = Duration::from_secs(2);

@@ -7,3 +7,6 @@ pub static BALANCER: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR")
 /// The decapsulator for backends whose kernel has no tunnel interface: XDP program `decap`, and `pass`,
 /// which only passes.
 pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap"));
+
+/// What measures XDP programs: `wrap`, `trivial` and `encapsulate`. The daemon has no use for it, and the linker leaves it out.
+pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));

@@ -6,13 +6,13 @@ use super::{
     difference::{self, Difference},
     mutate,
     pool::Pool,
-    runner::Runner,
     world,
 };
 use crate::{
     counters::Counters,
     model::{Expected, Model},
     prog_run::{Balancer, XdpAction},
+    runner::Runner,
     world::World,
 };
 use anyhow::{Result, bail};
@@ -24,7 +24,7 @@ use lb_common::{
     verdict::Action,
 };
 use lb_userspace::dataplane::clock;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, os::fd::AsFd as _};
 
 /// A flow table.
 pub type Flows = BTreeMap<FlowKey, FlowEntry>;
@@ -89,7 +89,7 @@ impl<'a> Bench<'a> {
         for number in 0..BATCH {
             self.draw(&mut random, &mut frame);
             let expected = self.model.packet(&frame, seconds());
-            let fd = self.balancer.program_fd()?;
+            let fd = self.balancer.program_fd()?.as_fd();
             let (action, out) = self.runner.run(fd, &frame)?;
             if action != code(expected.action) || out != expected.frame {
                 let found = format!("packet {number} of the batch");
@@ -193,7 +193,7 @@ impl<'a> Bench<'a> {
     pub fn differs(&mut self, frame: &[u8]) -> Result<Option<Difference>> {
         let expected = self.model.packet(frame, seconds());
         let before = self.balancer.counters()?;
-        let fd = self.balancer.program_fd()?;
+        let fd = self.balancer.program_fd()?.as_fd();
         let (action, out) = self.runner.run(fd, frame)?;
         let (action, out) = (action, out.to_vec());
         let counters = self.balancer.counters()?.since(&before);

@@ -1,9 +1,7 @@
 //! Frames with headers that belong together, and here and there one that does not.
 
-use super::{
-    pool::{self, Flow},
-    runner::LONGEST,
-};
+use super::pool::{self, Flow};
+use crate::runner::LONGEST;
 use fastrand::Rng;
 use std::net::IpAddr;
 

@@ -11,7 +11,6 @@ mod build;
 mod difference;
 mod mutate;
 mod pool;
-mod runner;
 mod world;
 
 use crate::{counters::Counters, fixtures, network, prog_run::Balancer};

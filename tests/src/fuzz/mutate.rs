@@ -1,7 +1,7 @@
 //! Frames that were right once: fixtures and built frames, with something changed.
 
-use super::runner::LONGEST;
 use crate::packet::ETHERNET;
+use crate::runner::LONGEST;
 use fastrand::Rng;
 
 /// Values that are often at a bound of something.

@@ -51,6 +51,27 @@ impl Runner {
 
     /// What the program answers (`enum xdp_action`), and the frame as it left it.
     pub fn run(&mut self, program: BorrowedFd<'_>, frame: &[u8]) -> Result<(u32, &[u8])> {
+        let attributes = self.repeat(program, frame, 1)?;
+        let out = self.out.get(..attributes.data_size_out as usize);
+        Ok((
+            attributes.retval,
+            out.context("a frame grew beyond the buffer")?,
+        ))
+    }
+
+    /// What the program answers the last time of `repeat`, and the mean time it takes, in nanoseconds. The frame is not reset
+    /// in between.
+    pub fn time(
+        &mut self,
+        program: BorrowedFd<'_>,
+        frame: &[u8],
+        repeat: u32,
+    ) -> Result<(u32, u32)> {
+        let attributes = self.repeat(program, frame, repeat)?;
+        Ok((attributes.retval, attributes.duration))
+    }
+
+    fn repeat(&mut self, program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> Result<Attributes> {
         if frame.len() > LONGEST {
             bail!(
                 "a frame of {} bytes is too long for a test run",
@@ -67,6 +88,7 @@ impl Runner {
             data_out: self.out.as_mut_ptr() as u64,
             ctx_size_in: size_of_val(&context) as u32,
             ctx_in: context.as_ptr() as u64,
+            repeat,
             ..Attributes::default()
         };
         // SAFETY: the kernel reads the frame and the context and writes to the attributes and to `out`, each within the
@@ -83,10 +105,6 @@ impl Runner {
             let error = io::Error::last_os_error();
             return Err(error).with_context(|| format!("running a frame of {} bytes", frame.len()));
         }
-        let out = self.out.get(..attributes.data_size_out as usize);
-        Ok((
-            attributes.retval,
-            out.context("a frame grew beyond the buffer")?,
-        ))
+        Ok(attributes)
     }
 }

@@ -1,0 +1,98 @@
+//! `cargo xtask bench`: figures that anyone can repeat. docs/benchmarks.md says how each is made.
+
+pub mod figure;
+pub mod packet;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use figure::{Figures, Table};
+use std::{fs, path::PathBuf, process::ExitCode};
+
+/// Arguments of a run.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "cargo xtask bench",
+    about = "Measures what packets and changes cost"
+)]
+pub struct Arguments {
+    /// What to measure [default: all]
+    #[arg(value_enum)]
+    what: Vec<Subject>,
+    /// Write the figures to this file as one object of `name: {min, median, max, unit}`
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Compare with the figures of this file, which --json wrote; a figure that is worse is an error
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    /// How much worse a figure may be, in percent
+    #[arg(long, default_value_t = 20.0)]
+    tolerance: f64,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// What the XDP program takes for a packet
+    Packet,
+}
+
+/// Measures, prints, writes and compares. The code is a failure if a figure has become worse than is tolerated.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let missing = crate::require::missing_for_bpf();
+    anyhow::ensure!(missing.is_empty(), "measuring needs {}", missing.join(", "));
+    let old = arguments.compare.as_deref().map(figure::read).transpose()?;
+    println!("{}", machine()?);
+    let all = Subject::value_variants();
+    let wanted = if arguments.what.is_empty() {
+        all
+    } else {
+        &arguments.what[..]
+    };
+    let mut figures = Figures::new();
+    for subject in wanted {
+        let new = match subject {
+            Subject::Packet => packet::run(packet::Effort::default())?,
+        };
+        let table = Table {
+            figures: &new,
+            unit_of: "packet.trivial_tx",
+        };
+        println!("\n{table}");
+        figures.extend(new);
+    }
+    if let Some(path) = &arguments.json {
+        figure::write(&figures, path)?;
+    }
+    let Some(old) = old else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    let worse = figure::worse(&old, &figures, arguments.tolerance);
+    if worse.is_empty() {
+        println!("nothing is more than {} % worse", arguments.tolerance);
+        return Ok(ExitCode::SUCCESS);
+    }
+    for line in &worse {
+        println!("{line}");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// The machine, its kernel and the commit, in a line.
+fn machine() -> Result<String> {
+    let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown CPU", |rest| {
+            rest.trim_start_matches(['\t', ' ', ':'])
+        });
+    let count = std::thread::available_parallelism()?;
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
+    Ok(format!(
+        "{count} CPUs of {model}, Linux {}, load {load}, commit {}",
+        kernel.trim(),
+        lb_userspace::daemon::core::COMMIT
+    ))
+}
