@@ -47,17 +47,27 @@ struct Walk {
     credit: u32,
     /// Next slot of its permutation.
     next: u32,
-    skip: u32,
+    /// From `next` to it and the three slots after it: 0, skip, 2 skip, 3 skip.
+    steps: [u32; 4],
+    /// From `next` to the fourth slot after it.
+    stride: u32,
+    /// Inverse of the skip modulo M; 0 until it is needed.
+    inverse: u32,
 }
+
+/// With so few slots left, the next one of a permutation is found by looking at those: probing finds one in `M / left` steps.
+const FEW: usize = 256;
 
 /// The owner of each of the [`SLOTS`] slots; all [`NO_OWNER`] when no member has a weight.
 pub fn table(members: &[Member<'_>]) -> Vec<u32> {
     let mut table = vec![NO_OWNER; SLOTS as usize];
     let mut walks = walks(members);
     let heaviest = walks.iter().map(|walk| walk.weight).max().unwrap_or(0);
-    let mut claimed = vec![false; SLOTS as usize];
-    let mut free = if walks.is_empty() { 0 } else { SLOTS };
-    while free > 0 {
+    let mut claimed = Claimed([0; WORDS]);
+    let mut left = if walks.is_empty() { 0 } else { SLOTS as usize };
+    // The slots that are left, once they are few.
+    let mut few = Vec::new();
+    while left > 0 {
         for walk in &mut walks {
             walk.credit += walk.weight;
             if walk.credit < heaviest || walk.taken == walk.quota {
@@ -65,26 +75,111 @@ pub fn table(members: &[Member<'_>]) -> Vec<u32> {
             }
             walk.credit -= heaviest;
             walk.taken += 1;
-            let slot = walk.claim(&mut claimed);
-            table[slot] = walk.owner;
-            free -= 1;
+            let slot = if left > FEW {
+                walk.probe(&mut claimed)
+            } else {
+                if few.is_empty() {
+                    few = (0..SLOTS).filter(|slot| !claimed.has(*slot)).collect();
+                }
+                walk.pick(&mut few)
+            };
+            table[slot as usize] = walk.owner;
+            left -= 1;
         }
     }
     table
 }
 
+const WORDS: usize = SLOTS as usize / 64 + 1;
+
+/// The slots that have an owner, a bit each: they stay in the first cache.
+struct Claimed([u64; WORDS]);
+
+impl Claimed {
+    fn has(&self, slot: u32) -> bool {
+        self.0[slot as usize / 64] >> (slot % 64) & 1 != 0
+    }
+
+    fn add(&mut self, slot: u32) {
+        self.0[slot as usize / 64] |= 1 << (slot % 64);
+    }
+}
+
 impl Walk {
-    /// Claims the next free slot of the permutation. The caller has seen that there is one: quotas add up to M.
-    fn claim(&mut self, claimed: &mut [bool]) -> usize {
-        loop {
-            let slot = self.next as usize;
-            self.next = (self.next + self.skip) % SLOTS;
-            if !claimed[slot] {
-                claimed[slot] = true;
-                return slot;
-            }
+    fn new(member: &Member<'_>, quota: u32) -> Self {
+        let hash = |seed: u64, below: u32| xxh64(member.name.as_bytes(), seed) % u64::from(below);
+        let skip = hash(SKIP_SEED, SLOTS - 1) as u32 + 1;
+        let twice = sum(skip, skip);
+        Self {
+            owner: member.owner,
+            weight: member.weight.into(),
+            quota,
+            taken: 0,
+            credit: 0,
+            next: hash(OFFSET_SEED, SLOTS) as u32,
+            steps: [0, skip, twice, sum(twice, skip)],
+            stride: sum(twice, twice),
+            inverse: 0,
         }
     }
+
+    /// Claims the next free slot of the permutation, four at a glance: whether one of four is free is easier to guess for a CPU
+    /// than whether one is. The caller has seen that there is one: quotas add up to M.
+    fn probe(&mut self, claimed: &mut Claimed) -> u32 {
+        let [_, skip, ..] = self.steps;
+        loop {
+            let free = (0..).zip(self.steps).map(|(place, step)| {
+                let is_free = !claimed.has(sum(self.next, step));
+                u32::from(is_free) << place
+            });
+            let free: u32 = free.sum();
+            if free == 0 {
+                self.next = sum(self.next, self.stride);
+                continue;
+            }
+            let slot = sum(self.next, self.steps[free.trailing_zeros() as usize]);
+            self.next = sum(slot, skip);
+            claimed.add(slot);
+            return slot;
+        }
+    }
+
+    /// Claims the next free slot of the permutation out of `few`, all that are left and one at least: that to which the fewest
+    /// steps lead.
+    fn pick(&mut self, few: &mut Vec<u32>) -> u32 {
+        if self.inverse == 0 {
+            self.inverse = inverse(self.steps[1]);
+        }
+        let steps = |slot: u32| product(sum(slot, SLOTS - self.next), self.inverse);
+        let nearest = (0..few.len()).min_by_key(|at| steps(few[*at]));
+        let slot = few.swap_remove(nearest.unwrap_or(0));
+        self.next = sum(slot, self.steps[1]);
+        slot
+    }
+}
+
+/// The sum modulo M of two numbers of which one is below M, and the other at most M.
+const fn sum(a: u32, b: u32) -> u32 {
+    let sum = a + b;
+    if sum >= SLOTS { sum - SLOTS } else { sum }
+}
+
+/// The product modulo M.
+const fn product(a: u32, b: u32) -> u32 {
+    (a as u64 * b as u64 % SLOTS as u64) as u32
+}
+
+/// The number whose product with `a` is 1 modulo M: a to the power of M - 2, as M is a prime (Fermat).
+const fn inverse(a: u32) -> u32 {
+    let (mut power, mut square, mut exponent) = (1, a, SLOTS - 2);
+    while exponent > 0 {
+        if exponent & 1 != 0 {
+            power = product(power, square);
+        }
+        square = product(square, square);
+        exponent >>= 1;
+    }
+    power
 }
 
 /// Slots of each owner, for the owners that have some: what [`table`] would count, without making it.
@@ -113,15 +208,7 @@ fn walks(members: &[Member<'_>]) -> Vec<Walk> {
     members
         .iter()
         .zip(quotas)
-        .map(|(member, quota)| Walk {
-            owner: member.owner,
-            weight: u32::from(member.weight),
-            quota,
-            taken: 0,
-            credit: 0,
-            next: (xxh64(member.name.as_bytes(), OFFSET_SEED) % u64::from(SLOTS)) as u32,
-            skip: (xxh64(member.name.as_bytes(), SKIP_SEED) % u64::from(SLOTS - 1)) as u32 + 1,
-        })
+        .map(|(member, quota)| Walk::new(member, quota))
         .collect()
 }
 
@@ -206,10 +293,17 @@ mod tests {
 
     #[test]
     fn with_equal_weights_it_is_the_paper_to_the_letter() {
-        for count in [1, 2, 3, 10, 100] {
+        for count in [1, 2, 3, 10, 100, 255, 256, 257, 1_000] {
             let names = names(count);
             let members = members(&names, |_| 7);
             assert!(table(&members) == paper(&members), "{count} backends");
+        }
+    }
+
+    #[test]
+    fn inverses_are_inverse() {
+        for a in [1, 2, 3, 257, 32_768, 65_535, 65_536] {
+            assert_eq!(product(a, inverse(a)), 1, "{a}");
         }
     }
 
