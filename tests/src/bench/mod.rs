@@ -2,6 +2,8 @@
 
 pub mod figure;
 pub mod packet;
+pub mod publish;
+pub mod table;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -34,6 +36,10 @@ pub struct Arguments {
 pub enum Subject {
     /// What the XDP program takes for a packet
     Packet,
+    /// What a slot table takes to build
+    Table,
+    /// What a change takes until the last slot is stored
+    Publish,
 }
 
 /// Measures, prints, writes and compares. The code is a failure if a figure has become worse than is tolerated.
@@ -52,6 +58,8 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     for subject in wanted {
         let new = match subject {
             Subject::Packet => packet::run(packet::Effort::default())?,
+            Subject::Table => table::run()?,
+            Subject::Publish => publish::run()?,
         };
         let table = Table {
             figures: &new,
