@@ -7,13 +7,14 @@ use super::{
 };
 use crate::{netns::Namespace, session::Session};
 use anyhow::{Result, ensure};
+use lb_common::{limits::SLOTS, slot::Slot};
 use lb_userspace::{
     api::{
         handle::{Change, ChangeOptions},
         protocol::ErrorBody,
     },
     daemon::core::Core,
-    dataplane::{AyaDataPlane, Settings, aya, clock::monotonic},
+    dataplane::{Attachment, AyaDataPlane, DataPlane as _, Settings, aya, clock::monotonic},
     desired::Store,
     health::{HealthReport, HealthState, TargetId, state::Outcome},
     maglev::{self, Member},
@@ -64,6 +65,7 @@ fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
             core.make_ready();
         }
         for (state, samples) in [(HealthState::Down, &mut lost), (HealthState::Up, &mut back)] {
+            let before = words(core)?;
             let time = micros(|| {
                 for service in 0..SERVICES {
                     core.on_health(report(service, &host, state), monotonic());
@@ -71,6 +73,14 @@ fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
                 core.reconcile(monotonic());
             });
             ensure!(!core.must_retry(), "the data plane could not be written");
+            let after = words(core)?;
+            let moved = before.iter().zip(&after).filter(|(before, after)| {
+                let pairs = before.iter().zip(*after);
+                let changed =
+                    |(before, after): &(&Slot, &Slot)| before.new_owner() != after.new_owner();
+                pairs.filter(changed).count() >= SLOTS as usize / BACKENDS
+            });
+            ensure!(moved.count() == SERVICES, "a table has not changed");
             // The first round grows what grows once.
             if round > 0 {
                 samples.push(time);
@@ -102,6 +112,15 @@ fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
     .collect())
 }
 
+/// The slots of all tables.
+fn words(core: &mut Core<AyaDataPlane>) -> Result<Vec<Vec<Slot>>> {
+    let installed = core.plane.installed()?;
+    let tables = installed.services.values();
+    tables
+        .map(|entry| core.plane.read_slots(entry.index))
+        .collect()
+}
+
 fn fill(core: &mut Core<AyaDataPlane>) -> Result<()> {
     let mut text = String::from("services:\n");
     for service in 0..SERVICES {
@@ -125,6 +144,15 @@ fn fill(core: &mut Core<AyaDataPlane>) -> Result<()> {
     };
     let refused = |error: ErrorBody| anyhow::anyhow!("{}", error.message);
     core.change(&Change::Apply(spec), &make).map_err(refused)?;
+    // Nothing is attached to it: next hops behind it count, and no packet comes.
+    let lo = Attachment {
+        name: "lo".into(),
+        index: 1,
+        mode: None,
+        program_id: 0,
+        note: String::new(),
+    };
+    core.on_attachments(vec![lo], false);
     for address in core.addresses() {
         core.on_next_hop(NextHopUpdate {
             address,
