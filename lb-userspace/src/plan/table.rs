@@ -68,7 +68,9 @@ impl Table {
             shares: BTreeMap::new(),
             old_owners: BTreeMap::new(),
         };
-        table.count(words);
+        for word in words {
+            table.count(*word, 1);
+        }
         table
     }
 
@@ -155,10 +157,8 @@ impl Table {
             if stored != step.word {
                 slots.push((step.number, step.word));
                 moved += u32::from(stored.new_owner() != step.word.new_owner());
+                table.recount(stored, step.word);
             }
-        }
-        if !slots.is_empty() {
-            table.count(&words);
         }
         Some(Due {
             slots,
@@ -231,16 +231,28 @@ impl Table {
         (step.word != word || step.waits_since != waited).then_some(step)
     }
 
-    /// Counts the owners.
-    fn count(&mut self, words: &[Slot]) {
-        self.shares.clear();
-        self.old_owners.clear();
-        for word in words {
-            *self.shares.entry(word.new_owner()).or_default() += 1;
-            if word.old_owner() != word.new_owner() {
-                *self.old_owners.entry(word.old_owner()).or_default() += 1;
-            }
+    /// Counts the owners of a slot that has changed.
+    fn recount(&mut self, before: Slot, after: Slot) {
+        self.count(before, -1);
+        self.count(after, 1);
+    }
+
+    /// Adds the owners of a slot to the counts, or takes them away: `times` is 1 or -1.
+    fn count(&mut self, word: Slot, times: i32) {
+        let (new, old) = (word.new_owner(), word.old_owner());
+        add(&mut self.shares, new, times);
+        if old != new {
+            add(&mut self.old_owners, old, times);
         }
+    }
+}
+
+/// Changes a count; an owner of no slot has none.
+fn add(counts: &mut BTreeMap<u32, u32>, owner: u32, times: i32) {
+    let count = counts.entry(owner).or_default();
+    *count = count.saturating_add_signed(times);
+    if *count == 0 {
+        counts.remove(&owner);
     }
 }
 
