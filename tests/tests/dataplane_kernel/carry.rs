@@ -2,7 +2,13 @@
 
 use crate::fixture::{Fixture, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
-use lb_common::{backend::BackendEntry, flow_table::FlowEntry, slot::Slot, stats::Counter};
+use lb_common::{
+    backend::BackendEntry,
+    flow_table::FlowEntry,
+    quic::{ServerEntry, ServerKey},
+    slot::Slot,
+    stats::Counter,
+};
 use lb_userspace::dataplane::{
     Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings, clock,
 };
@@ -17,6 +23,17 @@ fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
         ..web(3)
     };
     plane.write_backend(40, &lost)?;
+    let server = ServerKey {
+        service: 5,
+        length: 8,
+        id: u64::MAX - 1,
+    };
+    let generation = lost.generation;
+    let named = ServerEntry {
+        backend: 40,
+        generation,
+    };
+    plane.put_server(&server, &named)?;
     let slots: Vec<(u32, Slot)> = (1_000..65_000)
         .map(|number| match number % 4 {
             0 => (number, Slot::steady(63)),
@@ -67,7 +84,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     else {
         panic!("{adoption:?}")
     };
-    assert_eq!(differences.len(), 6, "{differences:?}");
+    assert_eq!(differences.len(), 7, "{differences:?}");
     assert!(
         differences[5].starts_with(
             "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries"
