@@ -329,9 +329,9 @@ fn connection_stays(vip: IpAddr) {
         let table = scenario.node.ok("stats")?;
         ensure!(table.contains("packets by connection ID"), "{table}");
         let quic = scenario.node.stats()?.flows.quic;
-        ensure!(quic.routed > 100 && quic.unknown > 0, "{quic:?}");
+        // A client's own IDs are of another config seven times out of eight.
         ensure!(
-            quic.gone == 0 && quic.other_config < quic.routed,
+            quic.routed > 100 && quic.unknown + quic.other_config > 0 && quic.gone == 0,
             "{quic:?}"
         );
         Ok(())
