@@ -131,7 +131,7 @@ impl PacketKind {
     }
 }
 
-/// What the program does with the flow table, counted.
+/// What the program does with the flow table, and with the connection IDs of QUIC in its place, counted.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FlowEvent {
@@ -143,11 +143,31 @@ pub enum FlowEvent {
     Replaced = 2,
     /// The kernel refused to record a flow; the packet went to its slot's owner.
     Failed = 3,
+    /// A packet went to the backend that its QUIC connection ID names.
+    QuicRouted = 4,
+    /// A packet of a QUIC service went the way of its flow, since it or its connection ID ends before a server ID does.
+    QuicShort = 5,
+    /// Likewise, since the connection ID is of another config rotation.
+    QuicOtherConfig = 6,
+    /// Likewise, since no backend has the server ID.
+    QuicUnknown = 7,
+    /// Likewise, since the flows of the backend that has the server ID are given up.
+    QuicGone = 8,
 }
 
 impl FlowEvent {
     /// All events, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Hit, Self::Recorded, Self::Replaced, Self::Failed];
+    pub const ALL: [Self; 9] = [
+        Self::Hit,
+        Self::Recorded,
+        Self::Replaced,
+        Self::Failed,
+        Self::QuicRouted,
+        Self::QuicShort,
+        Self::QuicOtherConfig,
+        Self::QuicUnknown,
+        Self::QuicGone,
+    ];
 
     /// Number of events: entries of their counters.
     pub const COUNT: u32 = Self::ALL.len() as u32;

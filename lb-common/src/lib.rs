@@ -20,6 +20,7 @@ pub mod icmp;
 pub mod limits;
 pub mod maps;
 pub mod mtu;
+pub mod quic;
 pub mod rate;
 pub mod service;
 pub mod slot;
@@ -29,7 +30,7 @@ pub mod verdict;
 
 #[cfg(feature = "user")]
 mod pod {
-    use crate::{address, backend, decap, flow_table, fragment, service, stats, trace};
+    use crate::{address, backend, decap, flow_table, fragment, quic, service, stats, trace};
 
     // SAFETY: each of these is `repr(C)` or `repr(transparent)`, `Copy`, has no padding (asserted beside its
     // definition) and is valid for every bit pattern.
@@ -60,4 +61,8 @@ mod pod {
     unsafe impl aya::Pod for fragment::FragmentEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for decap::LocalKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for quic::ServerKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for quic::ServerEntry {}
 }

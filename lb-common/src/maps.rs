@@ -30,8 +30,10 @@ pub const EXIT_MACS: &str = "EXIT_MACS";
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// Per-CPU array of `u64` token buckets ([`crate::rate`]), indexed by [`crate::rate::Answer`].
 pub const ANSWERS: &str = "ANSWERS";
+/// Hash map [`crate::quic::ServerKey`] -> [`crate::quic::ServerEntry`]; room for `limits.backends`.
+pub const QUIC_SERVERS: &str = "QUIC_SERVERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -44,11 +46,12 @@ pub const ALL: [&str; 12] = [
     EXIT_MACS,
     FRAGMENTS,
     ANSWERS,
+    QUIC_SERVERS,
 ];
 
 /// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
 /// has for itself, so that what it counts is nobody's traffic.
-pub const SHARED_TO_EXPLAIN: [&str; 7] = [
+pub const SHARED_TO_EXPLAIN: [&str; 8] = [
     SERVICES,
     SLOT_TABLES,
     BACKENDS,
@@ -56,6 +59,7 @@ pub const SHARED_TO_EXPLAIN: [&str; 7] = [
     FRAGMENTS,
     EXITS,
     EXIT_MACS,
+    QUIC_SERVERS,
 ];
 
 /// Ring buffer of [`crate::trace::Event`]. Each loaded program has its own; that of the one which forwards stays empty.

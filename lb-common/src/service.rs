@@ -55,7 +55,7 @@ impl ServiceEntry {
     pub const HASH_SOURCE: u32 = 1;
     /// In `flags`: the flow hash takes the source address and port alone.
     pub const HASH_SOURCE_PORT: u32 = 2;
-    /// In `flags`: flows are told by QUIC connection IDs.
+    /// In `flags`: packets go where their QUIC connection IDs say; how these are read: [`ServiceEntry::quic_config`].
     pub const QUIC: u32 = 4;
     /// In `flags` of an address's entry (protocol and port 0): echo requests are answered.
     pub const ECHO: u32 = 8;

@@ -25,6 +25,8 @@ pub struct Record {
     pub hash: u64,
     /// [`Record::SLOT`]: the slot's word.
     pub slot: u64,
+    /// [`Record::QUIC`]: the server ID, if the connection ID has one that could be read, as in [`crate::quic::ServerKey::id`].
+    pub server_id: u64,
     /// [`Record::IP`]: source address of the packet; from [`Record::FLOW`] on that of the flow.
     pub source: Address,
     /// [`Record::IP`]: destination address, likewise.
@@ -60,8 +62,10 @@ pub struct Record {
     pub kind: u8,
     /// What was done with the flow table: a [`crate::flow_table::FlowEvent`] plus 1; 0: nothing.
     pub flow_event: u8,
+    /// [`Record::QUIC`]: what became of its connection ID: a [`crate::flow_table::FlowEvent`] plus 1.
+    pub quic_event: u8,
     /// Always 0.
-    pub zero: u16,
+    pub zero: u8,
 }
 
 impl Record {
@@ -79,6 +83,8 @@ impl Record {
     pub const ENTRY: u32 = 32;
     /// In `stages`: a backend was chosen.
     pub const BACKEND: u32 = 64;
+    /// In `stages`: it is asked whether its QUIC connection ID names a backend.
+    pub const QUIC: u32 = 128;
 
     /// Whether a stage was reached.
     #[inline(always)]
@@ -158,7 +164,7 @@ pub struct Scratch {
     pub active: u32,
 }
 
-const _: () = assert!(size_of::<Record>() == 8 * 3 + 16 * 2 + 24 + 4 * 7 + 12);
+const _: () = assert!(size_of::<Record>() == 8 * 4 + 16 * 2 + 24 + 4 * 7 + 12);
 const _: () = assert!(size_of::<Event>() == size_of::<Record>() + 2 * SNAP);
 const _: () = assert!(size_of::<Filter>() == 56);
 const _: () = assert!(crate::verdict::Verdict::COUNT <= u64::BITS);

@@ -17,10 +17,12 @@ mod fragment;
 mod outcome;
 mod parse;
 mod pipeline;
+mod quic;
 mod service;
 mod slot;
 mod stats;
 mod trace;
+mod verifier;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;

@@ -58,6 +58,10 @@ unsafe impl Header for GueOverIpv6 {}
 unsafe impl Header for UdpHeader {}
 // SAFETY: as above.
 unsafe impl Header for GueHeader {}
+// SAFETY: bytes.
+unsafe impl Header for [u8; 2] {}
+// SAFETY: bytes.
+unsafe impl Header for [u8; 8] {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even

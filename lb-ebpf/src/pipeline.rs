@@ -9,11 +9,12 @@ use crate::{
     forward, fragment,
     outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
-    service, slot, stats, trace,
+    quic, service, slot, stats, trace, verifier,
 };
 use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
     flow::{FlowV4, FlowV6, slot_of},
+    limits::MAX_BACKEND_INDEX,
     verdict::Verdict,
 };
 use lb_ebpf::packet::Packet;
@@ -85,10 +86,16 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, O
     let received = packet.length() as u64;
     let ip = parse::ip(packet, family, tags)?;
     trace::ip(&ip);
+    let is_first = verifier::forget(u32::from(ip.fragment == Fragment::First)) != 0;
     let way = if ip.fragment == Fragment::Later {
         fragment::way(&ip)?
     } else {
-        way(packet, &ip)?
+        way(packet, &ip, is_first)?
+    };
+    // Whether a slot, the flow table, a first fragment or a connection ID has named it.
+    let way = Way {
+        owner: verifier::forget(way.owner) & MAX_BACKEND_INDEX,
+        ..way
     };
     trace::backend(way.owner);
     let backend = backend::get(way.owner)?;
@@ -97,7 +104,7 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, O
         Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
         Err(verdict) => return Err(verdict.into()),
     };
-    if ip.fragment == Fragment::First {
+    if is_first {
         fragment::record(&ip, &way);
     }
     stats::count_forwarded(way.service, way.owner, received);
@@ -106,8 +113,7 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, O
 
 /// The way of a packet that has its ports, or quotes some.
 #[inline(always)]
-fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
-    let is_first = ip.fragment == Fragment::First;
+fn way(packet: &Packet, ip: &Ip, is_first: bool) -> Result<Way, Outcome> {
     let flow = match parse::flow(packet, ip) {
         Ok(flow) => flow,
         Err(_) if is_first => return Err(fragment::without_ports(ip).into()),
@@ -125,9 +131,13 @@ fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
     };
     let hash = flow_hash(ip.is_v4, &flow);
     trace::service(service.index, hash);
+    let owner = match quic::owner(packet, ip, &flow, &service) {
+        quic::NOBODY => owner(packet, ip, &flow, service.index, slot_of(hash))?,
+        named => named,
+    };
     Ok(Way {
         service: service.index,
-        owner: owner(packet, ip, &flow, service.index, slot_of(hash))?,
+        owner,
         hash,
     })
 }

@@ -34,6 +34,13 @@ pub fn count_flow(event: FlowEvent) {
     trace::flow_event(event);
 }
 
+/// Counts what became of a packet whose connection ID was read: the number of a [`FlowEvent`], with this server ID if it has one.
+#[inline(always)]
+pub fn count_quic(event: u32, server_id: u64) {
+    increment(FLOW_EVENTS.get_ptr_mut(event));
+    trace::quic(event, server_id);
+}
+
 /// Counts a forwarded packet, of `bytes` as received, for its service and its backend.
 #[inline(always)]
 pub fn count_forwarded(service: u32, backend: u32, bytes: u64) {

@@ -123,6 +123,18 @@ pub fn flow_event(event: FlowEvent) {
     }
 }
 
+/// It is known whether its connection ID names a backend. Said by who explains alone: a trace does not show it.
+#[inline(always)]
+pub fn quic(event: u32, server_id: u64) {
+    if !is_explaining() {
+        return;
+    }
+    if let Some(record) = record(Record::QUIC) {
+        record.quic_event = event as u8 + 1;
+        record.server_id = server_id;
+    }
+}
+
 /// Its backend is chosen.
 #[inline(always)]
 pub fn backend(index: u32) {

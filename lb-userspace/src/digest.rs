@@ -54,6 +54,9 @@ pub struct ServiceDigest {
     pub port: u16,
     /// `ipip`, `l2`, or `gue` and its port, as in `gue 6080`.
     pub mode: String,
+    /// How QUIC connection IDs are read, as in `0 4`: config rotation and octets of a server ID; empty: they are not.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub quic: String,
     /// Its flow policy.
     pub flows: FlowsDigest,
     /// Hash of the live table by names of backends: 16 hex digits.
@@ -90,6 +93,9 @@ pub struct BackendDigest {
     pub weight: u16,
     /// Whether it is drained.
     pub drain: bool,
+    /// Server ID in hexadecimal digits; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub server_id: String,
     /// Which share of its slots it takes now, in 1/65536.
     pub availability: u32,
 }
@@ -112,6 +118,7 @@ pub fn service_digest(
         address: backend.address.to_string(),
         weight: backend.weight,
         drain: backend.drain,
+        server_id: backend.server_id.map_or(String::new(), |id| id.to_string()),
         availability: parts.get(backend.name.as_str()).copied().unwrap_or(0),
     });
     let mut digest = ServiceDigest {
@@ -123,6 +130,9 @@ pub fn service_digest(
             Some(port) => format!("{} {port}", mode_name(service.mode)),
             None => mode_name(service.mode).into(),
         },
+        quic: service.quic.map_or(String::new(), |quic| {
+            format!("{} {}", quic.config_rotation, quic.server_id_length)
+        }),
         flows: FlowsDigest::from(&service.flows),
         table: table(members, live),
         inputs: String::new(),
@@ -191,6 +201,13 @@ fn inputs(node: &DigestNode, service: &ServiceDigest) -> String {
             "{} {} {} {} {}",
             backend.name, backend.address, backend.weight, backend.drain, backend.availability
         );
+    }
+    // Only where there is some: older versions know nothing of it.
+    if !service.quic.is_empty() {
+        let _ = writeln!(text, "quic {}", service.quic);
+    }
+    for backend in service.backends.iter().filter(|b| !b.server_id.is_empty()) {
+        let _ = writeln!(text, "{} {}", backend.name, backend.server_id);
     }
     hex(text.as_bytes())
 }

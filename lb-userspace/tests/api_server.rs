@@ -81,6 +81,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         udp_settle: None,
         slow_start: None,
         echo: false,
+        quic: None,
         backends: vec![],
     };
     let backend = BackendSpec {
@@ -88,11 +89,13 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         address: "198.51.100.13".into(),
         weight: 100,
         drain: false,
+        server_id: None,
     };
     let patch = BackendPatch {
         address: None,
         weight: Some(50),
         drain: None,
+        server_id: None,
     };
     let (www, web_1) = (|| "www".to_owned(), || "web-1".to_owned());
     let drain = |drain| Change::Drain {
@@ -297,7 +300,8 @@ fn a_body_of_the_wrong_shape_is_refused_with_the_field() {
         "/v1/state",
         r#"{"services": [{"name": "a", "address": "b", "protocol": "tcp", "port": 1, "backends": [{"name": "c", "address": "d", "wieght": 3}]}]}"#,
     );
-    let message = "unknown field `wieght`, expected one of `name`, `address`, `weight`, `drain` at line 1 column 125";
+    let message = "unknown field `wieght`, expected one of `name`, `address`, `weight`, `drain`, `server_id` at line 1 \
+                   column 125";
     assert_eq!(
         (code, body),
         (400, shape("services[0].backends[0].wieght", message))

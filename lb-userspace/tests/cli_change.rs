@@ -49,6 +49,7 @@ fn dns() -> ServiceSpec {
         udp_settle: None,
         slow_start: None,
         echo: false,
+        quic: None,
         backends: vec![],
     }
 }
@@ -101,6 +102,7 @@ fn every_change_is_sent_as_it_was_typed() {
             address: address.map(Into::into),
             weight,
             drain: None,
+            server_id: None,
         },
     };
     let drain = |backend: &str, service: Option<&str>, drain| Change::Drain {
@@ -115,6 +117,7 @@ fn every_change_is_sent_as_it_was_typed() {
             address: "198.51.100.13".into(),
             weight,
             drain: false,
+            server_id: None,
         },
     };
     let cases = [

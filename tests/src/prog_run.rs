@@ -20,6 +20,7 @@ use lb_common::{
     fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
     maps,
+    quic::{ServerEntry, ServerKey},
     rate::Answer,
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -125,6 +126,7 @@ impl Balancer {
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
             .map_max_entries(maps::BACKENDS, BACKENDS)
             .map_max_entries(maps::BACKEND_STATS, BACKENDS)
+            .map_max_entries(maps::QUIC_SERVERS, BACKENDS)
             .map_max_entries(maps::FLOWS, flows)
             .map_max_entries(maps::FRAGMENTS, FRAGMENTS)
             .load(object::BALANCER)
@@ -217,6 +219,20 @@ impl Balancer {
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
         Ok(services.remove(&key)?)
+    }
+
+    /// Gives a backend a server ID.
+    pub fn set_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::QUIC_SERVERS)?;
+        let mut servers: HashMap<_, ServerKey, ServerEntry> = HashMap::try_from(map)?;
+        Ok(servers.insert(key, entry, 0)?)
+    }
+
+    /// Takes a server ID away.
+    pub fn remove_server(&mut self, key: &ServerKey) -> Result<()> {
+        let map = map_mut(&mut self.ebpf, maps::QUIC_SERVERS)?;
+        let mut servers: HashMap<_, ServerKey, ServerEntry> = HashMap::try_from(map)?;
+        Ok(servers.remove(key)?)
     }
 
     /// Everything that is known of fragments.

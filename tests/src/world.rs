@@ -7,6 +7,7 @@ use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
+    quic::{QuicConfig, ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
@@ -60,6 +61,8 @@ pub struct Service {
     pub index: u32,
     /// Who owns its slots.
     pub slots: Slots,
+    /// Its entry's flags.
+    pub flags: u32,
 }
 
 /// What is in the maps.
@@ -77,6 +80,8 @@ pub struct World {
     pub pingable: BTreeSet<Address>,
     /// What is known of fragments.
     pub fragments: BTreeMap<FragmentKey, FragmentEntry>,
+    /// Who has which server ID.
+    pub servers: BTreeMap<ServerKey, ServerEntry>,
     /// Whether all answers have been given, and none is left.
     pub silent: bool,
 }
@@ -95,7 +100,45 @@ impl World {
     pub fn service(mut self, packet: &Packet, port: u16, slots: Slots) -> Self {
         let index = fixture::SERVICE + self.services.len() as u32;
         let key = fixture::key(packet, port);
-        self.services.push(Service { key, index, slots });
+        self.services.push(Service {
+            key,
+            index,
+            slots,
+            flags: 0,
+        });
+        self
+    }
+
+    /// These, and the packets of the service that was added last go by their connection IDs.
+    ///
+    /// # Panics
+    /// Without a service.
+    pub fn quic(mut self, config_rotation: u8, server_id_length: u8) -> Self {
+        let service = self.services.last_mut().expect("a service");
+        service.flags |= ServiceEntry::quic_flags(QuicConfig {
+            config_rotation,
+            server_id_length,
+        });
+        self
+    }
+
+    /// These, and a backend has this server ID at the service that was added last.
+    ///
+    /// # Panics
+    /// Without a service.
+    pub fn server(mut self, id: u64, backend: u32, generation: u32) -> Self {
+        let service = self.services.last().expect("a service");
+        let config = ServiceEntry::quic_config(service.flags);
+        let key = ServerKey {
+            service: service.index,
+            length: config.server_id_length.into(),
+            id,
+        };
+        let entry = ServerEntry {
+            backend,
+            generation,
+        };
+        self.servers.insert(key, entry);
         self
     }
 
@@ -168,6 +211,9 @@ impl World {
         for index in before.backends.keys() {
             balancer.set_backend(*index, &BackendEntry::default())?;
         }
+        for key in before.servers.keys() {
+            balancer.remove_server(key)?;
+        }
         for key in balancer.flows()?.keys() {
             balancer.remove_flow(key)?;
         }
@@ -182,13 +228,27 @@ impl World {
         for (index, entry) in &self.backends {
             balancer.set_backend(*index, entry)?;
         }
-        for Service { key, index, slots } in &self.services {
+        for (key, entry) in &self.servers {
+            balancer.set_server(key, entry)?;
+        }
+        for service in &self.services {
+            let Service {
+                key,
+                index,
+                slots,
+                flags,
+            } = service;
             if *slots == Slots::Missing {
                 balancer.add_service_without_table(*key, *index)?;
             } else {
                 let word = |number| slots.word(number).unwrap_or_default();
                 balancer.add_service_of_slots(*key, *index, word)?;
             }
+            let entry = ServiceEntry {
+                index: *index,
+                flags: *flags,
+            };
+            balancer.put_service(*key, entry)?;
         }
         for address in &self.pingable {
             let entry = ServiceEntry {

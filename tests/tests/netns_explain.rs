@@ -238,6 +238,7 @@ fn captures(scenario: &Scenario) -> Result<()> {
     for (destination, port) in [("10.0.0.1:80", 1), ("10.0.0.1:9", 2), ("10.0.0.1:80", 3)] {
         let source = format!("10.1.0.2:{port}");
         let words = Words {
+            payload: &[],
             protocol: "tcp",
             source: &source,
             destination,

@@ -23,6 +23,11 @@ fn drop() -> Result<()> {
 }
 
 #[test]
+fn quic() -> Result<()> {
+    fixtures::check(&fixtures::quic::all())
+}
+
+#[test]
 fn vlan() -> Result<()> {
     fixtures::check(&fixtures::vlan::all())
 }

@@ -184,7 +184,7 @@ fn a_record_says_what_each_stage_found() -> Result<()> {
         is_error: 0,
         kind: PacketKind::TcpSyn as u8 + 1,
         flow_event: 0,
-        zero: 0,
+        ..Record::default()
     };
     assert_eq!(record, expected);
     assert!(record.time > 0);

@@ -22,6 +22,9 @@ pub struct ExplainRequest {
     /// Bytes of the IP packet; default: as small as can be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u16>,
+    /// What follows the UDP or TCP header, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
     /// A whole Ethernet frame in hexadecimal digits, in place of all of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frame: Option<String>,
@@ -43,6 +46,9 @@ pub struct Explanation {
     /// The service it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceHit>,
+    /// What its QUIC connection ID says; absent when the service does not ask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection_id: Option<ConnectionIdView>,
     /// Its slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<SlotView>,
@@ -97,6 +103,18 @@ pub struct ServiceHit {
     pub index: u32,
     /// The flow hash, in hexadecimal digits.
     pub hash: String,
+}
+
+/// What a packet's QUIC connection ID says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ConnectionIdView {
+    /// Whether the packet goes where it says.
+    pub routed: bool,
+    /// Its server ID, in hexadecimal digits; absent when it has none of this service's config.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
+    /// What that means for the packet.
+    pub meaning: String,
 }
 
 /// The slot of a flow.

@@ -65,6 +65,9 @@ pub struct ServiceView {
     /// Whether pings to its address are answered on its behalf.
     #[serde(default)]
     pub echo: bool,
+    /// How QUIC connection IDs are read; absent: packets go by their flows alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicView>,
     /// Established flows that a change does not move: `moved` (those of the slots it moves), `all` or `none`.
     #[serde(default)]
     pub tracking: String,
@@ -88,6 +91,15 @@ pub struct ServiceView {
     pub health: Option<HealthView>,
     /// Backends in order of name.
     pub backends: Vec<BackendView>,
+}
+
+/// How connection IDs name servers (draft-ietf-quic-load-balancers-19, plaintext).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuicView {
+    /// The first three bits of connection IDs that name a server.
+    pub config_rotation: u8,
+    /// Octets of a server ID.
+    pub server_id_length: u8,
 }
 
 /// A service's probe with all defaults filled in.
@@ -124,6 +136,9 @@ pub struct BackendView {
     /// Whether it is drained.
     #[serde(default)]
     pub drain: bool,
+    /// Server ID in its QUIC connection IDs, in hexadecimal digits; absent without `quic`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
     /// `up`, `down`, `unknown` (no verdict yet) or `unprobed` (its service has no probes).
     pub health: String,
     /// Why it is down, from the last failed probe; empty otherwise.
@@ -291,6 +306,24 @@ pub struct FlowStats {
     /// Entries that the kernel has put out to make room, as far as counting tells, since `lbd` started. When this grows,
     /// raise `limits.flows`.
     pub evicted: u64,
+    /// Packets of services with `quic`.
+    #[serde(default)]
+    pub quic: QuicStats,
+}
+
+/// What became of the packets of services with `quic`. All but those of `routed` went the way of their flows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct QuicStats {
+    /// Went to the backend that their connection ID names.
+    pub routed: u64,
+    /// They or their connection ID end before a server ID does.
+    pub short: u64,
+    /// Their connection ID is of another config rotation.
+    pub other_config: u64,
+    /// No backend has their server ID; a client's own connection IDs, before it has one of the server's, among them.
+    pub unknown: u64,
+    /// The flows of the backend that has their server ID are given up.
+    pub gone: u64,
 }
 
 /// Packets with one verdict.

@@ -7,7 +7,7 @@ use crate::{
         socket::DEFAULT_SOCKET,
     },
     kit::Prefix,
-    spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
+    spec::{BackendPatch, BackendSpec, HealthSpec, QuicSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lb_common::gue::DEFAULT_PORT;
@@ -204,6 +204,9 @@ pub struct Explain {
     /// Bytes of the IP packet [default: as small as can be]
     #[arg(long, value_name = "BYTES", conflicts_with = "pcap")]
     pub size: Option<u16>,
+    /// What follows the UDP or TCP header, in hexadecimal digits, such as the start of a QUIC packet
+    #[arg(long, value_name = "HEX", conflicts_with = "pcap")]
+    pub payload: Option<String>,
     /// Interface that it comes in on [default: the first that is attached]
     #[arg(long, value_name = "INTERFACE")]
     pub interface: Option<String>,
@@ -316,6 +319,17 @@ pub struct ServiceAdd {
     /// Answer pings to the service's address
     #[arg(long)]
     pub echo: bool,
+    /// Route by QUIC connection ID, each with a server ID of so many octets, 1 to 8; UDP only
+    #[arg(long, value_name = "OCTETS", allow_negative_numbers = true)]
+    pub quic_server_id_length: Option<i64>,
+    /// Config rotation of those IDs, 0 to 6 [default: 0]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        allow_negative_numbers = true,
+        requires = "quic_server_id_length"
+    )]
+    pub quic_config_rotation: Option<i64>,
     /// How the backends are probed [default: tcp for TCP services with a port]
     #[arg(long, value_name = "TYPE", value_parser = ["tcp", "none"])]
     pub health: Option<String>,
@@ -425,6 +439,9 @@ Examples:
             allow_negative_numbers = true
         )]
         weight: i64,
+        /// Server ID in its QUIC connection IDs, in hexadecimal digits, for services with quic
+        #[arg(long, value_name = "HEX")]
+        server_id: Option<String>,
         #[command(flatten)]
         making: Making,
     },
@@ -645,6 +662,9 @@ pub struct BackendChange {
     /// New address
     #[arg(long, value_name = "ADDRESS")]
     pub address: Option<String>,
+    /// New server ID in its QUIC connection IDs
+    #[arg(long, value_name = "HEX")]
+    pub server_id: Option<String>,
 }
 
 impl From<ServiceAdd> for ServiceSpec {
@@ -673,6 +693,10 @@ impl From<ServiceAdd> for ServiceSpec {
             udp_settle: add.udp_settle,
             slow_start: add.slow_start,
             echo: add.echo,
+            quic: add.quic_server_id_length.map(|server_id_length| QuicSpec {
+                config_rotation: add.quic_config_rotation.unwrap_or(0),
+                server_id_length,
+            }),
             backends: Vec::<BackendSpec>::new(),
         }
     }
@@ -684,6 +708,7 @@ impl From<BackendChange> for BackendPatch {
             address: change.address,
             weight: change.weight,
             drain: None,
+            server_id: change.server_id,
         }
     }
 }

@@ -98,6 +98,7 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
             service,
             address,
             weight,
+            server_id,
             making,
         } => {
             let backend = BackendSpec {
@@ -105,6 +106,7 @@ async fn backend(command: BackendCommand, client: &Client, output: Output) -> An
                 address,
                 weight,
                 drain: false,
+                server_id,
             };
             change(
                 client,

@@ -61,6 +61,7 @@ impl Explain {
             destination: self.destination.clone(),
             flags: self.flags.clone(),
             size: self.size,
+            payload: self.payload.clone(),
             frame: None,
             interface: self.interface.clone(),
         }
@@ -98,6 +99,14 @@ fn text(explanation: &Explanation) -> String {
         };
         lines.stage("service", &format!("{name}, index {}", service.index));
         lines.stage("hash", &service.hash);
+    }
+    if let Some(id) = &explanation.connection_id {
+        let server = match &id.server_id {
+            Some(server) => format!("server ID {server}"),
+            None => "no server ID".into(),
+        };
+        lines.stage("QUIC", &server);
+        lines.detail(&id.meaning);
     }
     if let Some(slot) = &explanation.slot {
         lines.slot(slot);

@@ -2,7 +2,8 @@
 
 use super::report::grouped;
 use crate::api::protocol::{
-    BackendView, DrainView, HealthView, RevisionView, ServiceView, Stats, Status,
+    BackendView, DrainView, FlowStats, HealthView, QuicStats, RevisionView, ServiceView, Stats,
+    Status,
 };
 use crate::digest::DigestView;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -90,7 +91,30 @@ pub(super) fn stats(stats: &Stats, all: bool) -> String {
         grouped(flows.recorded),
         grouped(flows.evicted),
     );
-    listing(traffic, &[2, 3], "no services") + "\n" + &verdicts + "\n" + &flow_table
+    listing(traffic, &[2, 3], "no services") + "\n" + &verdicts + "\n" + &flow_table + &quic(flows)
+}
+
+/// A line about connection IDs, if any has been read.
+fn quic(flows: &FlowStats) -> String {
+    let QuicStats {
+        routed,
+        short,
+        other_config,
+        unknown,
+        gone,
+    } = flows.quic;
+    if routed + short + other_config + unknown + gone == 0 {
+        return String::new();
+    }
+    format!(
+        "QUIC: {} packets by connection ID; by flow: {} ID too short, {} of another config rotation, {} unknown, {} backend \
+         gone\n",
+        grouped(routed),
+        grouped(short),
+        grouped(other_config),
+        grouped(unknown),
+        grouped(gone),
+    )
 }
 
 /// `lbctl service list`.
@@ -136,6 +160,12 @@ pub(super) fn service(service: &ServiceView) -> String {
     facts.add_row(["protocol", &service.protocol]);
     facts.add_row(["port", &port(service.port)]);
     facts.add_row(["mode", &service.mode]);
+    if let Some(quic) = service.quic {
+        let (rotation, length) = (quic.config_rotation, quic.server_id_length);
+        let plural = if length == 1 { "" } else { "s" };
+        let text = format!("config rotation {rotation}, server IDs of {length} octet{plural}");
+        facts.add_row(["quic", &text]);
+    }
     if let Some(port) = service.gue_port {
         facts.add_row(["gue port", &port.to_string()]);
     }
@@ -164,9 +194,14 @@ pub(super) fn service(service: &ServiceView) -> String {
 /// `lbctl backend list`.
 pub(super) fn backends(backends: &[BackendView]) -> String {
     let mut table = Table::new();
-    table.set_header([
+    let mut header = vec![
         "SERVICE", "NAME", "ADDRESS", "WEIGHT", "HEALTH", "SLOTS", "TRAFFIC",
-    ]);
+    ];
+    let has_ids = backends.iter().any(|backend| backend.server_id.is_some());
+    if has_ids {
+        header.push("SERVER ID");
+    }
+    table.set_header(header);
     for backend in backends {
         let traffic = match (backend.active, backend.slow_start_percent) {
             (true, Some(percent)) => format!("yes: {percent} % (slow start)"),
@@ -174,7 +209,7 @@ pub(super) fn backends(backends: &[BackendView]) -> String {
             (false, _) if backend.inactive_reason.is_empty() => "no".into(),
             (false, _) => format!("no: {}", backend.inactive_reason),
         };
-        table.add_row([
+        let mut row = vec![
             backend.service.clone(),
             backend.name.clone(),
             backend.address.clone(),
@@ -182,7 +217,11 @@ pub(super) fn backends(backends: &[BackendView]) -> String {
             backend.health.clone(),
             grouped(u64::from(backend.slots)),
             traffic,
-        ]);
+        ];
+        if has_ids {
+            row.push(backend.server_id.clone().unwrap_or_default());
+        }
+        table.add_row(row);
     }
     listing(
         table,

@@ -3,8 +3,8 @@
 use super::core::Core;
 use crate::{
     api::path::{
-        BackendHit, Explanation, FlowTableView, FlowView, FrameView, ServiceHit, SizeView,
-        SlotView, VerdictView,
+        BackendHit, ConnectionIdView, Explanation, FlowTableView, FlowView, FrameView, ServiceHit,
+        SizeView, SlotView, VerdictView,
     },
     dataplane::{DataPlane, Explained},
     explain::{advice::advice, decode, hex},
@@ -19,6 +19,7 @@ use lb_common::{
     gue,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
     mtu,
+    service::ServiceEntry,
     slot::Slot,
     trace::Record,
     verdict::{Action, Verdict},
@@ -48,6 +49,9 @@ impl<P: DataPlane> Core<P> {
                 index: record.service,
                 hash: format!("{:016x}", record.hash),
             }),
+            connection_id: record
+                .reached(Record::QUIC)
+                .then(|| self.connection_id_view(record)),
             slot: record.reached(Record::SLOT).then(|| self.slot_view(record)),
             flow_table: record
                 .reached(Record::LOOKED_UP)
@@ -58,6 +62,44 @@ impl<P: DataPlane> Core<P> {
             size: entry.and_then(|entry| size_view(record, entry)),
             input: frame_view(frame, port),
             output: sent.then(|| frame_view(&explained.frame, port)),
+        }
+    }
+
+    fn connection_id_view(&self, record: &Record) -> ConnectionIdView {
+        let event = FlowEvent::ALL
+            .into_iter()
+            .find(|event| *event as u8 + 1 == record.quic_event);
+        let meaning = match event {
+            Some(FlowEvent::QuicRouted) => {
+                "the packet goes to the backend that the connection ID names"
+            }
+            Some(FlowEvent::QuicOtherConfig) => {
+                "the connection ID is of another config rotation: the flow decides"
+            }
+            Some(FlowEvent::QuicUnknown) => {
+                "no backend has this server ID, as when the client has chosen the connection ID: the flow decides"
+            }
+            Some(FlowEvent::QuicGone) => {
+                "the flows of the backend that has this server ID are given up: the flow decides"
+            }
+            _ => "the packet or its connection ID ends before a server ID does: the flow decides",
+        };
+        let services = self.mirror.services.values();
+        let service = services
+            .into_iter()
+            .find(|entry| entry.index == record.service);
+        let length = service.map_or(8, |entry| {
+            ServiceEntry::quic_config(entry.flags).server_id_length
+        });
+        let digits = 2 * usize::from(length);
+        ConnectionIdView {
+            routed: event == Some(FlowEvent::QuicRouted),
+            server_id: matches!(
+                event,
+                Some(FlowEvent::QuicRouted | FlowEvent::QuicUnknown | FlowEvent::QuicGone)
+            )
+            .then(|| format!("{:0digits$x}", record.server_id)),
+            meaning: meaning.into(),
         }
     }
 

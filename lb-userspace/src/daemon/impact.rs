@@ -55,6 +55,8 @@ pub fn impact(before: &State, after: &State, facts: &Facts, now: bool) -> Impact
         });
         let warning = warnings::warning(old_view.as_ref(), &view, now);
         impact.warnings.extend(warning);
+        let connections = old.and_then(|old| warnings::of_connections(old, service));
+        impact.warnings.extend(connections);
     }
     impact.tables.extend(gone.into_values().map(removed));
     impact.tables.sort_by(|a, b| a.service.cmp(&b.service));

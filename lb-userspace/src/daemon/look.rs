@@ -162,6 +162,14 @@ impl Daemon {
     }
 }
 
+/// Bytes that are given as text.
+fn bytes(field: &str, text: &str) -> Result<Vec<u8>, Problem> {
+    hex::decode(text).map_err(|fault| {
+        let hint = format!("give the {field}'s bytes as two hexadecimal digits each");
+        Problem::new(field, "", fault, hint)
+    })
+}
+
 /// The frame that is asked about.
 fn frame_of(request: &ExplainRequest, interface: &str) -> Result<Vec<u8>, Problem> {
     let Some(frame) = &request.frame else {
@@ -180,11 +188,13 @@ fn frame_of(request: &ExplainRequest, interface: &str) -> Result<Vec<u8>, Proble
             needed("source", &request.source)?,
             needed("destination", &request.destination)?,
         );
+        let payload = bytes("payload", request.payload.as_deref().unwrap_or_default())?;
         let words = frame::Words {
             protocol: &protocol,
             source: &source,
             destination: &destination,
             flags: request.flags.as_deref().unwrap_or("syn"),
+            payload: &payload,
             size: request.size,
         };
         return frame::build(&words, mac_of(interface));
@@ -194,6 +204,7 @@ fn frame_of(request: &ExplainRequest, interface: &str) -> Result<Vec<u8>, Proble
         &request.source,
         &request.destination,
         &request.flags,
+        &request.payload,
     ];
     if others.iter().any(|field| field.is_some()) || request.size.is_some() {
         return Err(Problem::new(
@@ -203,14 +214,7 @@ fn frame_of(request: &ExplainRequest, interface: &str) -> Result<Vec<u8>, Proble
             "give either of them",
         ));
     }
-    let bytes = hex::decode(frame).map_err(|fault| {
-        Problem::new(
-            "frame",
-            "",
-            fault,
-            "give the frame's bytes as two hexadecimal digits each",
-        )
-    })?;
+    let bytes = bytes("frame", frame)?;
     if bytes.len() < SHORTEST {
         return Err(Problem::new(
             "frame",

@@ -3,8 +3,8 @@
 use super::{core::Core, target_id};
 use crate::{
     api::protocol::{
-        BackendStats, BackendView, ErrorBody, FlowStats, HealthView, InterfaceStatus, ServiceStats,
-        ServiceView, Stats, Status, VerdictStats,
+        BackendStats, BackendView, ErrorBody, FlowStats, HealthView, InterfaceStatus, QuicStats,
+        QuicView, ServiceStats, ServiceView, Stats, Status, VerdictStats,
     },
     dataplane::{Attachment, DataPlane},
     health::state::HealthState,
@@ -146,6 +146,10 @@ impl<P: DataPlane> Core<P> {
             gue_port: service.gue_port,
             when_all_down: service.when_all_down.as_str().into(),
             echo: service.echo,
+            quic: service.quic.map(|quic| QuicView {
+                config_rotation: quic.config_rotation,
+                server_id_length: quic.server_id_length,
+            }),
             tracking: service.flows.tracking.as_str().into(),
             on_down: service.flows.on_down.as_str().into(),
             drain_timeout_ms: service.flows.drain_timeout.as_millis() as u64,
@@ -207,6 +211,7 @@ impl<P: DataPlane> Core<P> {
             address: backend.address.to_string(),
             weight: backend.weight,
             drain: backend.drain,
+            server_id: backend.server_id.map(|id| id.to_string()),
             health: health.into(),
             health_detail: if health == "up" {
                 String::new()
@@ -264,6 +269,13 @@ impl<P: DataPlane> Core<P> {
             replaced: count(FlowEvent::Replaced),
             failed: count(FlowEvent::Failed),
             evicted: self.evicted,
+            quic: QuicStats {
+                routed: count(FlowEvent::QuicRouted),
+                short: count(FlowEvent::QuicShort),
+                other_config: count(FlowEvent::QuicOtherConfig),
+                unknown: count(FlowEvent::QuicUnknown),
+                gone: count(FlowEvent::QuicGone),
+            },
         })
     }
 

@@ -27,6 +27,7 @@ use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
     maps,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
@@ -328,6 +329,24 @@ impl DataPlane for AyaDataPlane {
         self.maps.tables.remove(service)
     }
 
+    fn put_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()> {
+        self.maps.servers.insert(key, entry, 0).with_context(|| {
+            format!(
+                "cannot write server ID {:x} of service {} to the map of servers",
+                key.id, key.service
+            )
+        })
+    }
+
+    fn remove_server(&mut self, key: &ServerKey) -> Result<()> {
+        absent_is_fine(self.maps.servers.remove(key)).with_context(|| {
+            format!(
+                "cannot remove server ID {:x} of service {} from the map of servers",
+                key.id, key.service
+            )
+        })
+    }
+
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
         let capacity = self.service_capacity();
         ensure!(
@@ -344,16 +363,8 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
-        match self.maps.services.remove(key) {
-            Err(MapError::SyscallError(SyscallError { io_error, .. }))
-                if io_error.kind() == ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
-            result => {
-                result.with_context(|| format!("cannot remove {} from the services map", name(key)))
-            }
-        }
+        absent_is_fine(self.maps.services.remove(key))
+            .with_context(|| format!("cannot remove {} from the services map", name(key)))
     }
 
     fn verdicts(&mut self) -> Result<Vec<u64>> {
@@ -405,6 +416,18 @@ impl DataPlane for AyaDataPlane {
     }
 }
 
+/// What is not there any more need not be removed.
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == ErrorKind::NotFound =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
 fn installed(maps: &Maps) -> Result<Installed> {
     let services = maps
         .services
@@ -415,6 +438,10 @@ fn installed(maps: &Maps) -> Result<Installed> {
         services,
         maps.backends.in_use(),
         maps.tables.indexes(),
+        maps.servers
+            .iter()
+            .collect::<Result<_, _>>()
+            .context("cannot read the map of servers")?,
     ))
 }
 

@@ -19,6 +19,7 @@ use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
     backend::BackendEntry,
     maps,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
@@ -44,6 +45,7 @@ pub(super) struct OldMaps {
     backends: BTreeMap<u32, BackendEntry>,
     tables: SlotTables,
     flows: Option<FlowTable>,
+    servers: BTreeMap<ServerKey, ServerEntry>,
 }
 
 impl OldMaps {
@@ -62,7 +64,19 @@ impl OldMaps {
         } else {
             Some(FlowTable::open(open(maps::FLOWS)?)?)
         };
+        // Maps of an earlier version have none.
+        let servers = if generation.path.join(maps::QUIC_SERVERS).exists() {
+            let servers: HashMap<_, ServerKey, ServerEntry> =
+                HashMap::try_from(open(maps::QUIC_SERVERS)?)?;
+            servers
+                .iter()
+                .collect::<Result<_, _>>()
+                .context("cannot read the map of servers")?
+        } else {
+            BTreeMap::new()
+        };
         Ok(Self {
+            servers,
             services: services
                 .iter()
                 .collect::<Result<_, _>>()
@@ -108,6 +122,11 @@ impl OldMaps {
             Some(flows) => flows.copy_to(&new.flows)?,
             None => 0,
         };
+        for (key, entry) in &self.servers {
+            new.servers
+                .insert(key, entry, 0)
+                .context("cannot write to the map of servers")?;
+        }
         for (key, entry) in &self.services {
             new.services
                 .insert(key, entry, 0)

@@ -6,6 +6,7 @@ use lb_common::{
     backend::{BackendEntry, Mode},
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
     limits::SLOTS,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
@@ -20,6 +21,7 @@ pub struct FakeDataPlane {
     services: BTreeMap<ServiceKey, ServiceEntry>,
     backends: BTreeMap<u32, BackendEntry>,
     tables: BTreeMap<u32, Vec<Slot>>,
+    servers: BTreeMap<ServerKey, ServerEntry>,
     /// The flow table.
     pub flows: BTreeMap<FlowKey, FlowEntry>,
     /// Entries that it holds.
@@ -160,6 +162,25 @@ impl FakeDataPlane {
         }
     }
 
+    /// The backend that a packet with this server ID goes to; nothing if its flow decides.
+    pub fn named(&self, key: &ServiceKey, id: u64) -> Option<u32> {
+        let service = self.services.get(key)?;
+        let config = ServiceEntry::quic_config(service.flags);
+        if service.flags & ServiceEntry::QUIC == 0 {
+            return None;
+        }
+        let entry = self.servers.get(&ServerKey {
+            service: service.index,
+            length: config.server_id_length.into(),
+            id,
+        })?;
+        let backend = self.backends.get(&entry.backend)?;
+        let keeps_flows = is_used(backend)
+            && backend.generation == entry.generation
+            && backend.flags & BackendEntry::LOST == 0;
+        keeps_flows.then_some(entry.backend)
+    }
+
     fn written(&mut self) -> Result<()> {
         ensure!(
             self.fail_after.is_none_or(|limit| self.writes < limit),
@@ -187,6 +208,7 @@ impl DataPlane for FakeDataPlane {
             self.services.clone(),
             backends.map(|(index, entry)| (*index, *entry)).collect(),
             self.tables.keys().copied().collect(),
+            self.servers.clone(),
         ))
     }
 
@@ -216,6 +238,12 @@ impl DataPlane for FakeDataPlane {
                 "backend {index} changed its identity while a slot names it"
             );
         }
+        let mut servers = self.servers.values();
+        let named = servers.find(|server| server.backend == index);
+        ensure!(
+            named.is_none_or(|server| is_used(entry) && server.generation == entry.generation),
+            "backend {index} goes while a server ID names it"
+        );
         self.backends.insert(index, *entry);
         Ok(())
     }
@@ -273,7 +301,35 @@ impl DataPlane for FakeDataPlane {
                 .all(|(key, entry)| key.is_of_address() || entry.index != service),
             "table {service} is in use"
         );
+        ensure!(
+            self.servers.keys().all(|key| key.service != service),
+            "table {service} goes before its server IDs"
+        );
         self.tables.remove(&service);
+        Ok(())
+    }
+
+    fn put_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()> {
+        self.written()?;
+        let backend = self.backends.get(&entry.backend);
+        ensure!(
+            backend
+                .is_some_and(|backend| is_used(backend) && backend.generation == entry.generation),
+            "server ID of backend {}, which is not written",
+            entry.backend
+        );
+        ensure!(
+            self.tables.contains_key(&key.service),
+            "server ID of service {}, which has no table",
+            key.service
+        );
+        self.servers.insert(*key, *entry);
+        Ok(())
+    }
+
+    fn remove_server(&mut self, key: &ServerKey) -> Result<()> {
+        self.written()?;
+        self.servers.remove(key);
         Ok(())
     }
 

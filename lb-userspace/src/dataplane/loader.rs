@@ -22,6 +22,7 @@ use aya::{
 };
 use lb_common::{
     maps,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     stats::Counter,
 };
@@ -37,6 +38,7 @@ pub(super) struct Maps {
     pub(super) flows: FlowTable,
     pub(super) flow_events: PerCpuArray<MapData, u64>,
     pub(super) exits: Exits,
+    pub(super) servers: HashMap<MapData, ServerKey, ServerEntry>,
 }
 
 /// Loads the program with the maps of a generation: those that are pinned there are used, the others are made.
@@ -63,6 +65,7 @@ pub(super) fn load(
         flows: FlowTable::open(map(maps::FLOWS)?)?,
         flow_events: PerCpuArray::try_from(map(maps::FLOW_EVENTS)?)?,
         exits: Exits::open(map(maps::EXITS)?, map(maps::EXIT_MACS)?)?,
+        servers: HashMap::try_from(map(maps::QUIC_SERVERS)?)?,
     };
     Ok((attacher, maps, drop_log))
 }

@@ -40,6 +40,7 @@ use anyhow::Result;
 use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
@@ -57,6 +58,8 @@ pub struct Installed {
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Indexes of the slot tables that exist.
     pub tables: Vec<u32>,
+    /// Who has which server ID in QUIC connection IDs.
+    pub servers: BTreeMap<ServerKey, ServerEntry>,
 }
 
 impl Installed {
@@ -65,6 +68,7 @@ impl Installed {
         entries: BTreeMap<ServiceKey, ServiceEntry>,
         backends: BTreeMap<u32, BackendEntry>,
         tables: Vec<u32>,
+        servers: BTreeMap<ServerKey, ServerEntry>,
     ) -> Self {
         let (addresses, services) = entries
             .into_iter()
@@ -74,6 +78,7 @@ impl Installed {
             addresses,
             backends,
             tables,
+            servers,
         }
     }
 }
@@ -105,6 +110,13 @@ pub trait DataPlane: Send {
 
     /// Removes the slot table of a service index that no service names any more.
     fn remove_table(&mut self, service: u32) -> Result<()>;
+
+    /// Gives a backend a server ID at a service that has a table: for QUIC connection IDs. The backend's entry is written, and is
+    /// of the generation that `entry` says.
+    fn put_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()>;
+
+    /// Takes a server ID away; one that nobody has is no error. Before the backend's entry is cleared or given to another.
+    fn remove_server(&mut self, key: &ServerKey) -> Result<()>;
 
     /// Adds a service, or the entry of an address that services need, or changes an entry.
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()>;

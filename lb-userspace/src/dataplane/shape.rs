@@ -144,7 +144,7 @@ impl Sizes {
             // A service and its address.
             maps::SERVICES => Some(self.services.saturating_mul(2)),
             maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
-            maps::BACKENDS | maps::BACKEND_STATS => Some(self.backends),
+            maps::BACKENDS | maps::BACKEND_STATS | maps::QUIC_SERVERS => Some(self.backends),
             maps::FLOWS => Some(self.flows),
             _ => None,
         }

@@ -64,6 +64,7 @@ impl Differences {
         self.check(&of("protocol"), &ours.protocol, &theirs.protocol);
         self.check(&of("port"), &ours.port, &theirs.port);
         self.check(&of("mode"), &ours.mode, &theirs.mode);
+        self.check(&of("quic"), &known(&ours.quic), &known(&theirs.quic));
         let (a, b) = (&ours.flows, &theirs.flows);
         self.check(&of("tracking"), &a.tracking, &b.tracking);
         self.check(&of("on_down"), &a.on_down, &b.on_down);
@@ -90,11 +91,20 @@ impl Differences {
         self.check(&of("weight"), &ours.weight, &theirs.weight);
         self.check(&of("drain"), &ours.drain, &theirs.drain);
         self.check(
+            &of("server_id"),
+            &known(&ours.server_id),
+            &known(&theirs.server_id),
+        );
+        self.check(
             &of("availability (of 65536)"),
             &ours.availability,
             &theirs.availability,
         );
     }
+}
+
+fn known(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
 }
 
 /// What a table follows from.

@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
     overlay::Overlay,
-    spec::{AllDown, Backend, Name, Protocol},
+    spec::{AllDown, Backend, Name, Protocol, ServerId},
 };
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, quic::QuicConfig};
 use std::net::IpAddr;
 
 const FULL: Availability = Availability::FULL;
@@ -18,6 +18,7 @@ fn service() -> Service {
         address: IpAddr::from([10, 20, 0, number]),
         weight: 100,
         drain: false,
+        server_id: None,
     };
     Service {
         name: name("www"),
@@ -28,6 +29,7 @@ fn service() -> Service {
         gue_port: None,
         when_all_down: AllDown::Open,
         echo: false,
+        quic: None,
         health: None,
         flows: FlowPolicy::default(),
         backends: (1..=3).map(backend).map(|b| (b.name.clone(), b)).collect(),
@@ -113,7 +115,7 @@ fn tables_are_hashed_by_name_not_by_position() {
 #[test]
 fn each_field_that_differs_is_named() {
     type Difference = fn(&mut Service);
-    let cases: [(Difference, &str); 13] = [
+    let cases: [(Difference, &str); 15] = [
         (
             |s| s.address = IpAddr::from([10, 0, 0, 2]),
             "service www: address differs: ours 10.0.0.1, theirs 10.0.0.2",
@@ -133,6 +135,19 @@ fn each_field_that_differs_is_named() {
         (
             |s| (s.mode, s.gue_port) = (Mode::Gue, Some(7_000)),
             "service www: mode differs: ours ipip, theirs gue 7000",
+        ),
+        (
+            |s| {
+                s.quic = Some(QuicConfig {
+                    config_rotation: 1,
+                    server_id_length: 4,
+                });
+            },
+            "service www: quic differs: ours none, theirs 1 4",
+        ),
+        (
+            |s| change(s, "web-2", |b| b.server_id = ServerId::parse("0b")),
+            "service www: backend web-2: server_id differs: ours none, theirs 0b",
         ),
         (
             |s| s.flows.tracking = Tracking::All,

@@ -206,6 +206,7 @@ mod tests {
             source,
             destination,
             flags: "syn,ack",
+            payload: &[],
             size: None,
         };
         build(&words, [2, 0, 0, 0, 0, 9]).unwrap()

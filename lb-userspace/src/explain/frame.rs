@@ -22,6 +22,8 @@ pub struct Words<'a> {
     pub destination: &'a str,
     /// TCP flags, separated by commas.
     pub flags: &'a str,
+    /// What follows the UDP or TCP header.
+    pub payload: &'a [u8],
     /// Bytes of the IP packet; nothing: as small as can be.
     pub size: Option<u16>,
 }
@@ -65,6 +67,9 @@ pub fn build(words: &Words<'_>, receiver: [u8; 6]) -> Result<Vec<u8>, Problem> {
         PROTOCOL_ICMP => vec![8, 0, 0, 0, 0, 1, 0, 1],
         _ => vec![128, 0, 0, 0, 0, 1, 0, 1],
     };
+    if !is_echo {
+        payload.extend_from_slice(words.payload);
+    }
     let header = if source.is_ipv4() { 20 } else { 40 };
     fill(&mut payload, header, number, words.size)?;
     checksum(&mut payload, number, source.ip(), destination.ip());
@@ -243,6 +248,7 @@ mod tests {
             source,
             destination,
             flags: "syn",
+            payload: &[],
             size: None,
         }
     }
@@ -259,6 +265,17 @@ mod tests {
         assert!(text.starts_with(&expected[..36]), "{text}");
         // Ports, sequence, acknowledgement, offset and flags.
         assert!(text.contains("9c4001bb00000001000000015002faf0"), "{text}");
+    }
+
+    #[test]
+    fn what_follows_the_header_is_as_given() {
+        let quic = Words {
+            payload: &[0x40, 0x12, 0x34],
+            ..words("udp", "198.51.100.9:40000", "192.0.2.1:443")
+        };
+        let built = build(&quic, [0; 6]).unwrap();
+        assert_eq!(built[42..], [0x40, 0x12, 0x34]);
+        assert_eq!(built[38..40], [0, 11]);
     }
 
     #[test]

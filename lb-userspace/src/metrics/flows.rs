@@ -15,6 +15,11 @@ struct EventLabels {
     event: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
+}
+
 /// The flow table as it was last counted, and what the program did with it.
 #[derive(Debug, Default)]
 pub(super) struct FlowMetrics {
@@ -22,6 +27,7 @@ pub(super) struct FlowMetrics {
     capacity: Count,
     slots_waiting: Count,
     events: Family<EventLabels, Counter>,
+    quic: Family<ResultLabels, Counter>,
 }
 
 impl FlowMetrics {
@@ -42,6 +48,9 @@ impl FlowMetrics {
         let events = "What happened in the flow table: hit (a packet followed an entry), recorded, replaced, failed, \
                       evicted (put out by the kernel to make room, as far as counting tells)";
         registry.register("flow_events", events, flows.events.clone());
+        let quic = "Packets of services with quic: routed (where the connection ID says); by their flows since the ID was \
+                    short, other_config, unknown (nobody's server ID) or gone (its backend's flows are given up)";
+        registry.register("quic_packets", quic, flows.quic.clone());
         flows
     }
 
@@ -58,6 +67,17 @@ impl FlowMetrics {
         ];
         for (event, count) in events {
             let counter = self.events.get_or_create(&EventLabels { event });
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+        let results = [
+            ("routed", flows.quic.routed),
+            ("short", flows.quic.short),
+            ("other_config", flows.quic.other_config),
+            ("unknown", flows.quic.unknown),
+            ("gone", flows.quic.gone),
+        ];
+        for (result, count) in results {
+            let counter = self.quic.get_or_create(&ResultLabels { result });
             counter.inner().store(count, Ordering::Relaxed);
         }
     }

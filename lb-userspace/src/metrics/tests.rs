@@ -3,7 +3,10 @@
 use super::*;
 use crate::api::{
     handle::{Handle, Request},
-    protocol::{BackendStats, BackendView, FlowStats, InterfaceStatus, ServiceStats, VerdictStats},
+    protocol::{
+        BackendStats, BackendView, FlowStats, InterfaceStatus, QuicStats, ServiceStats,
+        VerdictStats,
+    },
     server::Limits,
 };
 use std::collections::BTreeMap;
@@ -19,6 +22,7 @@ fn backend(service: &str, name: &str, health: &str, slots: u32) -> BackendView {
         address: "10.0.0.1".into(),
         weight: 100,
         drain: false,
+        server_id: None,
         health: health.into(),
         health_detail: String::new(),
         probe_us: None,
@@ -41,6 +45,7 @@ fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         gue_port: None,
         when_all_down: "open".into(),
         echo: false,
+        quic: None,
         tracking: "moved".into(),
         on_down: "reset".into(),
         drain_timeout_ms: 300_000,
@@ -78,6 +83,11 @@ fn stats(services: &[(&str, u64)]) -> Stats {
         flows: FlowStats {
             entries: 5,
             evicted: 3,
+            quic: QuicStats {
+                routed: 9,
+                unknown: 2,
+                ..QuicStats::default()
+            },
             ..FlowStats::default()
         },
     }

@@ -59,6 +59,14 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
             }
             mirror.known.insert(*service, (**table).clone());
         }
+        Step::PutServer { key, entry } => {
+            plane.put_server(key, entry).context("adding a server ID")?;
+            mirror.servers.insert(*key, *entry);
+        }
+        Step::RemoveServer { key } => {
+            plane.remove_server(key).context("removing a server ID")?;
+            mirror.servers.remove(key);
+        }
         Step::PutService { key, entry } => {
             plane.put_service(key, entry).context("adding a service")?;
             mirror.services.insert(*key, *entry);

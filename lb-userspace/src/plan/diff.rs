@@ -4,6 +4,7 @@ use super::{
     census::Census,
     life::Rules,
     mirror::Mirror,
+    servers::Servers,
     table::{Inputs, Table},
     target::{Target, TargetService},
 };
@@ -11,6 +12,7 @@ use anyhow::{Context, Result};
 use lb_common::{
     backend::BackendEntry,
     limits::SLOTS,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
@@ -52,6 +54,18 @@ pub enum Step {
         table: Box<Table>,
         /// Name of the service, for logs and metrics.
         name: String,
+    },
+    /// Give a backend a server ID.
+    PutServer {
+        /// Service and server ID.
+        key: ServerKey,
+        /// The backend.
+        entry: ServerEntry,
+    },
+    /// Take a server ID away.
+    RemoveServer {
+        /// Service and server ID.
+        key: ServerKey,
     },
     /// Add a service or change its entry.
     PutService {
@@ -129,6 +143,7 @@ pub fn diff(
     );
     let (mut tables, mut table_steps, mut service_steps) = (Vec::new(), Vec::new(), Vec::new());
     let mut named = BTreeSet::new();
+    let mut servers = Servers::default();
     for (key, service) in &target.services {
         let existing = mirror.service_index(key);
         let index = match existing {
@@ -140,6 +155,14 @@ pub fn diff(
         let exists = mirror.tables.contains(&index);
         if !exists {
             tables.push(index);
+        }
+        servers.add(index, service, &pool, mirror);
+        let entry = ServiceEntry {
+            index,
+            flags: service.flags(),
+        };
+        if mirror.services.get(key) != Some(&entry) {
+            service_steps.push(Step::PutService { key: *key, entry });
         }
         let inputs = inputs(service, &pool.index_of);
         let known = mirror.known.get(&index);
@@ -174,20 +197,16 @@ pub fn diff(
             table: Box::new(due.table),
             name: service.name.clone(),
         });
-        if existing.is_none() {
-            service_steps.push(Step::PutService {
-                key: *key,
-                entry: ServiceEntry { index, flags: 0 },
-            });
-        }
     }
     let mut steps = pool.before;
     if !tables.is_empty() {
         steps.push(Step::CreateTables { services: tables });
     }
     steps.append(&mut table_steps);
+    steps.extend(servers.missing(mirror));
     steps.extend(new_addresses(target, mirror));
     steps.append(&mut service_steps);
+    steps.extend(servers.surplus(mirror));
     let all_tables_go = removals(target, mirror, &mut steps);
     steps.extend(pool.after);
     if all_tables_go {
@@ -202,18 +221,20 @@ pub fn diff(
 
 /// The backend entries of a plan.
 #[derive(Default)]
-struct Pool {
+pub(super) struct Pool {
     /// Writes before slots: new entries, next hops, backends that are back.
     before: Vec<Step>,
     /// Writes after slots: marks of backends whose flows are given up.
     after: Vec<Step>,
     /// The index of every backend of the target by id.
-    index_of: BTreeMap<u64, u32>,
+    pub(super) index_of: BTreeMap<u64, u32>,
     /// Indexes whose flows are not given up.
-    alive: BTreeSet<u32>,
+    pub(super) alive: BTreeSet<u32>,
     /// Indexes of backends that the target does not name and whose flows are given up.
     left: BTreeSet<u32>,
     left_out: Vec<String>,
+    /// Generation of the indexes that this plan takes.
+    pub(super) generation: u32,
 }
 
 impl Pool {
@@ -251,7 +272,10 @@ fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation
         capacity.backends,
         mirror.backends.keys().copied(),
     );
-    let mut pool = Pool::default();
+    let mut pool = Pool {
+        generation,
+        ..Pool::default()
+    };
     for service in target.services.values() {
         for backend in &service.backends {
             let known = mirror.backend_index(backend.entry.id);

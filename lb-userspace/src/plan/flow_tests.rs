@@ -100,6 +100,7 @@ fn backend(number: u8) -> Backend {
         address: IpAddr::from([10, 20, 0, number]),
         weight: 2,
         drain: false,
+        server_id: None,
     }
 }
 
@@ -144,6 +145,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         gue_port: None,
         when_all_down: rule.when_all_down,
         echo: false,
+        quic: None,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),

@@ -6,6 +6,7 @@ use super::table::Table;
 use crate::dataplane::Installed;
 use lb_common::{
     backend::BackendEntry,
+    quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,8 @@ pub struct Mirror {
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Index of each backend by its id.
     pub index_of: BTreeMap<u64, u32>,
+    /// Who has which server ID in QUIC connection IDs.
+    pub servers: BTreeMap<ServerKey, ServerEntry>,
     /// Slot tables that exist, by service index.
     pub tables: BTreeSet<u32>,
     /// What is in each table, as far as it is known: not before the first plan, and not after a write that failed.
@@ -47,6 +50,7 @@ impl Mirror {
             services: installed.services,
             addresses: installed.addresses,
             backends: installed.backends,
+            servers: installed.servers,
             index_of,
             tables: installed.tables.into_iter().collect(),
             known: BTreeMap::new(),

@@ -14,6 +14,7 @@ pub mod diff;
 pub mod life;
 pub mod mirror;
 pub mod select;
+mod servers;
 pub mod table;
 pub mod target;
 

@@ -4,10 +4,11 @@ use super::{Facts, departure, select::select};
 use crate::{
     neighbour::ResolvedHop,
     overlay::Availability,
-    spec::{Backend, FlowPolicy, Service, State},
+    spec::{Backend, FlowPolicy, ServerId, Service, State},
 };
 use lb_common::{
     backend::{BackendEntry, Mode, NextHop},
+    quic::QuicConfig,
     service::{ServiceEntry, ServiceKey},
 };
 use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
@@ -49,6 +50,8 @@ pub struct TargetService {
     pub name: String,
     /// What becomes of its flows.
     pub policy: FlowPolicy,
+    /// How its connection IDs are read.
+    pub quic: Option<QuicConfig>,
     /// All its backends, in order of name.
     pub backends: Vec<TargetBackend>,
 }
@@ -65,6 +68,15 @@ pub struct TargetBackend {
     /// Its map entry; `generation` is 0 and filled in with the index. Without a next hop if it has none; marked as lost if its
     /// flows are given up.
     pub entry: BackendEntry,
+    /// In the connection IDs that it issues.
+    pub server_id: Option<ServerId>,
+}
+
+impl TargetService {
+    /// Flags of its entry.
+    pub fn flags(&self) -> u32 {
+        self.quic.map_or(0, ServiceEntry::quic_flags)
+    }
 }
 
 /// Key of a service in the services map.
@@ -128,11 +140,13 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
             weight: backend.weight,
             availability: selection.availability(&backend.name),
             entry: entry(service, backend, hop, facts).with_lost(lost),
+            server_id: backend.server_id,
         }
     });
     TargetService {
         name: service.name.to_string(),
         policy: service.flows,
+        quic: service.quic,
         backends: backends.collect(),
     }
 }

@@ -1,5 +1,7 @@
 //! Plans held against the in-memory data plane, which refuses every write that a packet could suffer from.
 
+mod servers;
+
 use super::{
     Facts,
     apply::apply,
@@ -46,6 +48,7 @@ fn backend(number: u8, weight: u16) -> Backend {
         address: IpAddr::from([10, 20, 0, number]),
         weight,
         drain: false,
+        server_id: None,
     }
 }
 
@@ -59,6 +62,7 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
         gue_port: None,
         when_all_down: AllDown::Open,
         echo: false,
+        quic: None,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
@@ -426,20 +430,24 @@ fn the_whole_pool_can_be_replaced_at_the_limit() {
 /// A state from three bytes a service: which backends of six it has, with which weights.
 fn arbitrary_state() -> impl Strategy<Value = (State, Facts)> {
     let backends = prop::collection::btree_map(1_u8..7, 0_u16..3, 0..6);
-    let services = prop::collection::btree_map(1_u8..5, (backends, any::<bool>()), 0..4);
+    let config = prop::option::of((0_u8..3, 1_u8..3));
+    let services = prop::collection::btree_map(1_u8..5, (backends, any::<bool>(), config), 0..4);
     let health = prop::collection::vec(0_u8..3, 24);
     let hops = prop::collection::vec(0_u8..4, 7);
     (services, health, hops).prop_map(|(services, health, hops)| {
         let services: Vec<Service> = services
             .into_iter()
-            .map(|(last, (backends, open))| {
+            .map(|(last, (backends, open, config))| {
                 let backends: Vec<Backend> = backends
                     .into_iter()
                     .map(|(n, weight)| backend(n, weight))
                     .collect();
                 let mut service = service(&format!("s{last}"), last, &backends);
                 service.when_all_down = if open { AllDown::Open } else { AllDown::Closed };
-                service
+                match config {
+                    Some((rotation, length)) => servers::quic(service, rotation, length),
+                    None => service,
+                }
             })
             .collect();
         let state = state(&services);
@@ -478,10 +486,15 @@ proptest! {
             fresh.reconcile(state, facts);
             for service in state.services.values() {
                 prop_assert_eq!(world.shares(service), fresh.shares(service), "failed before: {}", failed);
+                for id in 0..8 {
+                    let named = |world| servers::named(world, service, id);
+                    prop_assert_eq!(named(&world), named(&fresh), "failed before: {}", failed);
+                }
             }
             let installed = world.plane.installed().unwrap();
             let backends: usize = state.services.values().map(|service| service.backends.len()).sum();
             prop_assert_eq!(installed.services.len(), state.services.len());
+            prop_assert_eq!(installed.servers.len(), fresh.plane.installed().unwrap().servers.len());
             prop_assert_eq!(installed.addresses, fresh.plane.installed().unwrap().addresses);
             prop_assert_eq!(installed.backends.len(), backends);
             prop_assert_eq!(installed.tables.len(), state.services.len());

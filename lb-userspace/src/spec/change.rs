@@ -164,6 +164,7 @@ fn patched(backend: BackendSpec, patch: &BackendPatch) -> BackendSpec {
         address: patch.address.clone().unwrap_or(backend.address),
         weight: patch.weight.unwrap_or(backend.weight),
         drain: patch.drain.unwrap_or(backend.drain),
+        server_id: patch.server_id.clone().or(backend.server_id),
     }
 }
 

@@ -3,7 +3,7 @@
 //! field where it is the default.
 
 use super::{
-    raw::{BackendSpec, HealthSpec, ServiceSpec, StateSpec},
+    raw::{BackendSpec, HealthSpec, QuicSpec, ServiceSpec, StateSpec},
     valid::{AllDown, Backend, FlowPolicy, HealthCheck, OnDown, Service, State, Tracking},
 };
 use lb_common::{backend::Mode, gue};
@@ -79,6 +79,10 @@ impl From<&Service> for ServiceSpec {
             udp_settle: unusual(flows.udp_settle, usual.udp_settle),
             slow_start: flows.slow_start.map(time),
             echo: service.echo,
+            quic: service.quic.map(|quic| QuicSpec {
+                config_rotation: quic.config_rotation.into(),
+                server_id_length: quic.server_id_length.into(),
+            }),
             backends: service.backends.values().map(BackendSpec::from).collect(),
         }
     }
@@ -91,6 +95,7 @@ impl From<&Backend> for BackendSpec {
             address: backend.address.to_string(),
             weight: backend.weight.into(),
             drain: backend.drain,
+            server_id: backend.server_id.map(|id| id.to_string()),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod flows;
 mod health;
+mod quic;
 
 use super::{
     field::{self, Fault},
@@ -117,6 +118,7 @@ impl Reader {
         }
         let health = self.health(&at("health"), spec.health.as_ref(), protocol, port);
         let flows = self.flows(path, spec);
+        let quic = self.quic(&at("quic"), spec, protocol, port);
         let backends = self.backends(path, spec, address);
         Some(Service {
             name: name?,
@@ -127,6 +129,7 @@ impl Reader {
             gue_port: gue_port?,
             when_all_down: when_all_down?,
             echo: spec.echo,
+            quic: quic?,
             health: health?,
             flows: flows?,
             backends: backends?,
@@ -199,11 +202,13 @@ impl Reader {
         let before = self.found.len();
         let mut backends: BTreeMap<Name, Backend> = BTreeMap::new();
         let mut addresses: BTreeMap<IpAddr, Name> = BTreeMap::new();
+        let mut server_ids = BTreeMap::new();
         for (i, backend) in spec.backends.iter().enumerate() {
             let path = format!("{path}.backends[{i}]");
-            let Some(backend) = self.backend(&path, backend, &spec.name, vip) else {
+            let Some(backend) = self.backend(&path, backend, spec, vip) else {
                 continue;
             };
+            self.server_id_once(&path, &backend, &mut server_ids);
             if let Some(other) = addresses.insert(backend.address, backend.name.clone())
                 && other != backend.name
             {
@@ -232,7 +237,7 @@ impl Reader {
         &mut self,
         path: &str,
         spec: &BackendSpec,
-        service: &str,
+        service: &ServiceSpec,
         vip: Option<IpAddr>,
     ) -> Option<Backend> {
         let at = |field: &str| format!("{path}.{field}");
@@ -256,13 +261,15 @@ impl Reader {
                 "give the backend's own address",
             );
         }
+        let server_id = self.server_id(path, spec, service.quic.as_ref());
         let backend = Backend {
             name: name?,
             address: address?,
             weight: weight?,
             drain: spec.drain,
+            server_id: server_id?,
         };
-        self.one_host(path, &backend, service);
+        self.one_host(path, &backend, &service.name);
         Some(backend)
     }
 

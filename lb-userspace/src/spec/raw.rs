@@ -2,6 +2,7 @@
 //! [`super::valid`], which names the field and the value of whatever it refuses. That is why numbers are wide here.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use std::fmt;
 use utoipa::ToSchema;
 
 /// Services and their backends, whole.
@@ -69,9 +70,39 @@ pub struct ServiceSpec {
     /// false: they are left to the host, like everything that is not for a service.
     #[serde(default, skip_serializing_if = "is_false")]
     pub echo: bool,
+    /// For UDP services with a port, packets go by their QUIC connection IDs, so that a client whose address changes keeps its
+    /// backend. Every backend needs a `server_id` then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quic: Option<QuicSpec>,
     /// The backends, in any order.
     #[serde(default, deserialize_with = "list")]
     pub backends: Vec<BackendSpec>,
+}
+
+/// How connection IDs name servers: the plaintext form of QUIC-LB (draft-ietf-quic-load-balancers-19).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuicSpec {
+    /// Config rotation, 0 to 6: the first three bits of connection IDs that name a server. Default 0.
+    #[serde(default)]
+    #[schema(example = 0)]
+    pub config_rotation: i64,
+    /// Octets of a server ID, 1 to 8.
+    #[schema(example = 4)]
+    pub server_id_length: i64,
+}
+
+impl fmt::Display for QuicSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            config_rotation,
+            server_id_length,
+        } = self;
+        write!(
+            f,
+            "config_rotation {config_rotation}, server_id_length {server_id_length}"
+        )
+    }
 }
 
 /// How a service's backends are probed. Durations are written like `2s`, `500ms`, `1m`.
@@ -118,6 +149,11 @@ pub struct BackendSpec {
     /// Default false.
     #[serde(default, skip_serializing_if = "is_false")]
     pub drain: bool,
+    /// Server ID in the QUIC connection IDs that it issues, in hexadecimal digits: as many octets as the service's
+    /// `quic.server_id_length`, and of no other backend of the service. Required with `quic`, refused without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "0000000b")]
+    pub server_id: Option<String>,
 }
 
 /// A change of one backend; absent fields stay as they are.
@@ -133,6 +169,9 @@ pub struct BackendPatch {
     /// Begin (true) or end (false) its drain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain: Option<bool>,
+    /// New server ID.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_id: Option<String>,
 }
 
 /// A list that was written. `services:` with nothing behind it is a slip more often than a wish to have none.

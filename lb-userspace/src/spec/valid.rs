@@ -4,6 +4,7 @@ use lb_common::{
     backend::Mode,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
+    quic::{MAX_SERVER_ID, QuicConfig},
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -154,6 +155,8 @@ pub struct Service {
     pub when_all_down: AllDown,
     /// Echo requests to its address are answered.
     pub echo: bool,
+    /// How connection IDs are read; none: packets go by their flows alone.
+    pub quic: Option<QuicConfig>,
     /// Probes; none: backends count as up.
     pub health: Option<HealthCheck>,
     /// What becomes of established flows in a change.
@@ -173,6 +176,46 @@ pub struct Backend {
     pub weight: u16,
     /// Gets no new flows; those it has stay for the service's drain timeout.
     pub drain: bool,
+    /// In the connection IDs that it issues; of the length that its service's `quic` says, none without.
+    pub server_id: Option<ServerId>,
+}
+
+/// Server ID of a backend: 1 to 8 octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServerId {
+    length: u8,
+    number: u64,
+}
+
+impl ServerId {
+    /// The ID, or nothing if `text` is not 1 to 8 octets in hexadecimal digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.len();
+        let good = digits.is_multiple_of(2) && text.chars().all(|c| c.is_ascii_hexdigit());
+        let length = u8::try_from(digits / 2).ok()?;
+        if !good || !(1..=MAX_SERVER_ID).contains(&length) {
+            return None;
+        }
+        let number = u64::from_str_radix(text, 16).ok()?;
+        Some(Self { length, number })
+    }
+
+    /// Octets.
+    pub const fn length(self) -> u8 {
+        self.length
+    }
+
+    /// As a number, the first octet the highest.
+    pub const fn number(self) -> u64 {
+        self.number
+    }
+}
+
+impl fmt::Display for ServerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = 2 * usize::from(self.length);
+        write!(f, "{:0digits$x}", self.number)
+    }
 }
 
 /// The whole desired state.

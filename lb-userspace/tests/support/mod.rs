@@ -210,6 +210,7 @@ fn explanation() -> Explanation {
         headers: vec![first.into()],
     };
     Explanation {
+        connection_id: None,
         interface: "eth0".into(),
         verdict: VerdictView {
             name: "forwarded".into(),
@@ -435,6 +436,7 @@ fn backend(service: &str, name: &str, address: &str) -> BackendView {
         address: address.into(),
         weight: 100,
         drain: false,
+        server_id: None,
         health: "up".into(),
         health_detail: String::new(),
         probe_us: Some(412),
@@ -471,6 +473,7 @@ fn services() -> Vec<ServiceView> {
             drain_timeout_ms: 600_000,
             udp_settle_ms: 1_500,
             echo: false,
+            quic: None,
             slow_start_ms: None,
             condition: "up".into(),
             health: None,
@@ -482,6 +485,7 @@ fn services() -> Vec<ServiceView> {
             }],
         },
         ServiceView {
+            quic: None,
             name: "www".into(),
             address: "192.0.2.1".into(),
             protocol: "tcp".into(),
@@ -548,6 +552,7 @@ pub fn digest() -> DigestView {
         address: "198.51.100.11".into(),
         weight: 100,
         drain: false,
+        server_id: String::new(),
         availability: 65_536,
     };
     DigestView {
@@ -557,6 +562,7 @@ pub fn digest() -> DigestView {
             layout: 2,
         },
         services: vec![ServiceDigest {
+            quic: String::new(),
             name: "www".into(),
             address: "192.0.2.1".into(),
             protocol: "tcp".into(),
@@ -600,6 +606,7 @@ pub fn state() -> StateSpec {
         address: address.into(),
         weight: 100,
         drain: false,
+        server_id: None,
     };
     StateSpec {
         services: vec![ServiceSpec {
@@ -617,6 +624,7 @@ pub fn state() -> StateSpec {
             udp_settle: None,
             slow_start: None,
             echo: false,
+            quic: None,
             backends: vec![
                 backend("web-1", "198.51.100.11"),
                 backend("web-2", "198.51.100.12"),

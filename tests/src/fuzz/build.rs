@@ -1,6 +1,9 @@
 //! Frames with headers that belong together, and here and there one that does not.
 
-use super::pool::{self, Flow};
+use super::{
+    pool::{self, Flow},
+    world::{BACKENDS, LONG_QUIC, QUIC},
+};
 use crate::runner::LONGEST;
 use fastrand::Rng;
 use std::net::IpAddr;
@@ -237,8 +240,42 @@ fn udp(random: &mut Rng, flow: &Flow, out: &mut Vec<u8>) {
     out.extend_from_slice(&flow.source_port.to_be_bytes());
     out.extend_from_slice(&flow.destination_port.to_be_bytes());
     out.extend_from_slice(&random.u32(..).to_be_bytes());
+    if random.bool() {
+        quic(random, out);
+    }
     let most = most_data(random);
     data(random, most, out);
+}
+
+/// The start of a QUIC packet, whose connection ID most often names a backend of some service.
+fn quic(random: &mut Rng, out: &mut Vec<u8>) {
+    let start = out.len();
+    let (rotation, length) = if random.bool() { QUIC } else { LONG_QUIC };
+    let rotation = match random.u8(..12) {
+        0 => 7,
+        1 => random.u8(..8),
+        _ => rotation,
+    };
+    let server = u64::from(random.u32(..BACKENDS + 4)).to_be_bytes();
+    let mut id = vec![rotation << 5 | random.u8(..32)];
+    id.extend_from_slice(&server[8 - usize::from(length)..]);
+    id.resize(id.len() + random.usize(..8), random.u8(..));
+    if random.bool() {
+        out.push(random.u8(..) | 0x80);
+        out.extend_from_slice(&[0, 0, 0, 1]);
+        out.push(if once_in(random, 8) {
+            random.u8(..22)
+        } else {
+            id.len() as u8
+        });
+    } else {
+        out.push(random.u8(..) & 0x7f);
+    }
+    out.extend_from_slice(&id);
+    if once_in(random, 8) {
+        let keep = random.usize(..=out.len() - start);
+        out.truncate(start + keep);
+    }
 }
 
 /// Most packets are small, since the kernel's share of a run grows with them.

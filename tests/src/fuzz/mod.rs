@@ -78,10 +78,10 @@ impl Summary {
             .iter()
             .filter(|verdict| **verdict != Verdict::DropNoHeadroom);
         let missing = verdicts.filter(|verdict| !self.counters.verdicts.contains_key(verdict));
-        let events = [FlowEvent::Hit, FlowEvent::Recorded, FlowEvent::Replaced];
-        let events = events
+        let events = FlowEvent::ALL
             .iter()
-            .filter(|event| !self.counters.flows.contains_key(event));
+            .filter(|event| **event != FlowEvent::Failed);
+        let events = events.filter(|event| !self.counters.flows.contains_key(event));
         missing
             .map(|verdict| verdict.name().to_owned())
             .chain(events.map(|event| format!("{event:?}")))

@@ -15,6 +15,21 @@ use lb_common::{
 /// Backends from index 1; one more index is named by slots but has no entry.
 pub const BACKENDS: u32 = 23;
 
+/// Config rotation and length of server IDs of a service.
+pub const QUIC: (u8, u8) = (2, 2);
+/// The same of another.
+pub const LONG_QUIC: (u8, u8) = (0, 8);
+
+impl World {
+    /// Each backend has its index for a server ID, one is of an earlier use of its index, and one has no entry.
+    fn servers(self) -> Self {
+        (1..=BACKENDS + 1).fold(self, |world, index| {
+            let generation = if index == 5 { 1 } else { 40 + index };
+            world.server(index.into(), index, generation)
+        })
+    }
+}
+
 /// MAC of the other interface.
 const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 7, 7];
 
@@ -37,6 +52,8 @@ pub fn world() -> World {
     world
         .service(&tcp4, 443, spread)
         .service(&udp4, 443, mixed)
+        .quic(QUIC.0, QUIC.1)
+        .servers()
         .service(&tcp6, 443, mixed)
         .service(&udp6, 443, spread)
         // Any port of the same addresses, and of others.
@@ -46,6 +63,8 @@ pub fn world() -> World {
         .service(&to(udp4.clone(), "203.0.113.8"), 0, settled)
         .service(&to(tcp6.clone(), "[2001:db8:f::8]"), 0, moved)
         .service(&to(udp6.clone(), "[2001:db8:f::8]"), 0, settled)
+        .quic(LONG_QUIC.0, LONG_QUIC.1)
+        .servers()
         .pingable(&tcp4)
         .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
         .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))

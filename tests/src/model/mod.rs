@@ -13,6 +13,7 @@ mod fragment;
 mod icmp;
 mod owner;
 mod parse;
+mod quic;
 
 use crate::{
     counters::Counters,
@@ -40,8 +41,8 @@ pub struct Expected {
     pub frame: Vec<u8>,
     /// Service and backend that it is counted for.
     pub counted_for: Option<(u32, u32)>,
-    /// What is counted of the flow table.
-    pub event: Option<FlowEvent>,
+    /// What is counted of the flow table and of connection IDs.
+    pub events: Vec<FlowEvent>,
 }
 
 impl Expected {
@@ -58,8 +59,8 @@ impl Expected {
                 *sum += bytes as u64;
             }
         }
-        if let Some(event) = self.event {
-            *counters.flows.entry(event).or_default() += 1;
+        for event in &self.events {
+            *counters.flows.entry(*event).or_default() += 1;
         }
     }
 }
@@ -77,9 +78,19 @@ enum Done {
     Answered(Verdict, Vec<u8>),
 }
 
+/// A service.
+#[derive(Clone, Copy)]
+struct Service {
+    index: u32,
+    slots: Slots,
+    /// Whether and how connection IDs are read.
+    quic: Option<quic::Config>,
+}
+
 /// The data plane.
 pub struct Model {
-    services: HashMap<(Address, u8, u16), (u32, Slots)>,
+    services: HashMap<(Address, u8, u16), Service>,
+    servers: quic::Servers,
     backends: HashMap<u32, backend::Backend>,
     exits: BTreeMap<u32, [u8; 6]>,
     flows: HashMap<Flow, FlowEntry>,
@@ -101,11 +112,17 @@ impl Model {
                 key.protocol,
                 u16::from_be(key.port),
             );
-            (key, (service.index, service.slots))
+            let of_model = Service {
+                index: service.index,
+                slots: service.slots,
+                quic: quic::Config::of(service.flags),
+            };
+            (key, of_model)
         });
         let backends = world.backends.iter();
         let mut model = Self {
             services: services.collect(),
+            servers: quic::servers(&world.servers),
             backends: backends
                 .map(|(index, entry)| (*index, entry.into()))
                 .collect(),
@@ -128,8 +145,8 @@ impl Model {
 
     /// What must become of a frame that comes in on [`INTERFACE`] at `now`, in seconds of CLOCK_MONOTONIC.
     pub fn packet(&mut self, frame: &[u8], now: u32) -> Expected {
-        let mut event = None;
-        let done = self.balance(frame, now, &mut event);
+        let mut events = Vec::new();
+        let done = self.balance(frame, now, &mut events);
         let came = frame.to_vec();
         let (action, frame, counted_for) = match &done {
             Ok(Done::Sent(sent, way)) => {
@@ -153,7 +170,7 @@ impl Model {
             action,
             frame: frame.clone(),
             counted_for,
-            event,
+            events,
         }
     }
 
@@ -162,16 +179,16 @@ impl Model {
         &mut self,
         frame: &[u8],
         now: u32,
-        event: &mut Option<FlowEvent>,
+        events: &mut Vec<FlowEvent>,
     ) -> Result<Done, Verdict> {
         let ip = parse::ip(frame)?;
         let way = match ip.part {
             Part::Later => self.way_of_later(&ip, now)?,
-            Part::First => match self.way(frame, &ip, now, event) {
+            Part::First => match self.way(frame, &ip, now, events) {
                 Err(verdict) => return Err(self.first_without_way(&ip, verdict, now)),
                 Ok(way) => way,
             },
-            Part::Whole => match self.way(frame, &ip, now, event) {
+            Part::Whole => match self.way(frame, &ip, now, events) {
                 Err(Verdict::PassNotTcpUdp) => return self.echo(frame, &ip),
                 way => way?,
             },
@@ -198,16 +215,35 @@ impl Model {
         frame: &[u8],
         ip: &Ip,
         now: u32,
-        event: &mut Option<FlowEvent>,
+        events: &mut Vec<FlowEvent>,
     ) -> Result<Way, Verdict> {
         let (flow, is_error) = flow(frame, ip)?;
-        let (service, slots) = self.service(&flow).ok_or(Verdict::PassNoService)?;
+        let service = self.service(&flow).ok_or(Verdict::PassNoService)?;
         let hash = flow.hash(ip.four);
+        if let Some(config) = service.quic.filter(|_| !is_error) {
+            match self.named(service.index, config, ip.payload(frame)) {
+                Ok(owner) => {
+                    events.push(FlowEvent::QuicRouted);
+                    return Ok(Way {
+                        service: service.index,
+                        owner,
+                        hash,
+                    });
+                }
+                Err(why) => events.push(why),
+            }
+        }
         let number = (hash & 0xffff_ffff) % 65_537;
         let place = owner::Place {
-            service,
+            service: service.index,
             number: number as u32,
-            slot: owner::Slot::of(slots.word(number as u32).ok_or(Verdict::DropBadState)?.0),
+            slot: owner::Slot::of(
+                service
+                    .slots
+                    .word(number as u32)
+                    .ok_or(Verdict::DropBadState)?
+                    .0,
+            ),
         };
         let kind = if is_error {
             owner::Kind::Error
@@ -215,16 +251,16 @@ impl Model {
             owner::Kind::of(frame, ip)
         };
         let (owner, counted) = self.owner(&flow, kind, &place, now);
-        *event = counted;
+        events.extend(counted);
         Ok(Way {
-            service,
+            service: service.index,
             owner: owner?,
             hash,
         })
     }
 
     /// The service of an exact port, else the one for any port.
-    fn service(&self, flow: &Flow) -> Option<(u32, Slots)> {
+    fn service(&self, flow: &Flow) -> Option<Service> {
         let key = |port| (flow.destination, flow.protocol, port);
         let exact = self.services.get(&key(flow.destination_port));
         exact.or_else(|| self.services.get(&key(0))).copied()

@@ -93,7 +93,7 @@ fn maps_of_other_sizes_are_replaced_only_when_the_new_ones_are_filled() -> Resul
         panic!("{adoption:?}")
     };
     assert!(carried.is_ok(), "{carried:?}");
-    assert_eq!(differences.len(), 2, "{differences:?}");
+    assert_eq!(differences.len(), 3, "{differences:?}");
     assert!(
         differences[0].starts_with("BACKENDS: array of 64 entries"),
         "{differences:?}"

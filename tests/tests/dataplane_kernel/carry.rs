@@ -2,7 +2,13 @@
 
 use crate::fixture::{Fixture, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
-use lb_common::{backend::BackendEntry, flow_table::FlowEntry, slot::Slot, stats::Counter};
+use lb_common::{
+    backend::BackendEntry,
+    flow_table::FlowEntry,
+    quic::{ServerEntry, ServerKey},
+    slot::Slot,
+    stats::Counter,
+};
 use lb_userspace::dataplane::{
     Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings, clock,
 };
@@ -17,6 +23,17 @@ fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
         ..web(3)
     };
     plane.write_backend(40, &lost)?;
+    let server = ServerKey {
+        service: 5,
+        length: 8,
+        id: u64::MAX - 1,
+    };
+    let generation = lost.generation;
+    let named = ServerEntry {
+        backend: 40,
+        generation,
+    };
+    plane.put_server(&server, &named)?;
     let slots: Vec<(u32, Slot)> = (1_000..65_000)
         .map(|number| match number % 4 {
             0 => (number, Slot::steady(63)),
@@ -67,7 +84,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     else {
         panic!("{adoption:?}")
     };
-    assert_eq!(differences.len(), 6, "{differences:?}");
+    assert_eq!(differences.len(), 7, "{differences:?}");
     assert!(
         differences[5].starts_with(
             "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries"
@@ -128,11 +145,12 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
         return Ok(());
     };
-    let before = first_daemon(&fixture)?;
+    let mut before = first_daemon(&fixture)?;
+    before.0.servers.clear();
     let pins = fixture.session.pins();
     fs::rename(pins.join("maps-3-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
-    for name in ["FLOW_EVENTS", "FRAGMENTS", "ANSWERS"] {
+    for name in ["FLOW_EVENTS", "FRAGMENTS", "ANSWERS", "QUIC_SERVERS"] {
         fs::remove_file(pins.join("maps-1-1").join(name))?;
     }
     let (mut plane, adoption) = fixture.open()?;
@@ -140,9 +158,10 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
         differences: vec![
             "layout version 1 -> 3".into(),
             "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
-            "FLOW_EVENTS: missing -> per-CPU array of 4 entries, key 4 B, value 8 B".into(),
+            "FLOW_EVENTS: missing -> per-CPU array of 9 entries, key 4 B, value 8 B".into(),
             "FRAGMENTS: missing -> LRU hash of 32768 entries, key 40 B, value 24 B".into(),
             "ANSWERS: missing -> per-CPU array of 2 entries, key 4 B, value 8 B".into(),
+            "QUIC_SERVERS: missing -> hash of 64 entries, key 16 B, value 8 B, flags 0x1".into(),
         ],
         carried: Ok(Carried {
             services: 1,

@@ -45,7 +45,9 @@ fn events_are_summed_over_cpus() -> Result<()> {
         let counts = vec![10 + event as u64; cpus as usize];
         events.set(event as u32, PerCpuValues::try_from(counts)?, 0)?;
     }
-    let expected: Vec<u64> = (10..14).map(|count| count * cpus).collect();
+    let expected: Vec<u64> = (10..10 + u64::from(FlowEvent::COUNT))
+        .map(|count| count * cpus)
+        .collect();
     assert_eq!(plane.flow_events()?, expected);
     Ok(())
 }

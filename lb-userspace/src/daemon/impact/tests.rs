@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
     health::checker::TargetId,
-    spec::{AllDown, FlowPolicy, HealthCheck, Name, Protocol, Tracking},
+    spec::{AllDown, FlowPolicy, HealthCheck, Name, Protocol, ServerId, Tracking},
 };
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, quic::QuicConfig};
 use std::time::Duration;
 
 fn name(text: &str) -> Name {
@@ -16,6 +16,7 @@ fn backend(number: u8, weight: u16) -> Backend {
         address: IpAddr::from([10, 20, 0, number]),
         weight,
         drain: false,
+        server_id: None,
     }
 }
 
@@ -30,6 +31,7 @@ fn service(weights: &[u16]) -> Service {
         gue_port: None,
         when_all_down: AllDown::Closed,
         echo: false,
+        quic: None,
         health: Some(HealthCheck {
             port: 80,
             interval: Duration::from_secs(1),
@@ -313,4 +315,47 @@ fn draining_the_last_that_is_up_is_warned_of() {
         assert!(impact.warnings[0].contains(words), "{impact:?}");
         assert_eq!(impact.tables[0].slots_changed, SLOTS);
     }
+}
+
+#[test]
+fn connection_ids_that_name_nobody_any_more_are_warned_of() {
+    let quic = |rotation, ids: [&str; 2]| {
+        with(&service(&[100, 100]), |service| {
+            service.quic = Some(QuicConfig {
+                config_rotation: rotation,
+                server_id_length: 1,
+            });
+            for (backend, id) in service.backends.values_mut().zip(ids) {
+                backend.server_id = ServerId::parse(id);
+            }
+        })
+    };
+    let before = quic(0, ["01", "02"]);
+    let address = with(&before, |service| {
+        service.backends.values_mut().for_each(|backend| {
+            if backend.server_id == ServerId::parse("02") {
+                backend.address = IpAddr::from([10, 20, 0, 9]);
+            }
+        });
+    });
+    for (after, words) in [
+        (quic(0, ["01", "03"]), "b02 (02 -> 03)"),
+        (quic(1, ["01", "02"]), "are read in another way"),
+        (service(&[100, 100]), "has no `quic` any more"),
+        (address, "b02 (02: 10.20.0.2 -> 10.20.0.9)"),
+    ] {
+        let warnings = plan(&before, &after, false).warnings;
+        assert!(
+            matches!(&warnings[..], [one] if one.contains(words)),
+            "{words}: {warnings:?}"
+        );
+    }
+    let weight = with(&before, |service| {
+        service.backends.values_mut().for_each(|b| b.weight = 50);
+    });
+    for (before, after) in [(&service(&[100, 100]), &before), (&before, &weight)] {
+        assert_eq!(plan(before, after, false).warnings, [""; 0]);
+    }
+    let begun = plan(&service(&[100, 100]), &before, false);
+    assert!(begun.tables.is_empty(), "no slot moves: {begun:?}");
 }

@@ -7,6 +7,46 @@ use crate::{
 };
 use humantime::format_duration;
 
+/// What the operator should know of the QUIC connections of a service that is changed: which IDs name nobody any more, or
+/// another.
+pub(super) fn of_connections(old: &Service, new: &Service) -> Option<String> {
+    let name = &new.name;
+    let fate = "from now on they go by address and port, and break when the client's change or a slot has moved";
+    let quic = old.quic?;
+    if new.quic.is_none() {
+        return Some(format!(
+            "service {name} has no `quic` any more: no connection goes by its ID; {fate}"
+        ));
+    }
+    if new.quic != Some(quic) {
+        return Some(format!(
+            "the connection IDs of service {name} are read in another way: those that servers have issued name nobody; \
+             {fate}; clients get new IDs once the servers issue them"
+        ));
+    }
+    let backends = old.backends.values().filter_map(|before| {
+        let after = new.backends.get(&before.name)?;
+        let (id, is) = (before.server_id?, after.server_id?);
+        if id != is {
+            return Some(format!("{} ({id} -> {is})", before.name));
+        }
+        (before.address != after.address).then(|| {
+            format!(
+                "{} ({id}: {} -> {})",
+                before.name, before.address, after.address
+            )
+        })
+    });
+    let backends: Vec<String> = backends.collect();
+    (!backends.is_empty()).then(|| {
+        format!(
+            "server IDs of service {name} change: {}; connections with IDs that name nobody now go by address and port, \
+             those with IDs that name another backend now break",
+            backends.join(", ")
+        )
+    })
+}
+
 /// What the operator should know of a service that is new or changed.
 pub(super) fn warning(old: Option<&View<'_>>, new: &View<'_>, now: bool) -> Option<String> {
     let service = new.service;

@@ -92,12 +92,27 @@ fn describe_service(service: &Service) -> String {
 
 fn describe_backend(backend: &Backend) -> String {
     let drain = if backend.drain { ", draining" } else { "" };
-    format!("{}, weight {}{drain}", backend.address, backend.weight)
+    let id = match backend.server_id {
+        Some(id) => format!(", server_id {id}"),
+        None => String::new(),
+    };
+    format!("{}, weight {}{id}{drain}", backend.address, backend.weight)
 }
 
 fn gue_port(service: &Service) -> String {
     let port = service.gue_port.map(|port| port.to_string());
     port.unwrap_or_else(|| "none".into())
+}
+
+fn quic(service: &Service) -> String {
+    service.quic.map_or("none".into(), |quic| {
+        let (rotation, length) = (quic.config_rotation, quic.server_id_length);
+        format!("(config_rotation {rotation}, server_id_length {length})")
+    })
+}
+
+fn server_id(backend: &Backend) -> String {
+    backend.server_id.map_or("none".into(), |id| id.to_string())
 }
 
 fn service_changes(before: &Service, after: &Service) -> Vec<String> {
@@ -115,6 +130,7 @@ fn service_changes(before: &Service, after: &Service) -> Vec<String> {
             before.when_all_down.as_str().into(),
             after.when_all_down.as_str().into(),
         ),
+        changed("quic", quic(before), quic(after)),
         changed("echo", before.echo.to_string(), after.echo.to_string()),
         changed(
             "health",
@@ -160,6 +176,7 @@ fn backend_changes(before: &Backend, after: &Backend) -> Vec<String> {
             before.weight.to_string(),
             after.weight.to_string(),
         ),
+        changed("server_id", server_id(before), server_id(after)),
         match (before.drain, after.drain) {
             (false, true) => Some("drain begins".into()),
             (true, false) => Some("drain ends".into()),

@@ -31,6 +31,7 @@ fn add(service: &str, name: &str, address: &str) -> Change {
         address: address.into(),
         weight: 100,
         drain: false,
+        server_id: None,
     };
     Change::AddBackend {
         service: service.into(),
@@ -43,6 +44,7 @@ fn set(service: &str, backend: &str, address: Option<&str>, weight: Option<i64>)
         address: address.map(Into::into),
         weight,
         drain: None,
+        server_id: None,
     };
     Change::SetBackend {
         service: service.into(),
@@ -421,4 +423,47 @@ fn the_result_is_in_canonical_order() {
         .map(|service| service.name.as_str())
         .collect();
     assert_eq!(names, ["dns", "www"]);
+}
+
+#[test]
+fn server_ids_come_with_backends_and_are_changed_like_weights() {
+    let text =
+        "{ name: q, address: 192.0.2.9, protocol: udp, port: 443, quic: { server_id_length: 1 } }";
+    let base = apply(&base(), &service(text)).unwrap();
+    let Err(ChangeError::Invalid(problems)) = apply(&base, &add("q", "a", "10.0.1.1")) else {
+        panic!("a backend without a server ID");
+    };
+    assert_eq!(problems.0[0].field, "server_id");
+    let with_id = |name: &str, address: &str, id: &str| {
+        let Change::AddBackend { service, backend } = add("q", name, address) else {
+            unreachable!()
+        };
+        let server_id = Some(id.into());
+        let backend = BackendSpec {
+            server_id,
+            ..backend
+        };
+        Change::AddBackend { service, backend }
+    };
+    let one = apply(&base, &with_id("a1", "10.0.1.1", "01")).unwrap();
+    let Err(ChangeError::Conflict(_, problems)) = apply(&one, &with_id("b1", "10.0.1.2", "01"))
+    else {
+        panic!("an ID given twice");
+    };
+    assert_eq!(problems[0].field, "server_id");
+    let two = Change::SetBackend {
+        service: "q".into(),
+        backend: "a1".into(),
+        patch: BackendPatch {
+            server_id: Some("02".into()),
+            ..BackendPatch::default()
+        },
+    };
+    let after = apply(&one, &two).unwrap();
+    let lines = diff(
+        &State::parse(&one, &UNLIMITED).unwrap(),
+        &State::parse(&after, &UNLIMITED).unwrap(),
+    );
+    let details: Vec<_> = lines.iter().map(|line| line.detail.as_str()).collect();
+    assert_eq!(details, ["server_id 01 -> 02"]);
 }

@@ -1,7 +1,8 @@
 //! Writing and reading a state changes nothing.
 
 use super::*;
-use crate::spec::{Limits, Name, Protocol, yaml};
+use crate::spec::{Limits, Name, Protocol, ServerId, yaml};
+use lb_common::quic::QuicConfig;
 use proptest::{collection::btree_map, option, prelude::*};
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -35,11 +36,20 @@ prop_compose! {
     fn service(number: u8)(
         udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
         health in option::of(check()), flows in flows(), echo in any::<bool>(),
+        quic in option::of((0_u8..7, 1_u8..=8)),
         weights in btree_map(any::<u8>(), (0u16..=1000, any::<bool>()), 0..5),
     ) -> Service {
+        let quic = quic.filter(|_| udp && port != 0).map(|(config_rotation, server_id_length)| QuicConfig {
+            config_rotation,
+            server_id_length,
+        });
+        let server_id = |host: u8| {
+            let digits = 2 * usize::from(quic?.server_id_length);
+            ServerId::parse(&format!("{host:0digits$x}"))
+        };
         let backends = weights.into_iter().map(|(host, (weight, drain))| {
             let name = Name::parse(&format!("b{host}")).unwrap();
-            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight, drain })
+            (name.clone(), Backend { name, address: IpAddr::from([10, 0, 1, host]), weight, drain, server_id: server_id(host) })
         });
         Service {
             name: Name::parse(&format!("s{number}")).unwrap(),
@@ -50,6 +60,7 @@ prop_compose! {
             gue_port: None,
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             echo,
+            quic,
             health,
             flows,
             backends: backends.collect(),

@@ -3,6 +3,7 @@
 use super::*;
 use crate::spec::{AllDown, FlowPolicy, HealthCheck, Tracking, yaml};
 use lb_common::backend::Mode;
+use lb_common::quic::QuicConfig;
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -388,6 +389,7 @@ fn a_full_node_fits_the_bounds() {
         address: std::net::Ipv4Addr::from(0x0a00_0001 + n).to_string(),
         weight: 100,
         drain: false,
+        server_id: None,
     });
     let mut spec = yaml::state_from_str(GOOD).unwrap();
     spec.services.truncate(1);
@@ -414,4 +416,129 @@ fn the_shipped_example_is_valid() {
     };
     let state = State::parse(&spec, &limits).unwrap();
     assert_eq!(state.services.len(), 3);
+}
+
+/// A QUIC service with this in place of `quic`, and these two backends.
+fn quic(quic: &str, first: &str, second: &str) -> Result<State, String> {
+    let text = format!(
+        "services: [{{ name: q, address: 192.0.2.1, protocol: udp, port: 443, {quic}, backends: [{{ name: a, \
+         address: 10.0.0.1{first} }}, {{ name: b, address: 10.0.0.2{second} }}] }}]"
+    );
+    State::parse(&yaml::state_from_str(&text).unwrap(), &LIMITS).map_err(|e| e.to_string())
+}
+
+#[test]
+fn every_backend_of_a_quic_service_has_a_server_id_of_its_own() {
+    let config = "quic: { config_rotation: 6, server_id_length: 2 }";
+    let (one, two) = (", server_id: \"00ff\"", ", server_id: \"FF00\"");
+    let state = quic(config, one, two).unwrap();
+    let service = state.services.values().next().unwrap();
+    let config_of = |rotation, length| QuicConfig {
+        config_rotation: rotation,
+        server_id_length: length,
+    };
+    assert_eq!(service.quic, Some(config_of(6, 2)));
+    let ids = service
+        .backends
+        .values()
+        .map(|backend| backend.server_id.unwrap());
+    let ids: Vec<_> = ids.map(|id| (id.number(), id.to_string())).collect();
+    assert_eq!(ids, [(0xff, "00ff".into()), (0xff00, "ff00".into())]);
+    let usual = quic(
+        "quic: { server_id_length: 8 }",
+        ", server_id: \"ffffffffffffffff\"",
+        ", server_id: \"0000000000000000\"",
+    );
+    let usual = usual.unwrap();
+    assert_eq!(
+        usual.services.values().next().unwrap().quic,
+        Some(config_of(0, 8))
+    );
+
+    let cases = [
+        (
+            config,
+            one,
+            "",
+            "services[0].backends[1].server_id: is missing, and the service has `quic` (given: nothing); write 4 hexadecimal \
+             digits, such as \"0001\", in quotes",
+        ),
+        (
+            config,
+            one,
+            one,
+            "services[0].backends[1].server_id: backend `a` of this service has this server ID already (given: 00ff); give \
+             each backend its own, and its server the same",
+        ),
+        (
+            config,
+            one,
+            ", server_id: \"ff\"",
+            "services[0].backends[1].server_id: is not a server ID of 2 octets (`quic.server_id_length`) (given: ff); write 4 \
+             hexadecimal digits, such as \"0001\", in quotes",
+        ),
+        (
+            config,
+            one,
+            ", server_id: 0xff",
+            "services[0].backends[1].server_id: is not a server ID of 2 octets",
+        ),
+        (
+            "echo: true",
+            one,
+            "",
+            "services[0].backends[0].server_id: is only for services with `quic` (given: 00ff); remove it, or give the service \
+             `quic`",
+        ),
+        (
+            "quic: { config_rotation: 7, server_id_length: 2 }",
+            one,
+            two,
+            "services[0].quic.config_rotation: is out of range (given: 7); use 0 to 6",
+        ),
+        (
+            "quic: { server_id_length: 9 }",
+            ", server_id: \"000000000000000001\"",
+            "",
+            "services[0].quic.server_id_length: is out of range (given: 9); use 1 to 8",
+        ),
+    ];
+    for (config, first, second, expected) in cases {
+        let error = quic(config, first, second).unwrap_err();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    let text = |protocol, port| {
+        format!(
+            "services: [{{ name: q, address: 192.0.2.1, protocol: {protocol}, port: {port}, quic: {{ server_id_length: 1 }}, \
+             backends: [] }}]"
+        )
+    };
+    let error = |text: String| {
+        let spec = yaml::state_from_str(&text).unwrap();
+        State::parse(&spec, &LIMITS).unwrap_err().to_string()
+    };
+    assert_eq!(
+        error(text("tcp", 443)),
+        "services[0].quic: is only for UDP, and this is tcp (given: config_rotation 0, server_id_length 1); remove it, or use \
+         `protocol: udp`"
+    );
+    assert_eq!(
+        error(text("udp", 0)),
+        "services[0].quic: is only for one port, and this is any port (given: config_rotation 0, server_id_length 1); give \
+         the port that the servers speak QUIC on"
+    );
+}
+
+#[test]
+fn the_example_of_the_quic_page_is_valid() {
+    let page = include_str!("../../../../docs/quic.md");
+    let example = page.split("```yaml\n").nth(1).unwrap();
+    let example = example.split("```").next().unwrap();
+    let state = State::parse(&yaml::state_from_str(example).unwrap(), &LIMITS).unwrap();
+    assert!(
+        state
+            .services
+            .values()
+            .all(|service| service.quic.is_some())
+    );
 }
