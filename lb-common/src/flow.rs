@@ -1,6 +1,6 @@
 //! From a packet's 5-tuple to its slot.
 
-use crate::{address::Address, header::Ports, limits::SLOTS};
+use crate::{address::Address, header::Ports, limits::SLOTS, service::ServiceEntry};
 use xxhash_rust::xxh64::xxh64;
 
 /// The 5-tuple of an IPv4 flow, fields in network byte order, as hashed.
@@ -38,6 +38,30 @@ pub struct FlowV6 {
 const _: () = assert!(size_of::<FlowV4>() == 16);
 const _: () = assert!(size_of::<FlowV6>() == 40);
 
+/// The fields of a flow that its service has hashed, as masks: the others count as 0. Arithmetic alone, so that the program
+/// has no branch for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hashed {
+    /// All bits or none of the source port.
+    source_port: u16,
+    /// All bits or none of each word of the destination's address, its port and the protocol.
+    others: u32,
+}
+
+impl Hashed {
+    /// What the flags of a service's entry ask for.
+    #[inline(always)]
+    pub const fn by(flags: u32) -> Self {
+        // A bit for each mask: of what needs both, the compiler makes a branch.
+        let others = flags / ServiceEntry::HASH_SOURCE_PORT & 1;
+        let source_port = flags & (ServiceEntry::HASH_SOURCE ^ ServiceEntry::HASH_SOURCE_PORT);
+        Self {
+            source_port: source_port.wrapping_sub(1) as u16,
+            others: others.wrapping_sub(1),
+        }
+    }
+}
+
 impl FlowV4 {
     /// The flow of a packet; addresses in network byte order.
     #[inline(always)]
@@ -49,6 +73,18 @@ impl FlowV4 {
             source_port: ports.source,
             destination_port: ports.destination,
             protocol,
+        }
+    }
+
+    /// The same with fields that are not hashed set to 0.
+    #[inline(always)]
+    pub const fn only(self, hashed: Hashed) -> Self {
+        Self {
+            source: self.source,
+            destination: self.destination & hashed.others,
+            source_port: self.source_port & hashed.source_port,
+            destination_port: self.destination_port & hashed.others as u16,
+            protocol: self.protocol & hashed.others,
         }
     }
 
@@ -72,6 +108,20 @@ impl FlowV6 {
             source_port: ports.source,
             destination_port: ports.destination,
             protocol,
+        }
+    }
+
+    /// The same with fields that are not hashed set to 0.
+    #[inline(always)]
+    pub const fn only(self, hashed: Hashed) -> Self {
+        let Address([a, b, c, d]) = self.destination;
+        let mask = hashed.others;
+        Self {
+            source: self.source,
+            destination: Address([a & mask, b & mask, c & mask, d & mask]),
+            source_port: self.source_port & hashed.source_port,
+            destination_port: self.destination_port & mask as u16,
+            protocol: self.protocol & mask,
         }
     }
 
@@ -160,5 +210,26 @@ mod tests {
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), 7);
+    }
+
+    #[test]
+    fn only_what_a_service_asks_for_is_hashed() {
+        let ports = |source, destination| Ports {
+            source,
+            destination,
+        };
+        let v4 = FlowV4::new(1, 2, ports(3, 4), 6);
+        let v6 = FlowV6::new(Address([1, 2, 3, 4]), Address([5, 6, 7, 8]), ports(3, 4), 6);
+        let all = Hashed::by(ServiceEntry::QUIC | ServiceEntry::ECHO);
+        assert_eq!((v4.only(all), v6.only(all)), (v4, v6));
+        let source = Hashed::by(ServiceEntry::HASH_SOURCE);
+        assert_eq!(v4.only(source), FlowV4::new(1, 0, ports(0, 0), 0));
+        let none = Address::default();
+        let expected = FlowV6::new(Address([1, 2, 3, 4]), none, ports(0, 0), 0);
+        assert_eq!(v6.only(source), expected);
+        let port = Hashed::by(ServiceEntry::HASH_SOURCE_PORT);
+        assert_eq!(v4.only(port), FlowV4::new(1, 0, ports(3, 0), 0));
+        let expected = FlowV6::new(Address([1, 2, 3, 4]), none, ports(3, 0), 0);
+        assert_eq!(v6.only(port), expected);
     }
 }

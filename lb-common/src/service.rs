@@ -51,10 +51,12 @@ pub struct ServiceEntry {
 }
 
 impl ServiceEntry {
-    /// In `flags`: the flow hash takes the source address alone.
-    pub const HASH_SOURCE: u32 = 1;
+    /// In `flags`: the flow hash takes the source address alone ([`crate::flow::Hashed`]).
+    pub const HASH_SOURCE: u32 = Self::HASH_SOURCE_PORT | 1;
     /// In `flags`: the flow hash takes the source address and port alone.
     pub const HASH_SOURCE_PORT: u32 = 2;
+    /// In `flags`: the bits that say what the flow hash takes.
+    pub const HASH: u32 = Self::HASH_SOURCE | Self::HASH_SOURCE_PORT;
     /// In `flags`: flows are told by QUIC connection IDs.
     pub const QUIC: u32 = 4;
     /// In `flags` of an address's entry (protocol and port 0): echo requests are answered.

@@ -13,7 +13,7 @@ use crate::{
 };
 use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
-    flow::{FlowV4, FlowV6, slot_of},
+    flow::{FlowV4, FlowV6, Hashed, slot_of},
     verdict::Verdict,
 };
 use lb_ebpf::packet::Packet;
@@ -123,7 +123,7 @@ fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
         };
         return Err(verdict.into());
     };
-    let hash = flow_hash(ip.is_v4, &flow);
+    let hash = flow_hash(ip.is_v4, &flow, service.flags);
     trace::service(service.index, hash);
     Ok(Way {
         service: service.index,
@@ -155,8 +155,9 @@ fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Re
     }
 }
 
+/// The hash of what the service's `flags` ask for of a flow.
 #[inline(always)]
-fn flow_hash(is_v4: bool, flow: &Flow) -> u64 {
+fn flow_hash(is_v4: bool, flow: &Flow, flags: u32) -> u64 {
     let Flow {
         source,
         destination,
@@ -164,9 +165,12 @@ fn flow_hash(is_v4: bool, flow: &Flow) -> u64 {
         protocol,
         ..
     } = *flow;
+    let (hashed, seed) = (Hashed::by(flags), HASH_SEED.load());
     if is_v4 {
-        FlowV4::new(source.v4_word(), destination.v4_word(), ports, protocol).hash(HASH_SEED.load())
+        let flow = FlowV4::new(source.v4_word(), destination.v4_word(), ports, protocol);
+        flow.only(hashed).hash(seed)
     } else {
-        FlowV6::new(source, destination, ports, protocol).hash(HASH_SEED.load())
+        let flow = FlowV6::new(source, destination, ports, protocol);
+        flow.only(hashed).hash(seed)
     }
 }

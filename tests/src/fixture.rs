@@ -9,7 +9,7 @@ use anyhow::Result;
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
-    flow::{FlowV4, FlowV6, slot_of},
+    flow::{FlowV4, FlowV6, Hashed, slot_of},
     flow_table::FlowKey,
     header::Ports,
     service::ServiceKey,
@@ -149,15 +149,25 @@ pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Ve
 
 /// The flow hash of a packet, computed in user space.
 pub fn flow_hash(packet: &Packet) -> u64 {
+    flow_hash_by(0, packet)
+}
+
+/// The hash of what a service with these flags asks for of a packet's flow.
+pub fn flow_hash_by(flags: u32, packet: &Packet) -> u64 {
     let (from, to) = (
         Address::from(packet.from.ip()),
         Address::from(packet.to.ip()),
     );
     let (ports, protocol) = (ports(packet), packet.protocol.number().0);
+    let hashed = Hashed::by(flags);
     if packet.from.is_ipv4() {
-        FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol).hash(SEED)
+        FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol)
+            .only(hashed)
+            .hash(SEED)
     } else {
-        FlowV6::new(from, to, ports, protocol).hash(SEED)
+        FlowV6::new(from, to, ports, protocol)
+            .only(hashed)
+            .hash(SEED)
     }
 }
 

@@ -52,12 +52,14 @@ impl Slots {
 }
 
 /// A service and its slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Address, protocol and port.
     pub key: ServiceKey,
     /// Index of its table and counters.
     pub index: u32,
+    /// Flags of its entry.
+    pub flags: u32,
     /// Who owns its slots.
     pub slots: Slots,
 }
@@ -95,7 +97,20 @@ impl World {
     pub fn service(mut self, packet: &Packet, port: u16, slots: Slots) -> Self {
         let index = fixture::SERVICE + self.services.len() as u32;
         let key = fixture::key(packet, port);
-        self.services.push(Service { key, index, slots });
+        self.services.push(Service {
+            key,
+            index,
+            flags: 0,
+            slots,
+        });
+        self
+    }
+
+    /// These, with other flags of the service that was added last.
+    pub fn flags(mut self, flags: u32) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            service.flags = flags;
+        }
         self
     }
 
@@ -178,13 +193,18 @@ impl World {
         for (index, entry) in &self.backends {
             balancer.set_backend(*index, entry)?;
         }
-        for Service { key, index, slots } in &self.services {
+        for service in &self.services {
+            let Service {
+                key, index, slots, ..
+            } = service;
             if *slots == Slots::Missing {
                 balancer.add_service_without_table(*key, *index)?;
             } else {
                 let word = |number| slots.word(number).unwrap_or_default();
                 balancer.add_service_of_slots(*key, *index, word)?;
             }
+            let (index, flags) = (*index, service.flags);
+            balancer.put_service(*key, ServiceEntry { index, flags })?;
         }
         for address in &self.pingable {
             let entry = ServiceEntry {

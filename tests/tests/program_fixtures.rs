@@ -38,6 +38,11 @@ fn gue() -> Result<()> {
 }
 
 #[test]
+fn hash() -> Result<()> {
+    fixtures::check(&fixtures::hash::all())
+}
+
+#[test]
 fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;

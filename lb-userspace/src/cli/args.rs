@@ -267,6 +267,7 @@ Examples:
   lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
   lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
   lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2
+  lbctl service add shop --address 192.0.2.1 --port 443 --hash source-ip
   lbctl service add www --address 192.0.2.1 --port 80 --drain-timeout 10m --slow-start 60s")]
     Add(Box<ServiceAdd>),
     /// Remove a service and its backends
@@ -310,6 +311,9 @@ pub struct ServiceAdd {
     /// UDP port that the backends take GUE on [default: 6080]
     #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     pub gue_port: Option<i64>,
+    /// What finds a flow its backend: the whole flow, or the client alone [default: 5-tuple]
+    #[arg(long, value_name = "WHAT", value_parser = ["5-tuple", "source-ip", "source-ip-port"])]
+    pub hash: Option<String>,
     /// When all backends are down: send to all (open), or drop (closed)
     #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
@@ -665,6 +669,7 @@ impl From<ServiceAdd> for ServiceSpec {
             port: add.port,
             mode: add.mode,
             gue_port: add.gue_port,
+            hash: add.hash,
             when_all_down: add.when_all_down,
             health: Some(health).filter(|health| *health != HealthSpec::default()),
             tracking: add.tracking,

@@ -97,7 +97,11 @@ fn text(explanation: &Explanation) -> String {
             &service.name
         };
         lines.stage("service", &format!("{name}, index {}", service.index));
-        lines.stage("hash", &service.hash);
+        let hashed = match service.hashed.as_str() {
+            "" => String::new(),
+            hashed => format!(", of {hashed}"),
+        };
+        lines.stage("hash", &format!("{}{hashed}", service.hash));
     }
     if let Some(slot) = &explanation.slot {
         lines.slot(slot);

@@ -64,6 +64,7 @@ impl Differences {
         self.check(&of("protocol"), &ours.protocol, &theirs.protocol);
         self.check(&of("port"), &ours.port, &theirs.port);
         self.check(&of("mode"), &ours.mode, &theirs.mode);
+        self.check(&of("hash"), &ours.hash, &theirs.hash);
         let (a, b) = (&ours.flows, &theirs.flows);
         self.check(&of("tracking"), &a.tracking, &b.tracking);
         self.check(&of("on_down"), &a.on_down, &b.on_down);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     overlay::Overlay,
-    spec::{AllDown, Backend, Name, Protocol},
+    spec::{AllDown, Backend, Hash, Name, Protocol},
 };
 use lb_common::backend::Mode;
 use std::net::IpAddr;
@@ -26,6 +26,7 @@ fn service() -> Service {
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Open,
         echo: false,
         health: None,
@@ -113,7 +114,7 @@ fn tables_are_hashed_by_name_not_by_position() {
 #[test]
 fn each_field_that_differs_is_named() {
     type Difference = fn(&mut Service);
-    let cases: [(Difference, &str); 13] = [
+    let cases: [(Difference, &str); 14] = [
         (
             |s| s.address = IpAddr::from([10, 0, 0, 2]),
             "service www: address differs: ours 10.0.0.1, theirs 10.0.0.2",
@@ -129,6 +130,10 @@ fn each_field_that_differs_is_named() {
         (
             |s| s.mode = Mode::L2,
             "service www: mode differs: ours ipip, theirs l2",
+        ),
+        (
+            |s| s.hash = Hash::SourceIp,
+            "service www: hash differs: ours 5-tuple, theirs source-ip",
         ),
         (
             |s| (s.mode, s.gue_port) = (Mode::Gue, Some(7_000)),

@@ -137,9 +137,17 @@ pub fn diff(
                 .take()
                 .context("the services map is full: raise `limits.services` in the node config")?,
         };
+        let entry = ServiceEntry {
+            index,
+            flags: service.flags,
+        };
+        let put = Step::PutService { key: *key, entry };
         let exists = mirror.tables.contains(&index);
         if !exists {
             tables.push(index);
+        }
+        if mirror.services.get(key).is_some_and(|old| *old != entry) {
+            service_steps.push(put.clone());
         }
         let inputs = inputs(service, &pool.index_of);
         let known = mirror.known.get(&index);
@@ -175,10 +183,7 @@ pub fn diff(
             name: service.name.clone(),
         });
         if existing.is_none() {
-            service_steps.push(Step::PutService {
-                key: *key,
-                entry: ServiceEntry { index, flags: 0 },
-            });
+            service_steps.push(put);
         }
     }
     let mut steps = pool.before;

@@ -20,7 +20,8 @@ use crate::{
     neighbour::ResolvedHop,
     overlay::{Availability, Overlay},
     spec::{
-        AllDown, Backend, FlowPolicy, HealthCheck, Name, OnDown, Protocol, Service, State, Tracking,
+        AllDown, Backend, FlowPolicy, Hash, HealthCheck, Name, OnDown, Protocol, Service, State,
+        Tracking,
     },
 };
 use anyhow::Result;
@@ -142,6 +143,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: rule.when_all_down,
         echo: false,
         health: Some(HealthCheck {

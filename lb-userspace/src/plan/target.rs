@@ -47,6 +47,8 @@ impl Target<'_> {
 pub struct TargetService {
     /// Its name.
     pub name: String,
+    /// Flags of its entry.
+    pub flags: u32,
     /// What becomes of its flows.
     pub policy: FlowPolicy,
     /// All its backends, in order of name.
@@ -132,6 +134,7 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
     });
     TargetService {
         name: service.name.to_string(),
+        flags: service.hash.flags(),
         policy: service.flows,
         backends: backends.collect(),
     }

@@ -13,7 +13,7 @@ use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::{ResolvedHop, Unresolved},
     outer_source::{self, OuterSource},
-    spec::{AllDown, Backend, FlowPolicy, HealthCheck, Name, Protocol, Service, State},
+    spec::{AllDown, Backend, FlowPolicy, Hash, HealthCheck, Name, Protocol, Service, State},
 };
 use lb_common::{
     address::Address,
@@ -57,6 +57,7 @@ fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Open,
         echo: false,
         health: Some(HealthCheck {
@@ -406,6 +407,27 @@ fn an_address_has_an_entry_as_long_as_a_service_has_the_address() {
         world.reconcile(&state, &facts);
         assert_eq!(addresses(&mut world), expected);
         assert_eq!(world.mirror.services.len(), services.len());
+    }
+}
+
+#[test]
+fn what_is_hashed_is_written_with_the_service() {
+    let mut world = World::new();
+    for (hash, flags) in [
+        (Hash::SourceIp, ServiceEntry::HASH_SOURCE),
+        (Hash::SourceIpPort, ServiceEntry::HASH_SOURCE_PORT),
+        (Hash::FiveTuple, 0),
+    ] {
+        let www = Service {
+            hash,
+            ..service("www", 1, &[backend(1, 100)])
+        };
+        let state = state(&[www]);
+        world.reconcile(&state, &all_well(&state));
+        let services = world.plane.installed().unwrap().services;
+        let entries: Vec<ServiceEntry> = services.into_values().collect();
+        // What was there with other flags keeps its index.
+        assert_eq!(entries, [ServiceEntry { index: 1, flags }]);
     }
 }
 

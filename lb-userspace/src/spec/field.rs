@@ -1,6 +1,6 @@
 //! Values of single fields: each function takes what was written and gives what it means, or what is wrong with it.
 
-use super::valid::{AllDown, Name, OnDown, Protocol, Tracking};
+use super::valid::{AllDown, Hash, Name, OnDown, Protocol, Tracking};
 use lb_common::backend::Mode;
 use std::{
     fmt::Display,
@@ -47,6 +47,16 @@ pub(super) fn mode(text: &str) -> Result<Mode, Fault> {
             "use `ipip`, `gue` or `l2`",
         )),
     }
+}
+
+pub(super) fn hash(text: &str) -> Result<Hash, Fault> {
+    let known = Hash::ALL.into_iter().find(|hash| hash.as_str() == text);
+    known.ok_or_else(|| {
+        Fault::new(
+            "is nothing that flows are hashed by",
+            "use `5-tuple`, `source-ip` or `source-ip-port`",
+        )
+    })
 }
 
 pub(super) fn when_all_down(text: &str) -> Result<AllDown, Fault> {

@@ -58,6 +58,19 @@ impl Reader {
             .ok()
     }
 
+    /// The outer option is none when the text is wrong, the inner one when there is none.
+    fn given<T>(
+        &mut self,
+        field: String,
+        text: &Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, Fault>,
+    ) -> Option<Option<T>> {
+        match text {
+            None => Some(None),
+            Some(text) => self.take(field, text, parse(text)).map(Some),
+        }
+    }
+
     fn refuse(
         &mut self,
         field: String,
@@ -107,6 +120,7 @@ impl Reader {
         let port = self.take(at("port"), spec.port, field::number(spec.port, 0, u16::MAX));
         let mode = self.take(at("mode"), &spec.mode, field::mode(&spec.mode));
         let gue_port = self.gue_port(at("gue_port"), spec, mode);
+        let hash = self.given(at("hash"), &spec.hash, field::hash);
         let when_all_down = field::when_all_down(&spec.when_all_down);
         let when_all_down = self.take(at("when_all_down"), &spec.when_all_down, when_all_down);
         if let Some(name) = &name {
@@ -125,6 +139,7 @@ impl Reader {
             port: port?,
             mode: mode?,
             gue_port: gue_port?,
+            hash: hash?.unwrap_or_default(),
             when_all_down: when_all_down?,
             echo: spec.echo,
             health: health?,

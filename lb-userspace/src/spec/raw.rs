@@ -36,6 +36,12 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 6080)]
     pub gue_port: Option<i64>,
+    /// What finds a flow its backend: `5-tuple` (default), every flow by itself; `source-ip`, the client's address alone, so that
+    /// all flows of a client go to one backend; `source-ip-port`, its address and port. It cannot be changed while the
+    /// service is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "5-tuple")]
+    pub hash: Option<String>,
     /// What happens when every backend is down: `open` (default), all get traffic as if up; `closed`, none does.
     #[serde(default = "default_when_all_down")]
     #[schema(example = "open")]

@@ -4,6 +4,7 @@ use lb_common::{
     backend::Mode,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
+    service::ServiceEntry,
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -58,6 +59,32 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+        }
+    }
+}
+
+/// What of a flow is hashed to find its slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hash {
+    /// Both addresses, both ports and the protocol: every flow by itself.
+    #[default]
+    FiveTuple,
+    /// The client's address: all its flows have one slot.
+    SourceIp,
+    /// The client's address and port.
+    SourceIpPort,
+}
+
+impl Hash {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::FiveTuple, Self::SourceIp, Self::SourceIpPort];
+
+    /// Flags of a [`ServiceEntry`] that make the program do so.
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::FiveTuple => 0,
+            Self::SourceIp => ServiceEntry::HASH_SOURCE,
+            Self::SourceIpPort => ServiceEntry::HASH_SOURCE_PORT,
         }
     }
 }
@@ -150,6 +177,8 @@ pub struct Service {
     pub mode: Mode,
     /// UDP port that the backends take GUE on, host byte order; none in other modes.
     pub gue_port: Option<u16>,
+    /// What of a flow is hashed; never changes while the service is there.
+    pub hash: Hash,
     /// Policy when all backends are down.
     pub when_all_down: AllDown,
     /// Echo requests to its address are answered.

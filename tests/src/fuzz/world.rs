@@ -9,6 +9,7 @@ use crate::{
 };
 use lb_common::{
     backend::{BackendEntry, Mode, NextHop},
+    service::ServiceEntry,
     slot::Slot,
 };
 
@@ -46,6 +47,15 @@ pub fn world() -> World {
         .service(&to(udp4.clone(), "203.0.113.8"), 0, settled)
         .service(&to(tcp6.clone(), "[2001:db8:f::8]"), 0, moved)
         .service(&to(udp6.clone(), "[2001:db8:f::8]"), 0, settled)
+        // Flows of a client that have one slot, exact and any port.
+        .service(&to(tcp4.clone(), "203.0.113.10"), 443, spread)
+        .flags(ServiceEntry::HASH_SOURCE)
+        .service(&to(udp4.clone(), "203.0.113.10"), 0, mixed)
+        .flags(ServiceEntry::HASH_SOURCE_PORT)
+        .service(&to(tcp6.clone(), "[2001:db8:f::10]"), 0, mixed)
+        .flags(ServiceEntry::HASH_SOURCE_PORT)
+        .service(&to(udp6.clone(), "[2001:db8:f::10]"), 443, spread)
+        .flags(ServiceEntry::HASH_SOURCE)
         .pingable(&tcp4)
         .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
         .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))

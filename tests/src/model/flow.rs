@@ -36,6 +36,29 @@ impl Flow {
         }
     }
 
+    /// The same without what a service with these flags does not hash.
+    pub fn hashed_by(self, flags: u32) -> Self {
+        const SOURCE: u32 = 3;
+        const SOURCE_PORT: u32 = 2;
+        let source_alone = Self {
+            source: self.source,
+            destination: [0; 16],
+            source_port: 0,
+            destination_port: 0,
+            protocol: 0,
+        };
+        if flags & SOURCE == SOURCE {
+            source_alone
+        } else if flags & SOURCE == SOURCE_PORT {
+            Self {
+                source_port: self.source_port,
+                ..source_alone
+            }
+        } else {
+            self
+        }
+    }
+
     /// xxHash64 over the tuple in network order, the protocol in 32 bits.
     pub fn hash(&self, four: bool) -> u64 {
         let skipped = if four { 12 } else { 0 };

@@ -17,7 +17,7 @@ mod parse;
 use crate::{
     counters::Counters,
     prog_run::{INTERFACE, XdpAction},
-    world::{Slots, World},
+    world::{Service, World},
 };
 use bytes::Address;
 use flow::{Flow, flow};
@@ -79,7 +79,7 @@ enum Done {
 
 /// The data plane.
 pub struct Model {
-    services: HashMap<(Address, u8, u16), (u32, Slots)>,
+    services: HashMap<(Address, u8, u16), Service>,
     backends: HashMap<u32, backend::Backend>,
     exits: BTreeMap<u32, [u8; 6]>,
     flows: HashMap<Flow, FlowEntry>,
@@ -101,7 +101,7 @@ impl Model {
                 key.protocol,
                 u16::from_be(key.port),
             );
-            (key, (service.index, service.slots))
+            (key, *service)
         });
         let backends = world.backends.iter();
         let mut model = Self {
@@ -201,13 +201,19 @@ impl Model {
         event: &mut Option<FlowEvent>,
     ) -> Result<Way, Verdict> {
         let (flow, is_error) = flow(frame, ip)?;
-        let (service, slots) = self.service(&flow).ok_or(Verdict::PassNoService)?;
-        let hash = flow.hash(ip.four);
+        let service = self.service(&flow).ok_or(Verdict::PassNoService)?;
+        let hash = flow.hashed_by(service.flags).hash(ip.four);
         let number = (hash & 0xffff_ffff) % 65_537;
         let place = owner::Place {
-            service,
+            service: service.index,
             number: number as u32,
-            slot: owner::Slot::of(slots.word(number as u32).ok_or(Verdict::DropBadState)?.0),
+            slot: owner::Slot::of(
+                service
+                    .slots
+                    .word(number as u32)
+                    .ok_or(Verdict::DropBadState)?
+                    .0,
+            ),
         };
         let kind = if is_error {
             owner::Kind::Error
@@ -217,14 +223,14 @@ impl Model {
         let (owner, counted) = self.owner(&flow, kind, &place, now);
         *event = counted;
         Ok(Way {
-            service,
+            service: service.index,
             owner: owner?,
             hash,
         })
     }
 
     /// The service of an exact port, else the one for any port.
-    fn service(&self, flow: &Flow) -> Option<(u32, Slots)> {
+    fn service(&self, flow: &Flow) -> Option<Service> {
         let key = |port| (flow.destination, flow.protocol, port);
         let exact = self.services.get(&key(flow.destination_port));
         exact.or_else(|| self.services.get(&key(0))).copied()

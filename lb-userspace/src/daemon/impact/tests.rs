@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     health::checker::TargetId,
-    spec::{AllDown, FlowPolicy, HealthCheck, Name, Protocol, Tracking},
+    spec::{AllDown, FlowPolicy, Hash, HealthCheck, Name, Protocol, Tracking},
 };
 use lb_common::backend::Mode;
 use std::time::Duration;
@@ -28,6 +28,7 @@ fn service(weights: &[u16]) -> Service {
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Closed,
         echo: false,
         health: Some(HealthCheck {

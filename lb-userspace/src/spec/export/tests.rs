@@ -34,7 +34,7 @@ prop_compose! {
 prop_compose! {
     fn service(number: u8)(
         udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
-        health in option::of(check()), flows in flows(), echo in any::<bool>(),
+        hash in 0usize..3, health in option::of(check()), flows in flows(), echo in any::<bool>(),
         weights in btree_map(any::<u8>(), (0u16..=1000, any::<bool>()), 0..5),
     ) -> Service {
         let backends = weights.into_iter().map(|(host, (weight, drain))| {
@@ -48,6 +48,7 @@ prop_compose! {
             port,
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
             gue_port: None,
+            hash: Hash::ALL[hash],
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             echo,
             health,

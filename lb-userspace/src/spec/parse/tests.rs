@@ -108,6 +108,12 @@ fn each_bad_value_is_named_with_its_line_and_a_way_out() {
              with a letter or digit",
         ),
         (
+            "port: 80\n",
+            "port: 80\n    hash: source\n",
+            "line 6: services[0].hash: is nothing that flows are hashed by (given: source); use `5-tuple`, `source-ip` or \
+             `source-ip-port`",
+        ),
+        (
             "protocol: tcp",
             "protocol: sctp",
             "line 4: services[0].protocol: is not a protocol (given: sctp); use `tcp` or `udp`",
