@@ -6,6 +6,9 @@ pub const PROGRAM: &str = "guideway";
 pub const FRAGS_PROGRAM: &str = "guideway_frags";
 /// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
 pub const SERVICES: &str = "SERVICES";
+/// Trie [`crate::service::PrefixKey`] -> [`crate::service::ServiceEntry`]: services of whole prefixes, and those prefixes;
+/// room as in [`SERVICES`].
+pub const SERVICE_PREFIXES: &str = "SERVICE_PREFIXES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
 pub const SLOT_TABLES: &str = "SLOT_TABLES";
 /// Array of [`crate::backend::BackendEntry`]; `limits.backends` entries, entry 0 unused.
@@ -31,8 +34,9 @@ pub const FRAGMENTS: &str = "FRAGMENTS";
 /// Per-CPU array of `u64` token buckets ([`crate::rate`]), indexed by [`crate::rate::Answer`].
 pub const ANSWERS: &str = "ANSWERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     SERVICES,
+    SERVICE_PREFIXES,
     SLOT_TABLES,
     BACKENDS,
     VERDICTS,
@@ -48,8 +52,9 @@ pub const ALL: [&str; 12] = [
 
 /// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
 /// has for itself, so that what it counts is nobody's traffic.
-pub const SHARED_TO_EXPLAIN: [&str; 7] = [
+pub const SHARED_TO_EXPLAIN: [&str; 8] = [
     SERVICES,
+    SERVICE_PREFIXES,
     SLOT_TABLES,
     BACKENDS,
     FLOWS,

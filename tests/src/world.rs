@@ -3,13 +3,13 @@
 use crate::{fixture, packet::Packet, prog_run::Balancer};
 use anyhow::Result;
 use lb_common::{
-    address::Address,
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
+use lb_userspace::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The slot table of a service.
@@ -75,8 +75,8 @@ pub struct World {
     pub flows: BTreeMap<FlowKey, FlowEntry>,
     /// Interfaces to redirect to, and their MACs. They must exist where the world is installed.
     pub exits: BTreeMap<u32, [u8; 6]>,
-    /// Addresses of services that answer pings.
-    pub pingable: BTreeSet<Address>,
+    /// The entries of addresses and prefixes that answer pings.
+    pub pingable: BTreeSet<ServiceKey>,
     /// What is known of fragments.
     pub fragments: BTreeMap<FragmentKey, FragmentEntry>,
     /// Whether all answers have been given, and none is left.
@@ -103,6 +103,22 @@ impl World {
             flags: 0,
             slots,
         });
+        self
+    }
+
+    /// These, with the service that was added last at all addresses of a prefix: that of its own one of `length` bits.
+    ///
+    /// # Panics
+    /// If an address has not so many.
+    pub fn within(mut self, length: u8) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            let prefix = Prefix::around(service.key.address.into(), length).expect("a length");
+            let key = ServiceKey {
+                address: prefix.address().into(),
+                ..service.key
+            };
+            service.key = key.within(prefix.mapped().0 as u8);
+        }
         self
     }
 
@@ -134,7 +150,16 @@ impl World {
 
     /// These, and pings to the packet's destination are answered.
     pub fn pingable(mut self, packet: &Packet) -> Self {
-        self.pingable.insert(packet.to.ip().into());
+        let key = ServiceKey::of_address(packet.to.ip().into());
+        self.pingable.insert(key);
+        self
+    }
+
+    /// These, and pings to all addresses of the service that was added last are answered.
+    pub fn pingable_all(mut self) -> Self {
+        if let Some(service) = self.services.last() {
+            self.pingable.insert(service.key.its_address());
+        }
         self
     }
 
@@ -150,9 +175,12 @@ impl World {
         self
     }
 
-    /// The addresses of services.
-    pub fn addresses(&self) -> BTreeSet<Address> {
-        let of_services = self.services.iter().map(|service| service.key.address);
+    /// The entries of the addresses and prefixes of services.
+    pub fn addresses(&self) -> BTreeSet<ServiceKey> {
+        let of_services = self
+            .services
+            .iter()
+            .map(|service| service.key.its_address());
         of_services.chain(self.pingable.iter().copied()).collect()
     }
 
@@ -174,7 +202,7 @@ impl World {
             balancer.remove_service(service.key)?;
         }
         for address in before.addresses() {
-            balancer.remove_service(ServiceKey::of_address(address))?;
+            balancer.remove_service(address)?;
         }
         for index in before.backends.keys() {
             balancer.set_backend(*index, &BackendEntry::default())?;
@@ -203,15 +231,13 @@ impl World {
                 let word = |number| slots.word(number).unwrap_or_default();
                 balancer.add_service_of_slots(*key, *index, word)?;
             }
-            let (index, flags) = (*index, service.flags);
+            let flags = service.flags | ServiceEntry::prefix_flags(key.prefix);
+            let index = *index;
             balancer.put_service(*key, ServiceEntry { index, flags })?;
         }
         for address in &self.pingable {
-            let entry = ServiceEntry {
-                flags: ServiceEntry::ECHO,
-                ..ServiceEntry::default()
-            };
-            balancer.put_service(ServiceKey::of_address(*address), entry)?;
+            let flags = ServiceEntry::ECHO | ServiceEntry::prefix_flags(address.prefix);
+            balancer.put_service(*address, ServiceEntry { index: 0, flags })?;
         }
         for (key, entry) in &self.flows {
             balancer.set_flow(key, entry)?;

@@ -43,6 +43,11 @@ fn hash() -> Result<()> {
 }
 
 #[test]
+fn prefix() -> Result<()> {
+    fixtures::check(&fixtures::prefix::all())
+}
+
+#[test]
 fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;

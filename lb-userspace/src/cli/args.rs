@@ -6,7 +6,7 @@ use crate::{
         handle::{ChangeOptions, Percent},
         socket::DEFAULT_SOCKET,
     },
-    kit::Prefix,
+    prefix::Prefix,
     spec::{BackendPatch, BackendSpec, HealthSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -267,6 +267,7 @@ Examples:
   lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
   lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
   lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2
+  lbctl service add edge --address 203.0.113.0/24 --port 443
   lbctl service add shop --address 192.0.2.1 --port 443 --hash source-ip
   lbctl service add www --address 192.0.2.1 --port 80 --drain-timeout 10m --slow-start 60s")]
     Add(Box<ServiceAdd>),
@@ -296,7 +297,7 @@ Examples:
 pub struct ServiceAdd {
     /// Name: 1-63 letters, digits, '.', '_' or '-'
     pub name: String,
-    /// IPv4 or IPv6 address of the service
+    /// IPv4 or IPv6 address of the service, or a prefix such as 192.0.2.0/24 for all its addresses
     #[arg(long, value_name = "ADDRESS")]
     pub address: String,
     /// Port; 0 is any port that no other service names
@@ -572,9 +573,9 @@ pub struct Pins {
 /// What a backend is checked for.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The service's address
+    /// The service's address, or its prefix
     #[arg(long, value_name = "ADDRESS")]
-    pub vip: IpAddr,
+    pub vip: Prefix,
     /// The service's mode
     #[arg(long, value_parser = ["ipip", "gue", "l2"])]
     pub mode: String,

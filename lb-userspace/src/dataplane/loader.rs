@@ -10,25 +10,22 @@ use super::{
     interfaces,
     object::BALANCER,
     pins::Generation,
+    services::Services,
     shape::Wanted,
     slots::SlotTables,
 };
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{Map, MapData, PerCpuArray, PerCpuValues},
     programs::Xdp,
     util::nr_cpus,
 };
-use lb_common::{
-    maps,
-    service::{ServiceEntry, ServiceKey},
-    stats::Counter,
-};
+use lb_common::{maps, stats::Counter};
 
 /// The program's maps.
 pub(super) struct Maps {
-    pub(super) services: HashMap<MapData, ServiceKey, ServiceEntry>,
+    pub(super) services: Services,
     pub(super) tables: SlotTables,
     pub(super) backends: BackendArray,
     pub(super) verdicts: PerCpuArray<MapData, u64>,
@@ -54,7 +51,7 @@ pub(super) fn load(
 
     let mut map = |name| take(&mut loaded.ebpf, name);
     let maps = Maps {
-        services: HashMap::try_from(map(maps::SERVICES)?)?,
+        services: Services::open(map(maps::SERVICES)?, Some(map(maps::SERVICE_PREFIXES)?))?,
         tables: SlotTables::open(map(maps::SLOT_TABLES)?, wanted.slot_table)?,
         backends: BackendArray::open(&map(maps::BACKENDS)?)?,
         verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,

@@ -21,7 +21,7 @@ fn service() -> Service {
     };
     Service {
         name: name("www"),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
@@ -116,7 +116,7 @@ fn each_field_that_differs_is_named() {
     type Difference = fn(&mut Service);
     let cases: [(Difference, &str); 14] = [
         (
-            |s| s.address = IpAddr::from([10, 0, 0, 2]),
+            |s| s.address = IpAddr::from([10, 0, 0, 2]).into(),
             "service www: address differs: ours 10.0.0.1, theirs 10.0.0.2",
         ),
         (

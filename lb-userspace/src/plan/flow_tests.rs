@@ -138,7 +138,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
     let backends = (1..4).map(backend);
     Service {
         name: name(protocol.as_str()),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol,
         port: 80,
         mode: Mode::Ipip,
@@ -649,7 +649,7 @@ impl World {
         let flow = Flow {
             key: FlowKey {
                 source: Address::from(IpAddr::from([198, 51, 100, 1])),
-                destination: Address::from(service.address),
+                destination: Address::from(service.address.address()),
                 source_port: (self.opened >> 16) as u16,
                 destination_port: self.opened as u16,
                 protocol: protocol.number().into(),

@@ -71,11 +71,13 @@ pub struct TargetBackend {
 
 /// Key of a service in the services map.
 pub fn service_key(service: &Service) -> ServiceKey {
-    ServiceKey::new(
-        service.address.into(),
-        service.protocol.number(),
-        service.port,
-    )
+    let (protocol, port) = (service.protocol.number(), service.port);
+    let key = ServiceKey::new(service.address.address().into(), protocol, port);
+    if service.address.is_address() {
+        key
+    } else {
+        key.within(service.address.mapped().0 as u8)
+    }
 }
 
 /// What tells a backend entry apart for good. Changing the address, the mode or its port makes it another one, so that an
@@ -107,8 +109,9 @@ pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
 fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
     let mut addresses: BTreeMap<ServiceKey, ServiceEntry> = BTreeMap::new();
     for service in state.services.values() {
-        let key = ServiceKey::of_address(service.address.into());
+        let key = service_key(service).its_address();
         let entry = addresses.entry(key).or_default();
+        entry.flags |= ServiceEntry::prefix_flags(key.prefix);
         if service.echo {
             entry.flags |= ServiceEntry::ECHO;
         }
@@ -134,7 +137,7 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
     });
     TargetService {
         name: service.name.to_string(),
-        flags: service.hash.flags(),
+        flags: service.hash.flags() | ServiceEntry::prefix_flags(service_key(service).prefix),
         policy: service.flows,
         backends: backends.collect(),
     }

@@ -9,7 +9,10 @@ use super::{
     raw::{BackendSpec, ServiceSpec, StateSpec},
     valid::{Backend, Limits, Name, Protocol, Service, State},
 };
-use crate::problem::{Problem, Problems};
+use crate::{
+    prefix::Prefix,
+    problem::{Problem, Problems},
+};
 use lb_common::{backend::Mode, gue, limits::MAX_WEIGHT};
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
@@ -38,7 +41,7 @@ struct Reader {
     /// Path of the service with a name.
     names: BTreeMap<Name, String>,
     /// Name of the service with an address, protocol and port.
-    vips: BTreeMap<(IpAddr, Protocol, u16), String>,
+    vips: BTreeMap<(Prefix, Protocol, u16), String>,
     /// Address of the backends with a name, and the first service that has one.
     hosts: BTreeMap<Name, (IpAddr, String)>,
 }
@@ -186,12 +189,12 @@ impl Reader {
         }
     }
 
-    fn vip_once(&mut self, path: &str, name: &str, vip: (IpAddr, Protocol, u16)) {
+    fn vip_once(&mut self, path: &str, name: &str, vip: (Prefix, Protocol, u16)) {
         match self.vips.get(&vip) {
             Some(first) => {
                 let message =
                     format!("service `{first}` has this address, protocol and port already");
-                let value = format!("{} {}/{}", vip.0, vip.1.as_str(), vip.2);
+                let value = format!("`{name}`: {} {}/{}", vip.0, vip.1.as_str(), vip.2);
                 self.refuse(
                     path.to_owned(),
                     value,
@@ -209,7 +212,7 @@ impl Reader {
         &mut self,
         path: &str,
         spec: &ServiceSpec,
-        vip: Option<IpAddr>,
+        vip: Option<Prefix>,
     ) -> Option<BTreeMap<Name, Backend>> {
         let before = self.found.len();
         let mut backends: BTreeMap<Name, Backend> = BTreeMap::new();
@@ -248,7 +251,7 @@ impl Reader {
         path: &str,
         spec: &BackendSpec,
         service: &str,
-        vip: Option<IpAddr>,
+        vip: Option<Prefix>,
     ) -> Option<Backend> {
         let at = |field: &str| format!("{path}.{field}");
         let name = self.take(at("name"), &spec.name, field::name(&spec.name));
@@ -262,14 +265,17 @@ impl Reader {
             spec.weight,
             field::number(spec.weight, 0, MAX_WEIGHT),
         );
-        if address.is_some() && address == vip {
-            let message = "is the service's own address: packets would come back here";
-            self.refuse(
-                at("address"),
-                &spec.address,
-                message,
-                "give the backend's own address",
-            );
+        if let (Some(address), Some(vip)) = (address, vip)
+            && vip.contains(address.into())
+        {
+            let whose = if vip.is_address() {
+                "the service's own address".to_owned()
+            } else {
+                format!("one of the service's own addresses, {vip}")
+            };
+            let message = format!("is {whose}: packets would come back here");
+            let hint = "give the backend's own address";
+            self.refuse(at("address"), &spec.address, message, hint);
         }
         let backend = Backend {
             name: name?,

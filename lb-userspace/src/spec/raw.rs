@@ -20,7 +20,8 @@ pub struct ServiceSpec {
     /// Name, unique among services: 1-63 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
     #[schema(example = "www")]
     pub name: String,
-    /// IPv4 or IPv6 address of the service.
+    /// IPv4 or IPv6 address of the service, or a prefix such as `192.0.2.0/24` (from /8) or `2001:db8::/64` (from /32) for a service
+    /// at all its addresses. Of overlapping services a packet's is the most specific one.
     #[schema(example = "192.0.2.1")]
     pub address: String,
     /// `tcp` or `udp`.

@@ -1,5 +1,6 @@
 //! The desired state once it has been checked.
 
+use crate::prefix::Prefix;
 use lb_common::{
     backend::Mode,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
@@ -167,8 +168,8 @@ impl Default for FlowPolicy {
 pub struct Service {
     /// Its name.
     pub name: Name,
-    /// VIP address.
-    pub address: IpAddr,
+    /// VIP address, or all VIPs.
+    pub address: Prefix,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port in host byte order; 0 = any.

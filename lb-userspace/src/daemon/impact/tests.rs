@@ -23,7 +23,7 @@ fn service(weights: &[u16]) -> Service {
     let backends = (1..).zip(weights).map(|(n, weight)| backend(n, *weight));
     Service {
         name: name("www"),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,

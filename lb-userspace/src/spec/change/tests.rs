@@ -387,8 +387,8 @@ fn what_is_taken_is_a_conflict_that_names_it() {
         (
             service("{ name: w2, address: 192.0.2.1, protocol: tcp, port: 80 }"),
             "",
-            "service `www` has this address, protocol and port already (given: 192.0.2.1 tcp/80); change one, or add \
-             the backends to `www`",
+            "service `www` has this address, protocol and port already (given: `w2`: 192.0.2.1 tcp/80); change one, or \
+             add the backends to `www`",
         ),
         (
             service(

@@ -1,6 +1,7 @@
 //! Writing and reading a state changes nothing.
 
 use super::*;
+use crate::prefix::Prefix;
 use crate::spec::{Limits, Name, Protocol, yaml};
 use proptest::{collection::btree_map, option, prelude::*};
 use std::{collections::BTreeMap, net::IpAddr};
@@ -34,7 +35,7 @@ prop_compose! {
 prop_compose! {
     fn service(number: u8)(
         udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
-        hash in 0usize..3, health in option::of(check()), flows in flows(), echo in any::<bool>(),
+        hash in 0usize..3, health in option::of(check()), flows in flows(), echo in any::<bool>(), length in 24u8..=32,
         weights in btree_map(any::<u8>(), (0u16..=1000, any::<bool>()), 0..5),
     ) -> Service {
         let backends = weights.into_iter().map(|(host, (weight, drain))| {
@@ -43,7 +44,7 @@ prop_compose! {
         });
         Service {
             name: Name::parse(&format!("s{number}")).unwrap(),
-            address: IpAddr::from([10, 0, 0, number]),
+            address: Prefix::around(IpAddr::from([100, 64, number, number]), length).unwrap(),
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
             port,
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
