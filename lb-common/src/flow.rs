@@ -38,28 +38,41 @@ pub struct FlowV6 {
 const _: () = assert!(size_of::<FlowV4>() == 16);
 const _: () = assert!(size_of::<FlowV6>() == 40);
 
-/// The fields of a flow that its service has hashed, as masks: the others count as 0. Arithmetic alone, so that the program
-/// has no branch for it.
+/// A client: what services hash that send all its flows to one backend.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hashed {
-    /// All bits or none of the source port.
-    source_port: u16,
-    /// All bits or none of each word of the destination's address, its port and the protocol.
-    others: u32,
+pub struct Client {
+    /// Its address.
+    pub source: Address,
+    /// Its port in network byte order, widened as it lies there; 0 if that is not hashed.
+    pub port: u32,
 }
 
-impl Hashed {
-    /// What the flags of a service's entry ask for.
+const _: () = assert!(size_of::<Client>() == 20);
+
+impl Client {
+    /// What the flags of a service's entry ask for of a client.
     #[inline(always)]
-    pub const fn by(flags: u32) -> Self {
-        // A bit for each mask: of what needs both, the compiler makes a branch.
-        let others = flags / ServiceEntry::HASH_SOURCE_PORT & 1;
-        let source_port = flags & (ServiceEntry::HASH_SOURCE ^ ServiceEntry::HASH_SOURCE_PORT);
-        Self {
-            source_port: source_port.wrapping_sub(1) as u16,
-            others: others.wrapping_sub(1),
-        }
+    pub const fn of(source: Address, port: u16, flags: u32) -> Self {
+        let is_port_hashed = flags & ServiceEntry::HASH_SOURCE_PORT != 0;
+        let port = if is_port_hashed { port as u32 } else { 0 };
+        Self { source, port }
     }
+
+    /// Seeded xxHash64 of it.
+    #[inline(always)]
+    pub fn hash(self, seed: u64) -> u64 {
+        // SAFETY: a Client is 20 bytes without padding, so every byte is initialised.
+        let bytes: [u8; 20] = unsafe { core::mem::transmute(self) };
+        xxh64(&bytes, seed)
+    }
+}
+
+/// A flow's hash with the slot of its client: the low 32 bits, which choose the slot, are the client's, and the others, the
+/// entropy of outer headers, the flow's own.
+#[inline(always)]
+pub const fn with_slot_of(flow: u64, client: u64) -> u64 {
+    flow >> 32 << 32 | client & 0xffff_ffff
 }
 
 impl FlowV4 {
@@ -73,18 +86,6 @@ impl FlowV4 {
             source_port: ports.source,
             destination_port: ports.destination,
             protocol,
-        }
-    }
-
-    /// The same with fields that are not hashed set to 0.
-    #[inline(always)]
-    pub const fn only(self, hashed: Hashed) -> Self {
-        Self {
-            source: self.source,
-            destination: self.destination & hashed.others,
-            source_port: self.source_port & hashed.source_port,
-            destination_port: self.destination_port & hashed.others as u16,
-            protocol: self.protocol & hashed.others,
         }
     }
 
@@ -108,20 +109,6 @@ impl FlowV6 {
             source_port: ports.source,
             destination_port: ports.destination,
             protocol,
-        }
-    }
-
-    /// The same with fields that are not hashed set to 0.
-    #[inline(always)]
-    pub const fn only(self, hashed: Hashed) -> Self {
-        let Address([a, b, c, d]) = self.destination;
-        let mask = hashed.others;
-        Self {
-            source: self.source,
-            destination: Address([a & mask, b & mask, c & mask, d & mask]),
-            source_port: self.source_port & hashed.source_port,
-            destination_port: self.destination_port & mask as u16,
-            protocol: self.protocol & mask,
         }
     }
 
@@ -213,23 +200,16 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_service_asks_for_is_hashed() {
-        let ports = |source, destination| Ports {
-            source,
-            destination,
-        };
-        let v4 = FlowV4::new(1, 2, ports(3, 4), 6);
-        let v6 = FlowV6::new(Address([1, 2, 3, 4]), Address([5, 6, 7, 8]), ports(3, 4), 6);
-        let all = Hashed::by(ServiceEntry::QUIC | ServiceEntry::ECHO);
-        assert_eq!((v4.only(all), v6.only(all)), (v4, v6));
-        let source = Hashed::by(ServiceEntry::HASH_SOURCE);
-        assert_eq!(v4.only(source), FlowV4::new(1, 0, ports(0, 0), 0));
-        let none = Address::default();
-        let expected = FlowV6::new(Address([1, 2, 3, 4]), none, ports(0, 0), 0);
-        assert_eq!(v6.only(source), expected);
-        let port = Hashed::by(ServiceEntry::HASH_SOURCE_PORT);
-        assert_eq!(v4.only(port), FlowV4::new(1, 0, ports(3, 0), 0));
-        let expected = FlowV6::new(Address([1, 2, 3, 4]), none, ports(3, 0), 0);
-        assert_eq!(v6.only(port), expected);
+    fn a_clients_flows_have_one_slot_and_an_entropy_of_their_own() {
+        let source = Address([1, 2, 3, 4]);
+        let of = |port, flags| Client::of(source, port, flags).hash(7);
+        let (ip, port) = (ServiceEntry::HASH_SOURCE, ServiceEntry::HASH_SOURCE_PORT);
+        assert_eq!(of(1, ip), of(2, ip));
+        assert_ne!(of(1, port), of(2, port));
+        assert_ne!(of(1, port), of(1, ip));
+        let other = Client::of(Address([1, 2, 3, 5]), 1, ip).hash(7);
+        assert_ne!(of(1, ip), other);
+        let mixed = with_slot_of(0x1234_5678_9abc_def0, 0x1111_2222_3333_4444);
+        assert_eq!(mixed, 0x1234_5678_3333_4444);
     }
 }

@@ -108,8 +108,8 @@ pub struct ServiceEntry {
 }
 
 impl ServiceEntry {
-    /// In `flags`: the flow hash takes the source address alone ([`crate::flow::Hashed`]).
-    pub const HASH_SOURCE: u32 = Self::HASH_SOURCE_PORT | 1;
+    /// In `flags`: the flow hash takes the source address alone ([`crate::flow::Client`]).
+    pub const HASH_SOURCE: u32 = 1;
     /// In `flags`: the flow hash takes the source address and port alone.
     pub const HASH_SOURCE_PORT: u32 = 2;
     /// In `flags`: the bits that say what the flow hash takes.

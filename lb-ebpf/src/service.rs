@@ -59,10 +59,9 @@ fn get(key: &ServiceKey) -> Option<ServiceEntry> {
 
 #[inline(always)]
 fn within(key: &ServiceKey) -> Option<ServiceEntry> {
-    let Address([a, b, c, d]) = key.address;
-    let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let [start, end] = key.address.halves();
     let port = u32::from(key.port) | u32::from(key.protocol) << 16;
-    match longest_prefix(pair(a, b), pair(c, d), port) {
+    match longest_prefix(start, end, port) {
         0 => None,
         word => Some(ServiceEntry::of_word(word)),
     }
@@ -75,17 +74,11 @@ fn within(key: &ServiceKey) -> Option<ServiceEntry> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn longest_prefix(start: u64, end: u64, port: u32) -> u64 {
-    let address = Address([
-        start as u32,
-        (start >> 32) as u32,
-        end as u32,
-        (end >> 32) as u32,
-    ]);
     let wanted = PrefixKey {
         protocol: (port >> 16) as u8,
         zero: 0,
         port: port as u16,
-        address,
+        address: Address::of_halves(start, end),
     };
     // One key for both: the stack is short.
     let mut key = Key::new(PrefixKey::BITS, wanted);

@@ -9,10 +9,10 @@ use anyhow::Result;
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
-    flow::{FlowV4, FlowV6, Hashed, slot_of},
+    flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
     flow_table::FlowKey,
     header::Ports,
-    service::ServiceKey,
+    service::{ServiceEntry, ServiceKey},
     verdict::{Action, Verdict},
 };
 use std::net::IpAddr;
@@ -152,23 +152,22 @@ pub fn flow_hash(packet: &Packet) -> u64 {
     flow_hash_by(0, packet)
 }
 
-/// The hash of what a service with these flags asks for of a packet's flow.
+/// The flow hash of a packet for a service with these flags.
 pub fn flow_hash_by(flags: u32, packet: &Packet) -> u64 {
     let (from, to) = (
         Address::from(packet.from.ip()),
         Address::from(packet.to.ip()),
     );
     let (ports, protocol) = (ports(packet), packet.protocol.number().0);
-    let hashed = Hashed::by(flags);
-    if packet.from.is_ipv4() {
-        FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol)
-            .only(hashed)
-            .hash(SEED)
+    let hash = if packet.from.is_ipv4() {
+        FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol).hash(SEED)
     } else {
-        FlowV6::new(from, to, ports, protocol)
-            .only(hashed)
-            .hash(SEED)
+        FlowV6::new(from, to, ports, protocol).hash(SEED)
+    };
+    if flags & ServiceEntry::HASH == 0 {
+        return hash;
     }
+    with_slot_of(hash, Client::of(from, ports.source, flags).hash(SEED))
 }
 
 /// The number of a packet's slot.

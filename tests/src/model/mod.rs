@@ -194,7 +194,7 @@ impl Model {
     ) -> Result<Way, Verdict> {
         let (flow, is_error) = flow(frame, ip)?;
         let service = self.service(&flow).ok_or(Verdict::PassNoService)?;
-        let hash = flow.hashed_by(service.flags).hash(ip.four);
+        let hash = flow.hash_by(service.flags, ip.four);
         let number = (hash & 0xffff_ffff) % 65_537;
         let place = owner::Place {
             service: service.index,
