@@ -18,6 +18,20 @@ impl Address {
         Self([0, 0, MAPPED, word])
     }
 
+    /// Its two halves as they lie in memory, for functions that take no more than words.
+    #[inline(always)]
+    pub const fn halves(&self) -> [u64; 2] {
+        let [a, b, c, d] = self.0;
+        [a as u64 | (b as u64) << 32, c as u64 | (d as u64) << 32]
+    }
+
+    /// The address of these [`Address::halves`].
+    #[inline(always)]
+    pub const fn of_halves(start: u64, end: u64) -> Self {
+        let (second, fourth) = ((start >> 32) as u32, (end >> 32) as u32);
+        Self([start as u32, second, end as u32, fourth])
+    }
+
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
@@ -90,6 +104,8 @@ mod tests {
         ] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(ip)), ip);
+            let [start, end] = Address::from(ip).halves();
+            assert_eq!(Address::of_halves(start, end), Address::from(ip));
             assert_eq!(Address::from(ip).is_v4(), ip.is_ipv4(), "{text}");
         }
     }

@@ -1,6 +1,6 @@
 //! From a packet's 5-tuple to its slot.
 
-use crate::{address::Address, header::Ports, limits::SLOTS};
+use crate::{address::Address, header::Ports, limits::SLOTS, service::ServiceEntry};
 use xxhash_rust::xxh64::xxh64;
 
 /// The 5-tuple of an IPv4 flow, fields in network byte order, as hashed.
@@ -37,6 +37,43 @@ pub struct FlowV6 {
 
 const _: () = assert!(size_of::<FlowV4>() == 16);
 const _: () = assert!(size_of::<FlowV6>() == 40);
+
+/// A client: what services hash that send all its flows to one backend.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its address.
+    pub source: Address,
+    /// Its port in network byte order, widened as it lies there; 0 if that is not hashed.
+    pub port: u32,
+}
+
+const _: () = assert!(size_of::<Client>() == 20);
+
+impl Client {
+    /// What the flags of a service's entry ask for of a client.
+    #[inline(always)]
+    pub const fn of(source: Address, port: u16, flags: u32) -> Self {
+        let is_port_hashed = flags & ServiceEntry::HASH_SOURCE_PORT != 0;
+        let port = if is_port_hashed { port as u32 } else { 0 };
+        Self { source, port }
+    }
+
+    /// Seeded xxHash64 of it.
+    #[inline(always)]
+    pub fn hash(self, seed: u64) -> u64 {
+        // SAFETY: a Client is 20 bytes without padding, so every byte is initialised.
+        let bytes: [u8; 20] = unsafe { core::mem::transmute(self) };
+        xxh64(&bytes, seed)
+    }
+}
+
+/// A flow's hash with the slot of its client: the low 32 bits, which choose the slot, are the client's, and the others, the
+/// entropy of outer headers, the flow's own.
+#[inline(always)]
+pub const fn with_slot_of(flow: u64, client: u64) -> u64 {
+    flow >> 32 << 32 | client & 0xffff_ffff
+}
 
 impl FlowV4 {
     /// The flow of a packet; addresses in network byte order.
@@ -160,5 +197,19 @@ mod tests {
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), 7);
+    }
+
+    #[test]
+    fn a_clients_flows_have_one_slot_and_an_entropy_of_their_own() {
+        let source = Address([1, 2, 3, 4]);
+        let of = |port, flags| Client::of(source, port, flags).hash(7);
+        let (ip, port) = (ServiceEntry::HASH_SOURCE, ServiceEntry::HASH_SOURCE_PORT);
+        assert_eq!(of(1, ip), of(2, ip));
+        assert_ne!(of(1, port), of(2, port));
+        assert_ne!(of(1, port), of(1, ip));
+        let other = Client::of(Address([1, 2, 3, 5]), 1, ip).hash(7);
+        assert_ne!(of(1, ip), other);
+        let mixed = with_slot_of(0x1234_5678_9abc_def0, 0x1111_2222_3333_4444);
+        assert_eq!(mixed, 0x1234_5678_3333_4444);
     }
 }

@@ -42,6 +42,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for service::ServiceKey {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for service::PrefixKey {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for service::ServiceEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for stats::Counter {}

@@ -6,6 +6,9 @@ pub const PROGRAM: &str = "guideway";
 pub const FRAGS_PROGRAM: &str = "guideway_frags";
 /// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
 pub const SERVICES: &str = "SERVICES";
+/// Trie [`crate::service::PrefixKey`] -> [`crate::service::ServiceEntry`]: services of whole prefixes, and those prefixes;
+/// room as in [`SERVICES`].
+pub const SERVICE_PREFIXES: &str = "SERVICE_PREFIXES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
 pub const SLOT_TABLES: &str = "SLOT_TABLES";
 /// Array of [`crate::backend::BackendEntry`]; `limits.backends` entries, entry 0 unused.
@@ -33,8 +36,9 @@ pub const ANSWERS: &str = "ANSWERS";
 /// Hash map [`crate::quic::ServerKey`] -> [`crate::quic::ServerEntry`]; room for `limits.backends`.
 pub const QUIC_SERVERS: &str = "QUIC_SERVERS";
 /// Every map, in the order in which a loader should name them.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     SERVICES,
+    SERVICE_PREFIXES,
     SLOT_TABLES,
     BACKENDS,
     VERDICTS,
@@ -51,8 +55,9 @@ pub const ALL: [&str; 13] = [
 
 /// Maps that a program which explains shares with the one that forwards: it reads them and writes to none. All others it
 /// has for itself, so that what it counts is nobody's traffic.
-pub const SHARED_TO_EXPLAIN: [&str; 8] = [
+pub const SHARED_TO_EXPLAIN: [&str; 9] = [
     SERVICES,
+    SERVICE_PREFIXES,
     SLOT_TABLES,
     BACKENDS,
     FLOWS,

@@ -30,8 +30,8 @@ pub struct QuicConfig {
 }
 
 impl ServiceEntry {
-    const ROTATION_SHIFT: u32 = 28;
-    const LENGTH_SHIFT: u32 = 24;
+    const ROTATION_SHIFT: u32 = 12;
+    const LENGTH_SHIFT: u32 = 8;
 
     /// The bits of `flags` for a service whose packets go by their connection IDs.
     pub const fn quic_flags(config: QuicConfig) -> u32 {

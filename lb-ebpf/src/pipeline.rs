@@ -13,8 +13,10 @@ use crate::{
 };
 use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
-    flow::{FlowV4, FlowV6, slot_of},
+    address::Address,
+    flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
     limits::MAX_BACKEND_INDEX,
+    service::ServiceEntry,
     verdict::Verdict,
 };
 use lb_ebpf::packet::Packet;
@@ -129,7 +131,7 @@ fn way(packet: &Packet, ip: &Ip, is_first: bool) -> Result<Way, Outcome> {
         };
         return Err(verdict.into());
     };
-    let hash = flow_hash(ip.is_v4, &flow);
+    let hash = flow_hash(ip.is_v4, &flow, service.flags);
     trace::service(service.index, hash);
     let owner = match quic::owner(packet, ip, &flow, &service) {
         quic::NOBODY => owner(packet, ip, &flow, service.index, slot_of(hash))?,
@@ -165,8 +167,10 @@ fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Re
     }
 }
 
+/// The hash of a flow; its slot is its client's if the service's `flags` ask for that. This is a branch, so that others do not
+/// wait for the flags.
 #[inline(always)]
-fn flow_hash(is_v4: bool, flow: &Flow) -> u64 {
+fn flow_hash(is_v4: bool, flow: &Flow, flags: u32) -> u64 {
     let Flow {
         source,
         destination,
@@ -174,9 +178,23 @@ fn flow_hash(is_v4: bool, flow: &Flow) -> u64 {
         protocol,
         ..
     } = *flow;
-    if is_v4 {
+    let hash = if is_v4 {
         FlowV4::new(source.v4_word(), destination.v4_word(), ports, protocol).hash(HASH_SEED.load())
     } else {
         FlowV6::new(source, destination, ports, protocol).hash(HASH_SEED.load())
+    };
+    if flags & ServiceEntry::HASH == 0 {
+        return hash;
     }
+    let [start, end] = source.halves();
+    with_slot_of(hash, client_hash(start, end, ports.source.into(), flags))
+}
+
+/// The hash of a client: the halves of its address, its port as it lies in the packet, and the service's flags.
+///
+/// To the kernel this is a global function: the verifier goes through it once, and not for each way that leads here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn client_hash(start: u64, end: u64, port: u32, flags: u32) -> u64 {
+    Client::of(Address::of_halves(start, end), port as u16, flags).hash(HASH_SEED.load())
 }

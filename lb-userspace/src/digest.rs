@@ -11,7 +11,7 @@ pub use compare::compare;
 
 use crate::{
     overlay::{Availability, NOBODY},
-    spec::{FlowPolicy, OnDown, Service, Tracking, mode_name},
+    spec::{FlowPolicy, Hash, OnDown, Service, Tracking, mode_name},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt::Write, time::Duration};
@@ -28,6 +28,11 @@ pub struct DigestView {
     pub node: DigestNode,
     /// Services in order of name.
     pub services: Vec<ServiceDigest>,
+}
+
+/// The one that an `lbd` has which does not tell it.
+fn usual_hash() -> String {
+    Hash::default().as_str().into()
 }
 
 /// What holds for all services of a node.
@@ -54,6 +59,9 @@ pub struct ServiceDigest {
     pub port: u16,
     /// `ipip`, `l2`, or `gue` and its port, as in `gue 6080`.
     pub mode: String,
+    /// What of a flow is hashed: `5-tuple`, `source-ip` or `source-ip-port`.
+    #[serde(default = "usual_hash")]
+    pub hash: String,
     /// How QUIC connection IDs are read, as in `0 4`: config rotation and octets of a server ID; empty: they are not.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub quic: String,
@@ -130,6 +138,7 @@ pub fn service_digest(
             Some(port) => format!("{} {port}", mode_name(service.mode)),
             None => mode_name(service.mode).into(),
         },
+        hash: service.hash.as_str().into(),
         quic: service.quic.map_or(String::new(), |quic| {
             format!("{} {}", quic.config_rotation, quic.server_id_length)
         }),
@@ -195,6 +204,10 @@ fn inputs(node: &DigestNode, service: &ServiceDigest) -> String {
         flows.udp_settle_ms,
         flows.slow_start_ms,
     );
+    // Of an older `lbd`, which knows nothing else, the hash is the same.
+    if service.hash != Hash::default().as_str() {
+        let _ = writeln!(text, "hash {}", service.hash);
+    }
     for backend in &service.backends {
         let _ = writeln!(
             text,

@@ -17,5 +17,6 @@ pub mod neighbour;
 pub mod outer_source;
 pub mod overlay;
 pub mod plan;
+pub mod prefix;
 pub mod problem;
 pub mod spec;

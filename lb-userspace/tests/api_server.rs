@@ -73,6 +73,7 @@ fn a_change_reaches_the_control_loop_as_it_was_asked_for() {
         port: 53,
         mode: "ipip".into(),
         gue_port: None,
+        hash: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,

@@ -41,6 +41,7 @@ fn dns() -> ServiceSpec {
         port: 53,
         mode: "ipip".into(),
         gue_port: None,
+        hash: None,
         when_all_down: "open".into(),
         health: None,
         tracking: None,
@@ -139,6 +140,13 @@ fn every_change_is_sent_as_it_was_typed() {
              --health-fall 2 --health-jitter 20 --tracking all --on-down keep --drain-timeout 10m --udp-settle 5s \
              --slow-start 2h --echo",
             Change::AddService(full),
+        ),
+        (
+            "service add dns --address 192.0.2.53 --port 53 --hash source-ip-port",
+            Change::AddService(ServiceSpec {
+                hash: Some("source-ip-port".into()),
+                ..dns()
+            }),
         ),
         (
             "service remove www",

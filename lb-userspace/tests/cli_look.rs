@@ -16,7 +16,7 @@ packet in   54 bytes on eth0
             Ethernet, in
 flow        tcp 198.51.100.9:40000 > 192.0.2.1:80
 service     www, index 1
-hash        00000000deadbeef
+hash        00000000deadbeef, of 5-tuple
 slot        7 of 65537: moved (word 0001000002000001)
             known flows go where their entry says
             new flows: www/web-1; old flows: www/web-2

@@ -67,6 +67,7 @@ address        192.0.2.1
 protocol       tcp
 port           80
 mode           ipip
+hash           5-tuple
 when all down  open
 echo           on
 tracking       moved

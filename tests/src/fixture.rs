@@ -9,10 +9,10 @@ use anyhow::Result;
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
-    flow::{FlowV4, FlowV6, slot_of},
+    flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
     flow_table::FlowKey,
     header::Ports,
-    service::ServiceKey,
+    service::{ServiceEntry, ServiceKey},
     verdict::{Action, Verdict},
 };
 use std::net::IpAddr;
@@ -149,16 +149,25 @@ pub fn assert_refused(balancer: &Balancer, what: &str, frame: &[u8], verdict: Ve
 
 /// The flow hash of a packet, computed in user space.
 pub fn flow_hash(packet: &Packet) -> u64 {
+    flow_hash_by(0, packet)
+}
+
+/// The flow hash of a packet for a service with these flags.
+pub fn flow_hash_by(flags: u32, packet: &Packet) -> u64 {
     let (from, to) = (
         Address::from(packet.from.ip()),
         Address::from(packet.to.ip()),
     );
     let (ports, protocol) = (ports(packet), packet.protocol.number().0);
-    if packet.from.is_ipv4() {
+    let hash = if packet.from.is_ipv4() {
         FlowV4::new(from.v4_word(), to.v4_word(), ports, protocol).hash(SEED)
     } else {
         FlowV6::new(from, to, ports, protocol).hash(SEED)
+    };
+    if flags & ServiceEntry::HASH == 0 {
+        return hash;
     }
+    with_slot_of(hash, Client::of(from, ports.source, flags).hash(SEED))
 }
 
 /// The number of a packet's slot.

@@ -22,7 +22,7 @@ use lb_common::{
     maps,
     quic::{ServerEntry, ServerKey},
     rate::Answer,
-    service::{ServiceEntry, ServiceKey},
+    service::{PrefixKey, ServiceEntry, ServiceKey},
     slot::Slot,
     trace::{self, Event, Filter, Scratch},
 };
@@ -122,6 +122,7 @@ impl Balancer {
             .override_global(maps::TRACE, &trace, true)
             .map_max_entries(maps::EVENTS, EVENTS)
             .map_max_entries(maps::SERVICES, 2 * SERVICES)
+            .map_max_entries(maps::SERVICE_PREFIXES, 2 * SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
             .map_max_entries(maps::BACKENDS, BACKENDS)
@@ -203,19 +204,31 @@ impl Balancer {
 
     /// Adds a service that has no slot table: a defect that the program must survive.
     pub fn add_service_without_table(&mut self, key: ServiceKey, index: u32) -> Result<()> {
-        self.put_service(ServiceKey::of_address(key.address), ServiceEntry::default())?;
-        self.put_service(key, ServiceEntry { index, flags: 0 })
+        let flags = ServiceEntry::prefix_flags(key.prefix);
+        let address = ServiceEntry { index: 0, flags };
+        self.put_service(key.its_address(), address)?;
+        self.put_service(key, ServiceEntry { index, flags })
     }
 
-    /// Writes an entry of the services map.
+    /// Writes an entry of the services map, or of the map of prefixes.
     pub fn put_service(&mut self, key: ServiceKey, entry: ServiceEntry) -> Result<()> {
+        if let Some((bits, key)) = key.in_prefixes() {
+            let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
+            let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
+            return Ok(prefixes.insert(&Key::new(bits, key), entry, 0)?);
+        }
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
         Ok(services.insert(key, entry, 0)?)
     }
 
-    /// Removes an entry of the services map; a service's table stays.
+    /// Removes an entry of the services map or of the map of prefixes; a service's table stays.
     pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
+        if let Some((bits, key)) = key.in_prefixes() {
+            let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
+            let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
+            return Ok(prefixes.remove(&Key::new(bits, key))?);
+        }
         let mut services: HashMap<_, ServiceKey, ServiceEntry> =
             HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
         Ok(services.remove(&key)?)

@@ -3,7 +3,6 @@
 use crate::{fixture, packet::Packet, prog_run::Balancer};
 use anyhow::Result;
 use lb_common::{
-    address::Address,
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
@@ -11,6 +10,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
+use lb_userspace::prefix::Prefix;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The slot table of a service.
@@ -53,16 +53,16 @@ impl Slots {
 }
 
 /// A service and its slots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Address, protocol and port.
     pub key: ServiceKey,
     /// Index of its table and counters.
     pub index: u32,
+    /// Flags of its entry.
+    pub flags: u32,
     /// Who owns its slots.
     pub slots: Slots,
-    /// Its entry's flags.
-    pub flags: u32,
 }
 
 /// What is in the maps.
@@ -76,8 +76,8 @@ pub struct World {
     pub flows: BTreeMap<FlowKey, FlowEntry>,
     /// Interfaces to redirect to, and their MACs. They must exist where the world is installed.
     pub exits: BTreeMap<u32, [u8; 6]>,
-    /// Addresses of services that answer pings.
-    pub pingable: BTreeSet<Address>,
+    /// The entries of addresses and prefixes that answer pings.
+    pub pingable: BTreeSet<ServiceKey>,
     /// What is known of fragments.
     pub fragments: BTreeMap<FragmentKey, FragmentEntry>,
     /// Who has which server ID.
@@ -103,8 +103,8 @@ impl World {
         self.services.push(Service {
             key,
             index,
-            slots,
             flags: 0,
+            slots,
         });
         self
     }
@@ -113,13 +113,14 @@ impl World {
     ///
     /// # Panics
     /// Without a service.
-    pub fn quic(mut self, config_rotation: u8, server_id_length: u8) -> Self {
-        let service = self.services.last_mut().expect("a service");
-        service.flags |= ServiceEntry::quic_flags(QuicConfig {
+    pub fn quic(self, config_rotation: u8, server_id_length: u8) -> Self {
+        let service = self.services.last().expect("a service");
+        let flags = ServiceEntry::quic_flags(QuicConfig {
             config_rotation,
             server_id_length,
         });
-        self
+        let flags = service.flags | flags;
+        self.flags(flags)
     }
 
     /// These, and a backend has this server ID at the service that was added last.
@@ -139,6 +140,30 @@ impl World {
             generation,
         };
         self.servers.insert(key, entry);
+        self
+    }
+
+    /// These, with the service that was added last at all addresses of a prefix: that of its own one of `length` bits.
+    ///
+    /// # Panics
+    /// If an address has not so many.
+    pub fn within(mut self, length: u8) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            let prefix = Prefix::around(service.key.address.into(), length).expect("a length");
+            let key = ServiceKey {
+                address: prefix.address().into(),
+                ..service.key
+            };
+            service.key = key.within(prefix.mapped().0 as u8);
+        }
+        self
+    }
+
+    /// These, with other flags of the service that was added last.
+    pub fn flags(mut self, flags: u32) -> Self {
+        if let Some(service) = self.services.last_mut() {
+            service.flags = flags;
+        }
         self
     }
 
@@ -162,7 +187,16 @@ impl World {
 
     /// These, and pings to the packet's destination are answered.
     pub fn pingable(mut self, packet: &Packet) -> Self {
-        self.pingable.insert(packet.to.ip().into());
+        let key = ServiceKey::of_address(packet.to.ip().into());
+        self.pingable.insert(key);
+        self
+    }
+
+    /// These, and pings to all addresses of the service that was added last are answered.
+    pub fn pingable_all(mut self) -> Self {
+        if let Some(service) = self.services.last() {
+            self.pingable.insert(service.key.its_address());
+        }
         self
     }
 
@@ -178,9 +212,12 @@ impl World {
         self
     }
 
-    /// The addresses of services.
-    pub fn addresses(&self) -> BTreeSet<Address> {
-        let of_services = self.services.iter().map(|service| service.key.address);
+    /// The entries of the addresses and prefixes of services.
+    pub fn addresses(&self) -> BTreeSet<ServiceKey> {
+        let of_services = self
+            .services
+            .iter()
+            .map(|service| service.key.its_address());
         of_services.chain(self.pingable.iter().copied()).collect()
     }
 
@@ -206,7 +243,7 @@ impl World {
             balancer.remove_service(service.key)?;
         }
         for address in before.addresses() {
-            balancer.remove_service(ServiceKey::of_address(address))?;
+            balancer.remove_service(address)?;
         }
         for index in before.backends.keys() {
             balancer.set_backend(*index, &BackendEntry::default())?;
@@ -233,10 +270,7 @@ impl World {
         }
         for service in &self.services {
             let Service {
-                key,
-                index,
-                slots,
-                flags,
+                key, index, slots, ..
             } = service;
             if *slots == Slots::Missing {
                 balancer.add_service_without_table(*key, *index)?;
@@ -244,18 +278,13 @@ impl World {
                 let word = |number| slots.word(number).unwrap_or_default();
                 balancer.add_service_of_slots(*key, *index, word)?;
             }
-            let entry = ServiceEntry {
-                index: *index,
-                flags: *flags,
-            };
-            balancer.put_service(*key, entry)?;
+            let flags = service.flags | ServiceEntry::prefix_flags(key.prefix);
+            let index = *index;
+            balancer.put_service(*key, ServiceEntry { index, flags })?;
         }
         for address in &self.pingable {
-            let entry = ServiceEntry {
-                flags: ServiceEntry::ECHO,
-                ..ServiceEntry::default()
-            };
-            balancer.put_service(ServiceKey::of_address(*address), entry)?;
+            let flags = ServiceEntry::ECHO | ServiceEntry::prefix_flags(address.prefix);
+            balancer.put_service(*address, ServiceEntry { index: 0, flags })?;
         }
         for (key, entry) in &self.flows {
             balancer.set_flow(key, entry)?;

@@ -175,7 +175,11 @@ fn only_what_the_rules_name_is_decapsulated() -> Result<()> {
     for packet in [v4(Protocol::Tcp), v6(Protocol::Udp)] {
         for tunnel in TUNNELS {
             let (source, host) = (ip(tunnel.0), ip(tunnel.1));
-            let prefix = |text: &str| text.parse::<lb_userspace::kit::Prefix>().unwrap().mapped();
+            let prefix = |text: &str| {
+                text.parse::<lb_userspace::prefix::Prefix>()
+                    .unwrap()
+                    .mapped()
+            };
             let own = if source.is_ipv4() {
                 "10.0.0.0/29"
             } else {

@@ -43,6 +43,16 @@ fn gue() -> Result<()> {
 }
 
 #[test]
+fn hash() -> Result<()> {
+    fixtures::check(&fixtures::hash::all())
+}
+
+#[test]
+fn prefix() -> Result<()> {
+    fixtures::check(&fixtures::prefix::all())
+}
+
+#[test]
 fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;

@@ -42,7 +42,7 @@ fn what_is_printed_makes_a_backend_of_ipip() -> Result<()> {
 fn what_is_printed_makes_a_backend_of_gue() -> Result<()> {
     let network = Bare::set_up()?;
     let needs = network.pairs().into_iter().map(|pair| Need {
-        vip: pair.vip.ip(),
+        vip: pair.vip.ip().into(),
         mode: Mode::Gue,
         address: pair.address,
         gue_port: 6080,

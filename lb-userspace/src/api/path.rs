@@ -103,6 +103,9 @@ pub struct ServiceHit {
     pub index: u32,
     /// The flow hash, in hexadecimal digits.
     pub hash: String,
+    /// What of the flow is hashed: `5-tuple`, `source-ip` or `source-ip-port`; empty as the name is.
+    #[serde(default)]
+    pub hashed: String,
 }
 
 /// What a packet's QUIC connection ID says.

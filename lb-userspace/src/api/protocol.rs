@@ -60,6 +60,9 @@ pub struct ServiceView {
     /// UDP port that the backends take GUE on; absent in other modes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gue_port: Option<u16>,
+    /// What of a flow is hashed to find its backend: `5-tuple`, `source-ip` or `source-ip-port`.
+    #[serde(default)]
+    pub hash: String,
     /// `open` or `closed`.
     pub when_all_down: String,
     /// Whether pings to its address are answered on its behalf.

@@ -6,7 +6,7 @@ use crate::{
         handle::{ChangeOptions, Percent},
         socket::DEFAULT_SOCKET,
     },
-    kit::Prefix,
+    prefix::Prefix,
     spec::{BackendPatch, BackendSpec, HealthSpec, QuicSpec, ServiceSpec},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -270,6 +270,8 @@ Examples:
   lbctl service add www6 --address 2001:db8::1 --port 443 --mode l2 --when-all-down closed
   lbctl service add dns --address 192.0.2.53 --port 53 --protocol udp --health none
   lbctl service add www --address 192.0.2.1 --port 80 --health-interval 500ms --health-fall 2
+  lbctl service add edge --address 203.0.113.0/24 --port 443
+  lbctl service add shop --address 192.0.2.1 --port 443 --hash source-ip
   lbctl service add www --address 192.0.2.1 --port 80 --drain-timeout 10m --slow-start 60s")]
     Add(Box<ServiceAdd>),
     /// Remove a service and its backends
@@ -298,7 +300,7 @@ Examples:
 pub struct ServiceAdd {
     /// Name: 1-63 letters, digits, '.', '_' or '-'
     pub name: String,
-    /// IPv4 or IPv6 address of the service
+    /// IPv4 or IPv6 address of the service, or a prefix such as 192.0.2.0/24 for all its addresses
     #[arg(long, value_name = "ADDRESS")]
     pub address: String,
     /// Port; 0 is any port that no other service names
@@ -313,6 +315,9 @@ pub struct ServiceAdd {
     /// UDP port that the backends take GUE on [default: 6080]
     #[arg(long, value_name = "PORT", allow_negative_numbers = true)]
     pub gue_port: Option<i64>,
+    /// What finds a flow its backend: the whole flow, or the client alone [default: 5-tuple]
+    #[arg(long, value_name = "WHAT", value_parser = ["5-tuple", "source-ip", "source-ip-port"])]
+    pub hash: Option<String>,
     /// When all backends are down: send to all (open), or drop (closed)
     #[arg(long, value_name = "POLICY", default_value = "open", value_parser = ["open", "closed"])]
     pub when_all_down: String,
@@ -585,9 +590,9 @@ pub struct Pins {
 /// What a backend is checked for.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// The service's address
+    /// The service's address, or its prefix
     #[arg(long, value_name = "ADDRESS")]
-    pub vip: IpAddr,
+    pub vip: Prefix,
     /// The service's mode
     #[arg(long, value_parser = ["ipip", "gue", "l2"])]
     pub mode: String,
@@ -685,6 +690,7 @@ impl From<ServiceAdd> for ServiceSpec {
             port: add.port,
             mode: add.mode,
             gue_port: add.gue_port,
+            hash: add.hash,
             when_all_down: add.when_all_down,
             health: Some(health).filter(|health| *health != HealthSpec::default()),
             tracking: add.tracking,

@@ -98,7 +98,11 @@ fn text(explanation: &Explanation) -> String {
             &service.name
         };
         lines.stage("service", &format!("{name}, index {}", service.index));
-        lines.stage("hash", &service.hash);
+        let hashed = match service.hashed.as_str() {
+            "" => String::new(),
+            hashed => format!(", of {hashed}"),
+        };
+        lines.stage("hash", &format!("{}{hashed}", service.hash));
     }
     if let Some(id) = &explanation.connection_id {
         let server = match &id.server_id {

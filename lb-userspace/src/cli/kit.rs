@@ -27,7 +27,7 @@ use lb_common::{
     gue,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
 };
-use std::{fmt::Write, net::IpAddr};
+use std::{fmt::Write, str::FromStr};
 
 type Answer = Result<String, Failure>;
 
@@ -112,7 +112,7 @@ fn set_up(service: &ServiceView, backend: Option<&str>) -> Answer {
     Ok(scripts?.join("\n"))
 }
 
-fn parsed(address: &str) -> Result<IpAddr, Failure> {
+fn parsed<T: FromStr>(address: &str) -> Result<T, Failure> {
     let parsed = address.parse();
     parsed.map_err(|_| Failure::local(format!("lbd gave {address:?}, which is no address")))
 }

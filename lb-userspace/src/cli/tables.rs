@@ -169,6 +169,9 @@ pub(super) fn service(service: &ServiceView) -> String {
     if let Some(port) = service.gue_port {
         facts.add_row(["gue port", &port.to_string()]);
     }
+    if !service.hash.is_empty() {
+        facts.add_row(["hash", &service.hash]);
+    }
     facts.add_row(["when all down", &service.when_all_down]);
     // An lbd that is older than these does not tell them.
     if !service.tracking.is_empty() {

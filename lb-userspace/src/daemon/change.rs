@@ -14,11 +14,14 @@ use crate::{
     health::checker::{Target, TargetId},
     plan::target::service_key,
     spec::{
-        State, StateSpec,
+        Service, State, StateSpec,
         change::{self, ChangeError},
     },
 };
-use lb_common::{limits::SLOTS, service::ServiceKey};
+use lb_common::{
+    limits::SLOTS,
+    service::{ServiceEntry, ServiceKey},
+};
 use std::collections::{BTreeMap, BTreeSet};
 use tracing::{info, warn};
 
@@ -62,6 +65,7 @@ impl<P: DataPlane> Core<P> {
         }
         let mut warnings = impact.warnings;
         warnings.extend(self.forgotten(&state));
+        warnings.extend(self.hashed_anew(&state));
         let changed = !changes.is_empty() || self.unreadable.is_some();
         let dry_run = options.dry_run;
         if changed && !dry_run {
@@ -97,6 +101,28 @@ impl<P: DataPlane> Core<P> {
             .count();
         (gone > 0).then(|| {
             format!("{gone} services that are running are not in this state: their traffic ends")
+        })
+    }
+
+    /// While there is no usable state, whose flows the new one would hash in another way than those that run: this is
+    /// refused where it is known before.
+    fn hashed_anew(&self, state: &State) -> Option<String> {
+        self.unreadable.as_ref()?;
+        let differs = |service: &&Service| {
+            let old = self.mirror.services.get(&service_key(service));
+            old.is_some_and(|old| (old.flags ^ service.hash.flags()) & ServiceEntry::HASH != 0)
+        };
+        let names: Vec<String> = state
+            .services
+            .values()
+            .filter(differs)
+            .map(|service| format!("`{}`", service.name))
+            .collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "`hash` is another than what runs for {}: their established connections break",
+                names.join(", ")
+            )
         })
     }
 

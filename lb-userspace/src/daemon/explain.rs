@@ -9,7 +9,7 @@ use crate::{
     dataplane::{DataPlane, Explained},
     explain::{advice::advice, decode, hex},
     plan::select::select,
-    spec::mode_name,
+    spec::{Service, mode_name},
 };
 use lb_common::{
     address::Address,
@@ -44,11 +44,9 @@ impl<P: DataPlane> Core<P> {
             interface: interface.into(),
             verdict: verdict_view(verdict),
             flow: flow_view(record),
-            service: record.reached(Record::SERVICE).then(|| ServiceHit {
-                name: self.service_name(record.service).unwrap_or_default(),
-                index: record.service,
-                hash: format!("{:016x}", record.hash),
-            }),
+            service: record
+                .reached(Record::SERVICE)
+                .then(|| self.service_hit(record)),
             connection_id: record
                 .reached(Record::QUIC)
                 .then(|| self.connection_id_view(record)),
@@ -62,6 +60,17 @@ impl<P: DataPlane> Core<P> {
             size: entry.and_then(|entry| size_view(record, entry)),
             input: frame_view(frame, port),
             output: sent.then(|| frame_view(&explained.frame, port)),
+        }
+    }
+
+    fn service_hit(&self, record: &Record) -> ServiceHit {
+        let service = self.service_of(record.service);
+        let text = |of: fn(&Service) -> String| service.map(of).unwrap_or_default();
+        ServiceHit {
+            name: text(|service| service.name.to_string()),
+            index: record.service,
+            hash: format!("{:016x}", record.hash),
+            hashed: text(|service| service.hash.as_str().into()),
         }
     }
 

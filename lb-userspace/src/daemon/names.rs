@@ -11,10 +11,13 @@ use std::{collections::BTreeMap, net::IpAddr};
 impl<P: DataPlane> Core<P> {
     /// Name of the service with this index.
     pub(super) fn service_name(&self, index: u32) -> Option<String> {
+        Some(self.service_of(index)?.name.to_string())
+    }
+
+    /// The service of the desired state with this index.
+    pub(super) fn service_of(&self, index: u32) -> Option<&Service> {
         let mut services = self.state.services.values();
-        let found = services
-            .find(|service| self.mirror.service_index(&service_key(service)) == Some(index))?;
-        Some(found.name.to_string())
+        services.find(|service| self.mirror.service_index(&service_key(service)) == Some(index))
     }
 
     /// `service/backend` of a backend's index, or what is known of it.

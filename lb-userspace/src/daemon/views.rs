@@ -144,6 +144,7 @@ impl<P: DataPlane> Core<P> {
             port: service.port,
             mode: mode_name(service.mode).into(),
             gue_port: service.gue_port,
+            hash: service.hash.as_str().into(),
             when_all_down: service.when_all_down.as_str().into(),
             echo: service.echo,
             quic: service.quic.map(|quic| QuicView {

@@ -16,13 +16,11 @@ use super::{
     looking::{Loader, Tracer},
     object::BALANCER,
     pins::{Generation, PinDirectory},
+    services::absent_is_fine,
     shape::{Sizes, Wanted},
 };
 use anyhow::{Context as _, Result, ensure};
-use aya::{
-    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
-    sys::SyscallError,
-};
+use aya::maps::{MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
@@ -32,11 +30,7 @@ use lb_common::{
     slot::Slot,
     stats::Counter,
 };
-use std::{
-    io::ErrorKind,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 pub use super::privilege::check_privileges;
 
@@ -354,17 +348,14 @@ impl DataPlane for AyaDataPlane {
             "service index {} is not below {capacity} (limits.services)",
             entry.index
         );
-        self.maps.services.insert(key, entry, 0).with_context(|| {
-            format!(
-                "cannot write {} to the services map, which has room for {capacity} services",
-                name(key)
-            )
-        })
+        self.maps
+            .services
+            .put(key, entry)
+            .with_context(|| format!("there is room for {capacity} services"))
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
-        absent_is_fine(self.maps.services.remove(key))
-            .with_context(|| format!("cannot remove {} from the services map", name(key)))
+        self.maps.services.remove(key)
     }
 
     fn verdicts(&mut self) -> Result<Vec<u64>> {
@@ -416,26 +407,9 @@ impl DataPlane for AyaDataPlane {
     }
 }
 
-/// What is not there any more need not be removed.
-fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
-    match removed {
-        Err(MapError::SyscallError(SyscallError { io_error, .. }))
-            if io_error.kind() == ErrorKind::NotFound =>
-        {
-            Ok(())
-        }
-        result => result,
-    }
-}
-
 fn installed(maps: &Maps) -> Result<Installed> {
-    let services = maps
-        .services
-        .iter()
-        .collect::<Result<_, _>>()
-        .context("cannot read the services map")?;
     Ok(Installed::new(
-        services,
+        maps.services.entries()?,
         maps.backends.in_use(),
         maps.tables.indexes(),
         maps.servers
@@ -449,17 +423,4 @@ fn installed(maps: &Maps) -> Result<Installed> {
 fn sums(counts: &PerCpuArray<MapData, u64>) -> Result<Vec<u64>, MapError> {
     let sum = |values: Result<PerCpuValues<u64>, _>| values.map(|values| values.iter().sum());
     counts.iter().map(sum).collect()
-}
-
-/// A service as errors name it.
-fn name(key: &ServiceKey) -> String {
-    if key.is_of_address() {
-        return format!("address {}", IpAddr::from(key.address));
-    }
-    let port = u16::from_be(key.port);
-    format!(
-        "service {}, protocol {}, port {port}",
-        IpAddr::from(key.address),
-        key.protocol
-    )
 }

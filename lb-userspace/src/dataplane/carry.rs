@@ -11,6 +11,7 @@ use super::{
     flows::FlowTable,
     loader::Maps,
     pins::Generation,
+    services::Services,
     shape::{Shape, Wanted},
     slots::SlotTables,
 };
@@ -57,8 +58,10 @@ impl OldMaps {
             "this lbd cannot read maps of layout version {layout}"
         );
         let open = |name| open(generation, name, wanted);
-        let services: HashMap<_, ServiceKey, ServiceEntry> =
-            HashMap::try_from(open(maps::SERVICES)?)?;
+        // What ran before there were prefixes has no map of them.
+        let prefixes = generation.path.join(maps::SERVICE_PREFIXES).exists();
+        let prefixes = prefixes.then(|| open(maps::SERVICE_PREFIXES)).transpose()?;
+        let services = Services::open(open(maps::SERVICES)?, prefixes)?;
         let flows = if layout == STEADY_ONLY {
             None
         } else {
@@ -77,10 +80,7 @@ impl OldMaps {
         };
         Ok(Self {
             servers,
-            services: services
-                .iter()
-                .collect::<Result<_, _>>()
-                .context("cannot read the services map")?,
+            services: services.entries()?,
             backends: BackendArray::open(&open(maps::BACKENDS)?)?.in_use(),
             tables: SlotTables::open(open(maps::SLOT_TABLES)?, wanted.slot_table)?,
             flows,
@@ -128,9 +128,7 @@ impl OldMaps {
                 .context("cannot write to the map of servers")?;
         }
         for (key, entry) in &self.services {
-            new.services
-                .insert(key, entry, 0)
-                .context("cannot write to the services map")?;
+            new.services.put(key, entry)?;
         }
         Ok(Carried {
             services: self

@@ -17,7 +17,7 @@ use super::{
     pins::PinDirectory,
     privilege::check_privileges,
 };
-use crate::kit::Prefix;
+use crate::prefix::Prefix;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,

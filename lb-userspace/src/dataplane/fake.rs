@@ -341,19 +341,23 @@ impl DataPlane for FakeDataPlane {
                 "service before its table {}",
                 entry.index
             );
-            let address = ServiceKey::of_address(key.address);
             ensure!(
-                self.services.contains_key(&address),
+                self.services.contains_key(&key.its_address()),
                 "service before its address"
             );
         }
+        let told = entry.flags & ServiceEntry::prefix_flags(u8::MAX);
+        ensure!(
+            told == ServiceEntry::prefix_flags(key.prefix),
+            "an entry does not tell the length of its prefix"
+        );
         self.services.insert(*key, *entry);
         Ok(())
     }
 
     fn remove_service(&mut self, key: &ServiceKey) -> Result<()> {
         self.written()?;
-        let left = |other: &ServiceKey| other != key && other.address == key.address;
+        let left = |other: &ServiceKey| other != key && other.its_address() == *key;
         ensure!(
             !key.is_of_address() || !self.services.keys().any(left),
             "an address of a service is removed"

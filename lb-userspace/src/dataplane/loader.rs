@@ -10,6 +10,7 @@ use super::{
     interfaces,
     object::BALANCER,
     pins::Generation,
+    services::Services,
     shape::Wanted,
     slots::SlotTables,
 };
@@ -23,13 +24,12 @@ use aya::{
 use lb_common::{
     maps,
     quic::{ServerEntry, ServerKey},
-    service::{ServiceEntry, ServiceKey},
     stats::Counter,
 };
 
 /// The program's maps.
 pub(super) struct Maps {
-    pub(super) services: HashMap<MapData, ServiceKey, ServiceEntry>,
+    pub(super) services: Services,
     pub(super) tables: SlotTables,
     pub(super) backends: BackendArray,
     pub(super) verdicts: PerCpuArray<MapData, u64>,
@@ -56,7 +56,7 @@ pub(super) fn load(
 
     let mut map = |name| take(&mut loaded.ebpf, name);
     let maps = Maps {
-        services: HashMap::try_from(map(maps::SERVICES)?)?,
+        services: Services::open(map(maps::SERVICES)?, Some(map(maps::SERVICE_PREFIXES)?))?,
         tables: SlotTables::open(map(maps::SLOT_TABLES)?, wanted.slot_table)?,
         backends: BackendArray::open(&map(maps::BACKENDS)?)?,
         verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,

@@ -23,6 +23,7 @@ pub mod object;
 mod pins;
 mod port;
 mod privilege;
+mod services;
 mod shape;
 mod slots;
 mod sys;
@@ -50,9 +51,9 @@ use std::collections::BTreeMap;
 /// What is in the maps: read once when a daemon starts, so that it continues where the last one stopped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// The services in the services map.
+    /// The services in the services maps.
     pub services: BTreeMap<ServiceKey, ServiceEntry>,
-    /// The entries of addresses in it.
+    /// The entries of addresses and prefixes in them.
     pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     /// Entries of the backends array that are in use (mode not 0), by index.
     pub backends: BTreeMap<u32, BackendEntry>,
@@ -63,7 +64,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// What is installed: all `entries` of the services map, and the rest.
+    /// What is installed: all `entries` of the services maps, and the rest.
     fn new(
         entries: BTreeMap<ServiceKey, ServiceEntry>,
         backends: BTreeMap<u32, BackendEntry>,

@@ -68,6 +68,7 @@ impl fmt::Display for Shape {
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY) => f.write_str("array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY) => f.write_str("per-CPU array")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS) => f.write_str("array of maps")?,
+            Ok(bpf_map_type::BPF_MAP_TYPE_LPM_TRIE) => f.write_str("trie of prefixes")?,
             Ok(bpf_map_type::BPF_MAP_TYPE_DEVMAP_HASH) => f.write_str("device map")?,
             _ => write!(f, "map of type {}", self.kind)?,
         }
@@ -142,7 +143,7 @@ impl Sizes {
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         match map {
             // A service and its address.
-            maps::SERVICES => Some(self.services.saturating_mul(2)),
+            maps::SERVICES | maps::SERVICE_PREFIXES => Some(self.services.saturating_mul(2)),
             maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
             maps::BACKENDS | maps::BACKEND_STATS | maps::QUIC_SERVERS => Some(self.backends),
             maps::FLOWS => Some(self.flows),

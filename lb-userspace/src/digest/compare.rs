@@ -64,6 +64,7 @@ impl Differences {
         self.check(&of("protocol"), &ours.protocol, &theirs.protocol);
         self.check(&of("port"), &ours.port, &theirs.port);
         self.check(&of("mode"), &ours.mode, &theirs.mode);
+        self.check(&of("hash"), &ours.hash, &theirs.hash);
         self.check(&of("quic"), &known(&ours.quic), &known(&theirs.quic));
         let (a, b) = (&ours.flows, &theirs.flows);
         self.check(&of("tracking"), &a.tracking, &b.tracking);

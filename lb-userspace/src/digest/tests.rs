@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     overlay::Overlay,
-    spec::{AllDown, Backend, Name, Protocol, ServerId},
+    spec::{AllDown, Backend, Hash, Name, Protocol, ServerId},
 };
 use lb_common::{backend::Mode, quic::QuicConfig};
 use std::net::IpAddr;
@@ -22,11 +22,12 @@ fn service() -> Service {
     };
     Service {
         name: name("www"),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Open,
         echo: false,
         quic: None,
@@ -115,9 +116,9 @@ fn tables_are_hashed_by_name_not_by_position() {
 #[test]
 fn each_field_that_differs_is_named() {
     type Difference = fn(&mut Service);
-    let cases: [(Difference, &str); 15] = [
+    let cases: [(Difference, &str); 16] = [
         (
-            |s| s.address = IpAddr::from([10, 0, 0, 2]),
+            |s| s.address = IpAddr::from([10, 0, 0, 2]).into(),
             "service www: address differs: ours 10.0.0.1, theirs 10.0.0.2",
         ),
         (
@@ -131,6 +132,10 @@ fn each_field_that_differs_is_named() {
         (
             |s| s.mode = Mode::L2,
             "service www: mode differs: ours ipip, theirs l2",
+        ),
+        (
+            |s| s.hash = Hash::SourceIp,
+            "service www: hash differs: ours 5-tuple, theirs source-ip",
         ),
         (
             |s| (s.mode, s.gue_port) = (Mode::Gue, Some(7_000)),

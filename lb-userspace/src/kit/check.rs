@@ -7,6 +7,7 @@ use super::{
     facts::{Facts, Link},
     setup::{OUTSIDE_MTU, listener, segment, tunnel},
 };
+use crate::prefix::Prefix;
 use lb_common::{
     backend::Mode,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
@@ -125,7 +126,7 @@ fn decapsulation(need: &Need, facts: &Facts) -> Vec<Finding> {
         let mut found = vec![Finding::good(format!(
             "the backend kit decapsulates on {where_}"
         ))];
-        if let (IpAddr::V4(_), Some(link)) = (need.vip, holder(facts, &need.address)) {
+        if let (true, Some(link)) = (need.vip.is_ipv4(), holder(facts, &need.address)) {
             found.push(reverse_path(facts, link));
         }
         return found;
@@ -187,9 +188,17 @@ fn reverse_path(facts: &Facts, link: &Link) -> Finding {
 }
 
 fn vip(need: &Need, facts: &Facts) -> Finding {
-    let (vip, length) = (need.vip, need.vip_length());
-    let mend = format!("ip address replace {vip}/{length} dev lo");
-    match holder(facts, &vip) {
+    let (vip, mend) = (need.vip, need.own_vip());
+    if !vip.is_address() {
+        return match facts.local.iter().find(|local| local.contains(vip)) {
+            Some(local) => Finding::good(format!("all of {local} is this host's own")),
+            None => Finding::wrong(
+                format!("not all of the service's addresses, {vip}, are this host's own"),
+                mend,
+            ),
+        };
+    }
+    match holder(facts, &vip.address()) {
         // Neither answers questions about an address.
         Some(link) if link.loopback || link.kind == "dummy" => {
             Finding::good(format!("{vip} is on {}", link.name))
@@ -201,6 +210,9 @@ fn vip(need: &Need, facts: &Facts) -> Finding {
             ),
             format!("ip address del {vip} dev {}; {mend}", link.name),
         ),
+        None if facts.local.iter().any(|local| local.contains(vip)) => {
+            Finding::good(format!("{vip} is this host's own by a route"))
+        }
         None => Finding::wrong(
             format!("no interface has the service's address {vip}"),
             mend,
@@ -228,7 +240,7 @@ fn socket(need: &Need, service: Listener, facts: &Facts) -> Finding {
     };
     let takes = |socket: &SocketAddr| {
         let any = socket.ip().is_unspecified() && (socket.is_ipv6() || need.vip.is_ipv4());
-        socket.port() == port && (any || socket.ip() == need.vip)
+        socket.port() == port && (any || Prefix::from(socket.ip()) == need.vip)
     };
     let mut sockets = facts.listening.iter();
     match sockets.find(|(of, socket)| *of == protocol && takes(socket)) {
@@ -236,7 +248,11 @@ fn socket(need: &Need, service: Listener, facts: &Facts) -> Finding {
         None => Finding::wrong(
             format!(
                 "nothing listens on {} ({name})",
-                SocketAddr::new(need.vip, port)
+                if need.vip.is_address() {
+                    SocketAddr::new(need.vip.address(), port).to_string()
+                } else {
+                    format!("port {port} of all of {}", need.vip)
+                }
             ),
             "start the service, and let it listen on that address or on all addresses",
         ),
@@ -359,10 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_prefix_must_be_local() {
+        let need = Need {
+            vip: "192.0.2.0/24".parse().unwrap(),
+            ..need(Mode::L2)
+        };
+        let mut facts = good();
+        let missing = |facts: &Facts| {
+            let found = findings(&need, WEB, facts).into_iter();
+            let mend = found.filter_map(|finding| finding.mend);
+            mend.collect::<Vec<_>>()
+        };
+        let mend = "ip -4 route replace local 192.0.2.0/24 dev lo";
+        assert_eq!(missing(&facts), [mend]);
+        facts.local = vec!["192.0.2.0/25".parse().unwrap()];
+        assert_eq!(missing(&facts), [mend]);
+        facts.local.push("192.0.2.0/23".parse().unwrap());
+        assert_eq!(missing(&facts), [""; 0]);
+    }
+
+    #[test]
     fn the_service_s_address_must_not_be_where_neighbours_ask() {
         let mut facts = good();
         facts.links[0].addresses.clear();
-        facts.links[1].addresses.push(need(Mode::L2).vip);
+        facts.links[1].addresses.push(need(Mode::L2).vip.address());
         assert!(wrong(Mode::L2, &facts)[0].said.contains("on eth0"));
     }
 

@@ -1,6 +1,6 @@
 //! What a backend's host is like now, as its kernel and iproute2 tell.
 
-use crate::dataplane::decap;
+use crate::{dataplane::decap, prefix::Prefix};
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::header::{PROTOCOL_TCP, PROTOCOL_UDP};
 use serde::Deserialize;
@@ -16,6 +16,8 @@ use std::{
 pub struct Facts {
     /// The interfaces.
     pub links: Vec<Link>,
+    /// What is this host's own by its routes: prefixes of type `local`.
+    pub local: Vec<Prefix>,
     /// UDP ports on which the kernel takes GUE.
     pub gue_ports: Vec<u16>,
     /// Sockets that wait for clients: IP protocol number and local address.
@@ -58,6 +60,7 @@ impl Facts {
         let attached = decap::status(pin_directory).ok().flatten();
         Ok(Self {
             links: links(&ip(&["-json", "-details", "address", "show"])?)?,
+            local: local_prefixes()?,
             // Without its module there is no such port.
             gue_ports: gue_ports(&ip(&["fou", "show"]).unwrap_or_default()),
             listening: listening()?,
@@ -121,6 +124,32 @@ fn links(json: &str) -> Result<Vec<Link>> {
         name: raw.ifname,
     };
     Ok(raw.into_iter().map(link).collect())
+}
+
+#[derive(Deserialize)]
+struct RawRoute {
+    dst: String,
+}
+
+fn local_prefixes() -> Result<Vec<Prefix>> {
+    let mut all = Vec::new();
+    for family in ["-4", "-6"] {
+        let show = ["-json", family, "route", "show"];
+        let which = ["table", "local", "type", "local"];
+        // Without IPv6 there is no such table.
+        let json = ip(&[show, which].concat()).unwrap_or_else(|_| "[]".into());
+        all.extend(routes(&json)?);
+    }
+    Ok(all)
+}
+
+/// The destinations in what `ip -json route show` prints.
+fn routes(json: &str) -> Result<Vec<Prefix>> {
+    // Where there are none, some versions print nothing.
+    let json = if json.trim().is_empty() { "[]" } else { json };
+    let raw: Vec<RawRoute> =
+        serde_json::from_str(json).context("cannot read what ip -json route show prints")?;
+    Ok(raw.iter().filter_map(|raw| raw.dst.parse().ok()).collect())
 }
 
 /// The ports in what `ip fou show` prints, lines such as `port 6080 gue`.
@@ -212,6 +241,19 @@ mod tests {
         let links = links(json).unwrap();
         assert!(links[0].up && links[0].loopback && links[0].addresses.len() == 1);
         assert_eq!((links[1].kind.as_str(), links[1].up), ("ipip", false));
+    }
+
+    #[test]
+    fn local_prefixes_are_read() {
+        let json = r#"[{"type":"local","dst":"127.0.0.0/8","dev":"lo","protocol":"kernel","scope":"host","flags":[]},
+            {"type":"local","dst":"192.0.2.7","dev":"lo","flags":[]},{"type":"local","dst":"default","flags":[]}]"#;
+        let read: Vec<String> = routes(json)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(read, ["127.0.0.0/8", "192.0.2.7"]);
+        assert_eq!(routes("").unwrap(), []);
     }
 
     #[test]

@@ -6,19 +6,17 @@
 
 pub mod check;
 pub mod facts;
-mod prefix;
 pub mod setup;
 
-pub use prefix::Prefix;
-
+use crate::prefix::Prefix;
 use lb_common::backend::Mode;
 use std::net::IpAddr;
 
 /// What a host has to do for a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// The service's address: the inner destination.
-    pub vip: IpAddr,
+    /// The service's address, or all of them: the inner destination.
+    pub vip: Prefix,
     /// How packets come.
     pub mode: Mode,
     /// The backend's own address: the outer destination.
@@ -41,7 +39,7 @@ pub struct Device {
 impl Need {
     /// The tunnel device; none in mode `l2`.
     pub fn device(&self) -> Option<Device> {
-        let (kind, name, options) = match (self.mode, self.address, self.vip) {
+        let (kind, name, options) = match (self.mode, self.address, self.vip.address()) {
             (Mode::L2, ..) => return None,
             (_, IpAddr::V4(_), IpAddr::V4(_)) => ("ipip", "gw-ipip", ""),
             (_, IpAddr::V4(_), IpAddr::V6(_)) => ("sit", "gw-sit", ""),
@@ -64,8 +62,13 @@ impl Need {
         }
     }
 
-    /// Length of the VIP's host route: 32 or 128.
-    pub fn vip_length(&self) -> u8 {
-        if self.vip.is_ipv4() { 32 } else { 128 }
+    /// The command that makes the VIPs this host's own: on `lo`, which answers no neighbour.
+    pub fn own_vip(&self) -> String {
+        let (address, length) = (self.vip.address(), self.vip.length());
+        if self.vip.is_address() {
+            return format!("ip address replace {address}/{length} dev lo");
+        }
+        let family = if self.vip.is_ipv4() { 4 } else { 6 };
+        format!("ip -{family} route replace local {} dev lo", self.vip)
     }
 }

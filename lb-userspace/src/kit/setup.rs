@@ -5,7 +5,7 @@
 use super::Need;
 use crate::spec::mode_name;
 use lb_common::backend::Mode;
-use std::{fmt::Write, net::IpAddr};
+use std::fmt::Write;
 
 /// Largest packet from outside that has to fit, in bytes.
 pub const OUTSIDE_MTU: u32 = 1_500;
@@ -29,11 +29,12 @@ pub fn script(name: &str, need: &Need) -> String {
     if let Some(device) = tunnel(need) {
         step("Takes the outer IP header away.", &device);
     }
-    let length = need.vip_length();
-    step(
-        "The service's address, on lo: to be answered from, and not to be announced.",
-        &[format!("ip address replace {}/{length} dev lo", need.vip)],
-    );
+    let what = if need.vip.is_address() {
+        "The service's address, on lo: to be answered from, and not to be announced."
+    } else {
+        "All the service's addresses are this host's own: to be answered from, and not to be announced."
+    };
+    step(what, &[need.own_vip()]);
     if need.vip.is_ipv4() {
         step(
             "Requests for the service's MAC address are the balancer's, and no question is asked from its address.",
@@ -43,7 +44,7 @@ pub fn script(name: &str, need: &Need) -> String {
             ],
         );
     }
-    if let (Some(device), IpAddr::V4(_)) = (need.device(), need.vip) {
+    if let (Some(device), true) = (need.device(), need.vip.is_ipv4()) {
         step(
             "Clients' packets come out of the tunnel and are answered by another way: no reverse-path filter. The larger \
              of the two values counts.",
@@ -158,6 +159,24 @@ mod tests {
                     mode == Mode::Gue
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_whole_prefix_is_made_local() {
+        for (vip, command) in [
+            (
+                "192.0.2.0/24",
+                "\nip -4 route replace local 192.0.2.0/24 dev lo\n",
+            ),
+            (
+                "2001:db8::/64",
+                "\nip -6 route replace local 2001:db8::/64 dev lo\n",
+            ),
+        ] {
+            let script = of(vip, Mode::Ipip, "198.51.100.11");
+            assert!(script.contains(command), "{script}");
+            assert!(!script.contains("ip address replace"), "{script}");
         }
     }
 

@@ -43,6 +43,7 @@ fn service(name: &str, backends: Vec<BackendView>) -> ServiceView {
         port: 80,
         mode: "ipip".into(),
         gue_port: None,
+        hash: "5-tuple".into(),
         when_all_down: "open".into(),
         echo: false,
         quic: None,

@@ -159,7 +159,7 @@ pub fn diff(
         servers.add(index, service, &pool, mirror);
         let entry = ServiceEntry {
             index,
-            flags: service.flags(),
+            flags: service.flags,
         };
         if mirror.services.get(key) != Some(&entry) {
             service_steps.push(Step::PutService { key: *key, entry });

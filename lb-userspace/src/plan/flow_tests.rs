@@ -20,7 +20,8 @@ use crate::{
     neighbour::ResolvedHop,
     overlay::{Availability, Overlay},
     spec::{
-        AllDown, Backend, FlowPolicy, HealthCheck, Name, OnDown, Protocol, Service, State, Tracking,
+        AllDown, Backend, FlowPolicy, Hash, HealthCheck, Name, OnDown, Protocol, Service, State,
+        Tracking,
     },
 };
 use anyhow::Result;
@@ -138,11 +139,12 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
     let backends = (1..4).map(backend);
     Service {
         name: name(protocol.as_str()),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol,
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: rule.when_all_down,
         echo: false,
         quic: None,
@@ -661,7 +663,7 @@ impl World {
         let flow = Flow {
             key: FlowKey {
                 source: Address::from(IpAddr::from([198, 51, 100, 1])),
-                destination: Address::from(service.address),
+                destination: Address::from(service.address.address()),
                 source_port: (self.opened >> 16) as u16,
                 destination_port: self.opened as u16,
                 protocol: protocol.number().into(),

@@ -5,10 +5,11 @@ use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::ResolvedHop,
     overlay::Availability,
+    prefix::Prefix,
     spec::{AllDown, Backend, Name, Service, mode_name},
 };
 use lb_common::{backend::Mode, mtu};
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// How a service stands as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,9 +208,6 @@ fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<Resol
 }
 
 /// The IP packets that every host may send without asking, in bytes: RFC 8200, section 5, and RFC 1122, section 3.3.3.
-const fn least_mtu(service: IpAddr) -> u16 {
-    match service {
-        IpAddr::V4(_) => 576,
-        IpAddr::V6(_) => 1_280,
-    }
+const fn least_mtu(service: Prefix) -> u16 {
+    if service.is_ipv4() { 576 } else { 1_280 }
 }

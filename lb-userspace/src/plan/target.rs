@@ -48,6 +48,8 @@ impl Target<'_> {
 pub struct TargetService {
     /// Its name.
     pub name: String,
+    /// Flags of its entry.
+    pub flags: u32,
     /// What becomes of its flows.
     pub policy: FlowPolicy,
     /// How its connection IDs are read.
@@ -72,20 +74,15 @@ pub struct TargetBackend {
     pub server_id: Option<ServerId>,
 }
 
-impl TargetService {
-    /// Flags of its entry.
-    pub fn flags(&self) -> u32 {
-        self.quic.map_or(0, ServiceEntry::quic_flags)
-    }
-}
-
 /// Key of a service in the services map.
 pub fn service_key(service: &Service) -> ServiceKey {
-    ServiceKey::new(
-        service.address.into(),
-        service.protocol.number(),
-        service.port,
-    )
+    let (protocol, port) = (service.protocol.number(), service.port);
+    let key = ServiceKey::new(service.address.address().into(), protocol, port);
+    if service.address.is_address() {
+        key
+    } else {
+        key.within(service.address.mapped().0 as u8)
+    }
 }
 
 /// What tells a backend entry apart for good. Changing the address, the mode or its port makes it another one, so that an
@@ -117,8 +114,9 @@ pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
 fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
     let mut addresses: BTreeMap<ServiceKey, ServiceEntry> = BTreeMap::new();
     for service in state.services.values() {
-        let key = ServiceKey::of_address(service.address.into());
+        let key = service_key(service).its_address();
         let entry = addresses.entry(key).or_default();
+        entry.flags |= ServiceEntry::prefix_flags(key.prefix);
         if service.echo {
             entry.flags |= ServiceEntry::ECHO;
         }
@@ -145,6 +143,9 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
     });
     TargetService {
         name: service.name.to_string(),
+        flags: service.hash.flags()
+            | service.quic.map_or(0, ServiceEntry::quic_flags)
+            | ServiceEntry::prefix_flags(service_key(service).prefix),
         policy: service.flows,
         quic: service.quic,
         backends: backends.collect(),

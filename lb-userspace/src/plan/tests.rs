@@ -15,7 +15,8 @@ use crate::{
     health::{checker::TargetId, state::HealthState},
     neighbour::{ResolvedHop, Unresolved},
     outer_source::{self, OuterSource},
-    spec::{AllDown, Backend, FlowPolicy, HealthCheck, Name, Protocol, Service, State},
+    prefix::Prefix,
+    spec::{AllDown, Backend, FlowPolicy, Hash, HealthCheck, Name, Protocol, Service, State},
 };
 use lb_common::{
     address::Address,
@@ -55,11 +56,12 @@ fn backend(number: u8, weight: u16) -> Backend {
 fn service(label: &str, last: u8, backends: &[Backend]) -> Service {
     Service {
         name: name(label),
-        address: IpAddr::from([10, 0, 0, last]),
+        address: IpAddr::from([10, 0, 0, last]).into(),
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Open,
         echo: false,
         quic: None,
@@ -410,6 +412,74 @@ fn an_address_has_an_entry_as_long_as_a_service_has_the_address() {
         world.reconcile(&state, &facts);
         assert_eq!(addresses(&mut world), expected);
         assert_eq!(world.mirror.services.len(), services.len());
+    }
+}
+
+#[test]
+fn a_prefix_is_written_with_its_length_and_beside_what_it_holds() {
+    let mut world = World::new();
+    let one = service("one", 1, &[backend(1, 100)]);
+    let all = |name: &str, length: u8| Service {
+        address: Prefix::around(IpAddr::from([10, 0, 0, 0]), length).unwrap(),
+        hash: Hash::SourceIp,
+        echo: length == 24,
+        ..service(name, 1, &[backend(1, 100)])
+    };
+    let (wide, wider) = (all("wide", 24), all("wider", 16));
+    let told = |length: u32| (96 + length) << 24;
+    let entry = |world: &mut World, service: &Service| {
+        let installed = world.plane.installed().unwrap();
+        let key = service_key(service);
+        let flags = installed.services.get(&key).map(|entry| entry.flags);
+        let address = installed.addresses.get(&key.its_address());
+        (flags, address.map(|entry| entry.flags))
+    };
+    for services in [
+        vec![one.clone(), wide.clone(), wider.clone()],
+        vec![wide.clone()],
+        vec![wider.clone(), one.clone()],
+        vec![],
+    ] {
+        let state = state(&services);
+        world.reconcile(&state, &all_well(&state));
+        assert_eq!(world.mirror.addresses.len(), services.len());
+        for (service, flags, address) in [
+            (&one, 0, 0),
+            (
+                &wide,
+                told(24) | ServiceEntry::HASH_SOURCE,
+                told(24) | ServiceEntry::ECHO,
+            ),
+            (&wider, told(16) | ServiceEntry::HASH_SOURCE, told(16)),
+        ] {
+            let expected = if services.contains(service) {
+                (Some(flags), Some(address))
+            } else {
+                (None, None)
+            };
+            assert_eq!(entry(&mut world, service), expected, "{}", service.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_hashed_is_written_with_the_service() {
+    let mut world = World::new();
+    for (hash, flags) in [
+        (Hash::SourceIp, ServiceEntry::HASH_SOURCE),
+        (Hash::SourceIpPort, ServiceEntry::HASH_SOURCE_PORT),
+        (Hash::FiveTuple, 0),
+    ] {
+        let www = Service {
+            hash,
+            ..service("www", 1, &[backend(1, 100)])
+        };
+        let state = state(&[www]);
+        world.reconcile(&state, &all_well(&state));
+        let services = world.plane.installed().unwrap().services;
+        let entries: Vec<ServiceEntry> = services.into_values().collect();
+        // What was there with other flags keeps its index.
+        assert_eq!(entries, [ServiceEntry { index: 1, flags }]);
     }
 }
 

@@ -11,7 +11,7 @@ pub use diff::diff;
 use super::{
     nearest,
     raw::{BackendPatch, BackendSpec, ServiceSpec, StateSpec},
-    valid::{Limits, State},
+    valid::{Hash, Limits, State},
 };
 use crate::{
     api::handle::Change,
@@ -51,9 +51,10 @@ pub fn apply(
     change: &Change,
     past: impl FnOnce(u64) -> Result<StateSpec, ChangeError>,
 ) -> Result<StateSpec, ChangeError> {
+    let before = spec;
     let mut spec = spec.clone();
     match change {
-        Change::Apply(whole) => spec = whole.clone(),
+        Change::Apply(whole) => return whole_state(before, whole),
         Change::AddService(service) => return with_service(spec, service.clone()),
         Change::RemoveService { service } => {
             take_service(&mut spec, service)?;
@@ -107,9 +108,55 @@ pub fn apply(
             }
             None => drain_host(&mut spec, backend, *drain)?,
         },
-        Change::Rollback { revision } => spec = past(*revision)?,
+        Change::Rollback { revision } => return whole_state(before, &past(*revision)?),
     }
     canonical(&spec).map_err(ChangeError::Invalid)
+}
+
+/// A state in the place of another.
+fn whole_state(before: &StateSpec, whole: &StateSpec) -> Result<StateSpec, ChangeError> {
+    let after = canonical(whole).map_err(ChangeError::Invalid)?;
+    let problems = other_hashes(before, &after, whole);
+    if problems.is_empty() {
+        Ok(after)
+    } else {
+        Err(clash(Problems(problems)))
+    }
+}
+
+/// A problem for each service that would hash flows by something else than before: all its flows would change their
+/// slots, and established ones break.
+fn other_hashes(before: &StateSpec, after: &StateSpec, written: &StateSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for service in &after.services {
+        let vip = |spec: &ServiceSpec| (spec.address.clone(), spec.protocol.clone(), spec.port);
+        let mut others = before.services.iter();
+        let Some(old) = others.find(|old| vip(old) == vip(service) && old.hash != service.hash)
+        else {
+            continue;
+        };
+        let hash = |spec: &ServiceSpec| {
+            let default = Hash::default().as_str();
+            spec.hash.clone().unwrap_or_else(|| default.into())
+        };
+        let mut places = written.services.iter();
+        let place = places.position(|written| written.name == service.name);
+        problems.push(Problem::new(
+            format!("services[{}].hash", place.unwrap_or_default()),
+            hash(service),
+            format!(
+                "service `{}` hashes by {}, and in another way every flow would get another slot",
+                old.name,
+                hash(old)
+            ),
+            format!(
+                "keep `hash: {}`, or remove service `{}`, which ends its connections, and add it again",
+                hash(old),
+                old.name
+            ),
+        ));
+    }
+    problems
 }
 
 fn canonical(spec: &StateSpec) -> Result<StateSpec, Problems> {

@@ -4,7 +4,7 @@
 
 use super::{
     raw::{BackendSpec, HealthSpec, QuicSpec, ServiceSpec, StateSpec},
-    valid::{AllDown, Backend, FlowPolicy, HealthCheck, OnDown, Service, State, Tracking},
+    valid::{AllDown, Backend, FlowPolicy, Hash, HealthCheck, OnDown, Service, State, Tracking},
 };
 use lb_common::{backend::Mode, gue};
 use std::time::Duration;
@@ -15,6 +15,17 @@ pub const fn mode_name(mode: Mode) -> &'static str {
         Mode::Ipip => "ipip",
         Mode::L2 => "l2",
         Mode::Gue => "gue",
+    }
+}
+
+impl Hash {
+    /// `5-tuple`, `source-ip` or `source-ip-port`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FiveTuple => "5-tuple",
+            Self::SourceIp => "source-ip",
+            Self::SourceIpPort => "source-ip-port",
+        }
     }
 }
 
@@ -71,6 +82,7 @@ impl From<&Service> for ServiceSpec {
                 .gue_port
                 .filter(|port| *port != gue::DEFAULT_PORT)
                 .map(i64::from),
+            hash: (service.hash != Hash::default()).then(|| service.hash.as_str().into()),
             when_all_down: service.when_all_down.as_str().into(),
             health: health(service),
             tracking: (flows.tracking != usual.tracking).then(|| flows.tracking.as_str().into()),

@@ -1,6 +1,7 @@
 //! Values of single fields: each function takes what was written and gives what it means, or what is wrong with it.
 
-use super::valid::{AllDown, Name, OnDown, Protocol, Tracking};
+use super::valid::{AllDown, Hash, Name, OnDown, Protocol, Tracking};
+use crate::prefix::Prefix;
 use lb_common::backend::Mode;
 use std::{
     fmt::Display,
@@ -49,6 +50,16 @@ pub(super) fn mode(text: &str) -> Result<Mode, Fault> {
     }
 }
 
+pub(super) fn hash(text: &str) -> Result<Hash, Fault> {
+    let known = Hash::ALL.into_iter().find(|hash| hash.as_str() == text);
+    known.ok_or_else(|| {
+        Fault::new(
+            "is nothing that flows are hashed by",
+            "use `5-tuple`, `source-ip` or `source-ip-port`",
+        )
+    })
+}
+
 pub(super) fn when_all_down(text: &str) -> Result<AllDown, Fault> {
     match text {
         "open" => Ok(AllDown::Open),
@@ -86,10 +97,60 @@ pub(super) fn probed(text: &str) -> Result<bool, Fault> {
     }
 }
 
-/// An address that clients send to and that reaches this node over a network.
-pub(super) fn service_address(text: &str) -> Result<IpAddr, Fault> {
+/// The shortest prefixes that can be services: a shorter one is no site's.
+const SHORTEST: [(&str, u8); 2] = [("IPv4", 8), ("IPv6", 32)];
+
+/// An address that clients send to and that reaches this node over a network, or a prefix of such.
+pub(super) fn service_address(text: &str) -> Result<Prefix, Fault> {
+    let Some((address, length)) = text.split_once('/') else {
+        return one_service_address(text).map(Prefix::from);
+    };
+    let address = one_service_address(address)?;
+    let [v4, v6] = SHORTEST;
+    let ((family, shortest), longest) = if address.is_ipv4() {
+        (v4, 32)
+    } else {
+        (v6, 128)
+    };
+    let range = format!("use /{shortest} to /{longest} for {family}");
+    let Ok(length) = length.parse::<u8>() else {
+        return Err(Fault::new("has no prefix length behind the `/`", range));
+    };
+    let Some(prefix) = Prefix::around(address, length) else {
+        return Err(Fault::new(format!("has not {length} bits"), range));
+    };
+    if length < shortest {
+        let message = format!("would be {} {family} addresses", share(length));
+        return Err(Fault::new(message, range));
+    }
+    if prefix.address() != address {
+        return Err(Fault::new(
+            format!("has bits set behind its first {length}"),
+            format!("write `{prefix}`, or `{address}` for the one address"),
+        ));
+    }
+    let mapped = Prefix::from(IpAddr::V6(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()));
+    if prefix.contains(mapped) {
+        let hint = "write IPv4 prefixes as such";
+        return Err(Fault::new("holds IPv4 addresses in IPv6 form", hint));
+    }
+    Ok(prefix)
+}
+
+/// The share of all addresses that a prefix of this length is.
+fn share(length: u8) -> String {
+    match length {
+        0 => "all".into(),
+        length => format!(
+            "1/{} of all",
+            1_u64.checked_shl(length.into()).unwrap_or(u64::MAX)
+        ),
+    }
+}
+
+fn one_service_address(text: &str) -> Result<IpAddr, Fault> {
     let hint = "give an address that is routed to this node";
-    let address = host_address(text, hint)?;
+    let address = host_address(text, "without port", hint)?;
     let link_local = match address {
         IpAddr::V4(_) => false,
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
@@ -111,12 +172,13 @@ pub(super) fn service_address(text: &str) -> Result<IpAddr, Fault> {
 
 /// An address of one host.
 pub(super) fn backend_address(text: &str) -> Result<IpAddr, Fault> {
-    host_address(text, "give the backend's own address")
+    let form = "without port or prefix length";
+    host_address(text, form, "give the backend's own address")
 }
 
-fn host_address(text: &str, hint: &str) -> Result<IpAddr, Fault> {
+fn host_address(text: &str, form: &str, hint: &str) -> Result<IpAddr, Fault> {
     let Ok(address) = text.parse::<IpAddr>() else {
-        let hint = "write it like `192.0.2.1` or `2001:db8::1`, without port or prefix length";
+        let hint = format!("write it like `192.0.2.1` or `2001:db8::1`, {form}");
         return Err(Fault::new("is not an IP address", hint));
     };
     if let IpAddr::V6(v6) = address
@@ -176,6 +238,52 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_wrong_prefix_is_refused_with_the_right_one() {
+        for (text, message, hint) in [
+            (
+                "192.0.2.9/24",
+                "has bits set behind its first 24",
+                "write `192.0.2.0/24`, or `192.0.2.9` for the one address",
+            ),
+            (
+                "2001:db8::1/64",
+                "has bits set behind its first 64",
+                "write `2001:db8::/64`, or `2001:db8::1` for the one address",
+            ),
+            (
+                "10.0.0.0/7",
+                "would be 1/128 of all IPv4 addresses",
+                "use /8 to /32 for IPv4",
+            ),
+            (
+                "2001:db8::/31",
+                "would be 1/2147483648 of all IPv6 addresses",
+                "use /32 to /128 for IPv6",
+            ),
+            (
+                "128.0.0.0/0",
+                "would be all IPv4 addresses",
+                "use /8 to /32 for IPv4",
+            ),
+            ("192.0.2.0/33", "has not 33 bits", "use /8 to /32 for IPv4"),
+            (
+                "192.0.2.0/",
+                "has no prefix length behind the `/`",
+                "use /8 to /32 for IPv4",
+            ),
+            (
+                "::8000:0:0/81",
+                "holds IPv4 addresses in IPv6 form",
+                "write IPv4 prefixes as such",
+            ),
+        ] {
+            assert_eq!(service_address(text), Err(Fault::new(message, hint)));
+        }
+        let whole = service_address("2001:db8::1/128").unwrap();
+        assert_eq!(whole.to_string(), "2001:db8::1");
+    }
+
+    #[test]
     fn addresses() {
         let table = [
             ("192.0.2.1", None, None),
@@ -186,10 +294,18 @@ mod tests {
                 Some("is not an IP address"),
             ),
             (
-                "10.0.0.1/24",
+                "10.0.0.300/24",
                 Some("is not an IP address"),
                 Some("is not an IP address"),
             ),
+            ("192.0.2.0/24", None, Some("is not an IP address")),
+            ("10.0.0.0/8", None, Some("is not an IP address")),
+            ("2001:db8::/32", None, Some("is not an IP address")),
+            ("2001:db8::/64", None, Some("is not an IP address")),
+            ("192.0.2.7/32", None, Some("is not an IP address")),
+            ("224.0.0.0/8", Some("is a multicast"), Some("is not an IP")),
+            ("127.0.0.0/8", Some("is a loopback"), Some("is not an IP")),
+            ("fe80::/64", Some("is a link-local"), Some("is not an IP")),
             (
                 "0.0.0.0",
                 Some("is the unspecified"),
@@ -215,7 +331,7 @@ mod tests {
         for (text, service, backend) in table {
             for (result, expected) in [
                 (service_address(text), service),
-                (backend_address(text), backend),
+                (backend_address(text).map(Prefix::from), backend),
             ] {
                 match expected {
                     None => assert_eq!(result, Ok(text.parse().unwrap())),

@@ -12,8 +12,8 @@ pub mod yaml;
 pub use export::mode_name;
 pub use raw::{BackendPatch, BackendSpec, HealthSpec, QuicSpec, ServiceSpec, StateSpec};
 pub use valid::{
-    AllDown, Backend, FlowPolicy, HealthCheck, Limits, Name, OnDown, Protocol, ServerId, Service,
-    State, Tracking,
+    AllDown, Backend, FlowPolicy, Hash, HealthCheck, Limits, Name, OnDown, Protocol, ServerId,
+    Service, State, Tracking,
 };
 
 /// The name that was probably meant by `given`, if one is close enough to suggest.

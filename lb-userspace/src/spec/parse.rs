@@ -10,7 +10,10 @@ use super::{
     raw::{BackendSpec, ServiceSpec, StateSpec},
     valid::{Backend, Limits, Name, Protocol, Service, State},
 };
-use crate::problem::{Problem, Problems};
+use crate::{
+    prefix::Prefix,
+    problem::{Problem, Problems},
+};
 use lb_common::{backend::Mode, gue, limits::MAX_WEIGHT};
 use std::{collections::BTreeMap, fmt::Display, net::IpAddr};
 
@@ -39,7 +42,7 @@ struct Reader {
     /// Path of the service with a name.
     names: BTreeMap<Name, String>,
     /// Name of the service with an address, protocol and port.
-    vips: BTreeMap<(IpAddr, Protocol, u16), String>,
+    vips: BTreeMap<(Prefix, Protocol, u16), String>,
     /// Address of the backends with a name, and the first service that has one.
     hosts: BTreeMap<Name, (IpAddr, String)>,
 }
@@ -57,6 +60,19 @@ impl Reader {
                     .push(Problem::new(field, value, fault.message, fault.hint))
             })
             .ok()
+    }
+
+    /// The outer option is none when the text is wrong, the inner one when there is none.
+    fn given<T>(
+        &mut self,
+        field: String,
+        text: &Option<String>,
+        parse: impl FnOnce(&str) -> Result<T, Fault>,
+    ) -> Option<Option<T>> {
+        match text {
+            None => Some(None),
+            Some(text) => self.take(field, text, parse(text)).map(Some),
+        }
     }
 
     fn refuse(
@@ -108,6 +124,7 @@ impl Reader {
         let port = self.take(at("port"), spec.port, field::number(spec.port, 0, u16::MAX));
         let mode = self.take(at("mode"), &spec.mode, field::mode(&spec.mode));
         let gue_port = self.gue_port(at("gue_port"), spec, mode);
+        let hash = self.given(at("hash"), &spec.hash, field::hash);
         let when_all_down = field::when_all_down(&spec.when_all_down);
         let when_all_down = self.take(at("when_all_down"), &spec.when_all_down, when_all_down);
         if let Some(name) = &name {
@@ -127,6 +144,7 @@ impl Reader {
             port: port?,
             mode: mode?,
             gue_port: gue_port?,
+            hash: hash?.unwrap_or_default(),
             when_all_down: when_all_down?,
             echo: spec.echo,
             quic: quic?,
@@ -174,12 +192,12 @@ impl Reader {
         }
     }
 
-    fn vip_once(&mut self, path: &str, name: &str, vip: (IpAddr, Protocol, u16)) {
+    fn vip_once(&mut self, path: &str, name: &str, vip: (Prefix, Protocol, u16)) {
         match self.vips.get(&vip) {
             Some(first) => {
                 let message =
                     format!("service `{first}` has this address, protocol and port already");
-                let value = format!("{} {}/{}", vip.0, vip.1.as_str(), vip.2);
+                let value = format!("`{name}`: {} {}/{}", vip.0, vip.1.as_str(), vip.2);
                 self.refuse(
                     path.to_owned(),
                     value,
@@ -197,7 +215,7 @@ impl Reader {
         &mut self,
         path: &str,
         spec: &ServiceSpec,
-        vip: Option<IpAddr>,
+        vip: Option<Prefix>,
     ) -> Option<BTreeMap<Name, Backend>> {
         let before = self.found.len();
         let mut backends: BTreeMap<Name, Backend> = BTreeMap::new();
@@ -238,7 +256,7 @@ impl Reader {
         path: &str,
         spec: &BackendSpec,
         service: &ServiceSpec,
-        vip: Option<IpAddr>,
+        vip: Option<Prefix>,
     ) -> Option<Backend> {
         let at = |field: &str| format!("{path}.{field}");
         let name = self.take(at("name"), &spec.name, field::name(&spec.name));
@@ -252,14 +270,17 @@ impl Reader {
             spec.weight,
             field::number(spec.weight, 0, MAX_WEIGHT),
         );
-        if address.is_some() && address == vip {
-            let message = "is the service's own address: packets would come back here";
-            self.refuse(
-                at("address"),
-                &spec.address,
-                message,
-                "give the backend's own address",
-            );
+        if let (Some(address), Some(vip)) = (address, vip)
+            && vip.contains(address.into())
+        {
+            let whose = if vip.is_address() {
+                "the service's own address".to_owned()
+            } else {
+                format!("one of the service's own addresses, {vip}")
+            };
+            let message = format!("is {whose}: packets would come back here");
+            let hint = "give the backend's own address";
+            self.refuse(at("address"), &spec.address, message, hint);
         }
         let server_id = self.server_id(path, spec, service.quic.as_ref());
         let backend = Backend {

@@ -21,7 +21,8 @@ pub struct ServiceSpec {
     /// Name, unique among services: 1-63 letters, digits, `.`, `_` or `-`, starting with a letter or digit.
     #[schema(example = "www")]
     pub name: String,
-    /// IPv4 or IPv6 address of the service.
+    /// IPv4 or IPv6 address of the service, or a prefix such as `192.0.2.0/24` (from /8) or `2001:db8::/64` (from /32) for a service
+    /// at all its addresses. Of overlapping services a packet's is the most specific one.
     #[schema(example = "192.0.2.1")]
     pub address: String,
     /// `tcp` or `udp`.
@@ -37,6 +38,12 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(example = 6080)]
     pub gue_port: Option<i64>,
+    /// What finds a flow its backend: `5-tuple` (default), every flow by itself; `source-ip`, the client's address alone, so that
+    /// all flows of a client go to one backend; `source-ip-port`, its address and port. It cannot be changed while the
+    /// service is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(example = "5-tuple")]
+    pub hash: Option<String>,
     /// What happens when every backend is down: `open` (default), all get traffic as if up; `closed`, none does.
     #[serde(default = "default_when_all_down")]
     #[schema(example = "open")]

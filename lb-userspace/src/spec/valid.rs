@@ -1,10 +1,12 @@
 //! The desired state once it has been checked.
 
+use crate::prefix::Prefix;
 use lb_common::{
     backend::Mode,
     header::{PROTOCOL_TCP, PROTOCOL_UDP},
     limits::{DEFAULT_BACKENDS, DEFAULT_SERVICES},
     quic::{MAX_SERVER_ID, QuicConfig},
+    service::ServiceEntry,
 };
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -59,6 +61,32 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+        }
+    }
+}
+
+/// What of a flow is hashed to find its slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hash {
+    /// Both addresses, both ports and the protocol: every flow by itself.
+    #[default]
+    FiveTuple,
+    /// The client's address: all its flows have one slot.
+    SourceIp,
+    /// The client's address and port.
+    SourceIpPort,
+}
+
+impl Hash {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::FiveTuple, Self::SourceIp, Self::SourceIpPort];
+
+    /// Flags of a [`ServiceEntry`] that make the program do so.
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::FiveTuple => 0,
+            Self::SourceIp => ServiceEntry::HASH_SOURCE,
+            Self::SourceIpPort => ServiceEntry::HASH_SOURCE_PORT,
         }
     }
 }
@@ -141,8 +169,8 @@ impl Default for FlowPolicy {
 pub struct Service {
     /// Its name.
     pub name: Name,
-    /// VIP address.
-    pub address: IpAddr,
+    /// VIP address, or all VIPs.
+    pub address: Prefix,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Port in host byte order; 0 = any.
@@ -151,6 +179,8 @@ pub struct Service {
     pub mode: Mode,
     /// UDP port that the backends take GUE on, host byte order; none in other modes.
     pub gue_port: Option<u16>,
+    /// What of a flow is hashed; never changes while the service is there.
+    pub hash: Hash,
     /// Policy when all backends are down.
     pub when_all_down: AllDown,
     /// Echo requests to its address are answered.

@@ -7,8 +7,12 @@ use lb_common::{
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
     header::Ports,
+    service::ServiceKey,
 };
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 /// Flows of each service.
 const FLOWS: usize = 8;
@@ -83,7 +87,7 @@ impl Pool {
         let mut flows = Vec::new();
         for service in &world.services {
             for _ in 0..FLOWS {
-                let destination = IpAddr::from(service.key.address);
+                let destination = inside(&mut random, &service.key);
                 let port = match u16::from_be(service.key.port) {
                     0 => random.u16(..),
                     port => port,
@@ -111,6 +115,7 @@ impl Pool {
             57 => flow.source = no_host(random, flow.is_v4()),
             58 => flow.destination_port = random.u16(..),
             59 => flow.protocol = 6 + 17 - flow.protocol,
+            60 if random.bool() => flow.destination = near(random, flow.destination),
             60 => flow.destination = address(random, flow.is_v4()),
             61 => (flow.source, flow.destination) = (flow.destination, flow.source),
             62 => flow.source = flow.destination,
@@ -174,11 +179,32 @@ pub fn datagram(random: &mut Rng) -> u32 {
     0x1d01 + random.u32(..DATAGRAMS)
 }
 
+/// An address of a service.
+fn inside(random: &mut Rng, key: &ServiceKey) -> IpAddr {
+    let start = match IpAddr::from(key.address) {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    };
+    if key.prefix == 0 {
+        return key.address.into();
+    }
+    let rest = u128::MAX.checked_shr(key.prefix.into()).unwrap_or(0);
+    Ipv6Addr::from(start | random.u128(..) & rest).to_canonical()
+}
+
 fn address(random: &mut Rng, is_v4: bool) -> IpAddr {
     if is_v4 {
         random.u32(..).to_be_bytes().into()
     } else {
         random.u128(..).to_be_bytes().into()
+    }
+}
+
+/// The address but for one bit.
+fn near(random: &mut Rng, address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => (v4.to_bits() ^ 1 << random.u8(..32)).to_be_bytes().into(),
+        IpAddr::V6(v6) => (v6.to_bits() ^ 1 << random.u8(..128)).to_be_bytes().into(),
     }
 }
 

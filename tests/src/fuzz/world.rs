@@ -9,6 +9,7 @@ use crate::{
 };
 use lb_common::{
     backend::{BackendEntry, Mode, NextHop},
+    service::ServiceEntry,
     slot::Slot,
 };
 
@@ -65,6 +66,31 @@ pub fn world() -> World {
         .service(&to(udp6.clone(), "[2001:db8:f::8]"), 0, settled)
         .quic(LONG_QUIC.0, LONG_QUIC.1)
         .servers()
+        // Flows of a client that have one slot, exact and any port.
+        .service(&to(tcp4.clone(), "203.0.113.10"), 443, spread)
+        .flags(ServiceEntry::HASH_SOURCE)
+        .service(&to(udp4.clone(), "203.0.113.10"), 0, mixed)
+        .flags(ServiceEntry::HASH_SOURCE_PORT)
+        .service(&to(tcp6.clone(), "[2001:db8:f::10]"), 0, mixed)
+        .flags(ServiceEntry::HASH_SOURCE_PORT)
+        .service(&to(udp6.clone(), "[2001:db8:f::10]"), 443, spread)
+        .flags(ServiceEntry::HASH_SOURCE)
+        // Prefixes around them, one in another, with ports and without.
+        .service(&to(tcp4.clone(), "203.0.113.0"), 443, mixed)
+        .within(24)
+        .service(&to(tcp4.clone(), "203.0.113.0"), 0, spread)
+        .within(25)
+        .service(&to(udp4.clone(), "203.0.0.0"), 0, spread)
+        .within(16)
+        .pingable_all()
+        .service(&to(tcp6.clone(), "[2001:db8:f::]"), 443, spread)
+        .within(64)
+        .flags(ServiceEntry::HASH_SOURCE)
+        .pingable_all()
+        .service(&to(udp6.clone(), "[2001:db8::]"), 0, mixed)
+        .within(32)
+        .service(&to(udp6.clone(), "[2001:db8:f::]"), 443, moved)
+        .within(61)
         .pingable(&tcp4)
         .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
         .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))

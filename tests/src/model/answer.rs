@@ -82,7 +82,9 @@ impl Model {
             && message.len() >= HEADER
             && (kind, code) == (Some(request), Some(0))
             && ip.headers == bare
-            && self.pingable.contains(&ip.destination)
+            && self
+                .address(&ip.destination)
+                .is_some_and(|entry| self.pingable.contains(&entry))
             && is_from_one_host_to_us(frame, ip);
         if !wanted {
             return Err(Verdict::PassNotTcpUdp);

@@ -36,8 +36,24 @@ impl Flow {
         }
     }
 
+    /// The hash for a service with these flags. Where it is the client that is hashed (its address in 16 bytes, its port in 4,
+    /// or 0), the low 32 bits are of that.
+    pub fn hash_by(&self, flags: u32, four: bool) -> u64 {
+        const SOURCE_PORT: u32 = 2;
+        let hash = self.hash(four);
+        let port = match flags & 3 {
+            0 => return hash,
+            SOURCE_PORT => self.source_port.to_be_bytes(),
+            _ => [0; 2],
+        };
+        let mut client = self.source.to_vec();
+        client.extend_from_slice(&[port[0], port[1], 0, 0]);
+        let slot = xxh64(&client, SEED) as u32;
+        (hash & !0xffff_ffff) + u64::from(slot)
+    }
+
     /// xxHash64 over the tuple in network order, the protocol in 32 bits.
-    pub fn hash(&self, four: bool) -> u64 {
+    fn hash(&self, four: bool) -> u64 {
         let skipped = if four { 12 } else { 0 };
         let mut tuple = Vec::with_capacity(40);
         tuple.extend_from_slice(&self.source[skipped..]);

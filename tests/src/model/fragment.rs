@@ -87,7 +87,7 @@ impl Model {
 
     /// The way of a later fragment.
     pub(super) fn way_of_later(&self, ip: &Ip, now: u32) -> Result<Way, Verdict> {
-        if !self.addresses.contains(&ip.destination) {
+        if self.address(&ip.destination).is_none() {
             return Err(Verdict::PassFragment);
         }
         let known = self.fragments.get(&Datagram::of(ip));
@@ -110,7 +110,7 @@ impl Model {
 
     /// What becomes of a first fragment that has no way, because of what is true of whole packets under this verdict.
     pub(super) fn first_without_way(&mut self, ip: &Ip, verdict: Verdict, now: u32) -> Verdict {
-        let ours = self.addresses.contains(&ip.destination);
+        let ours = self.address(&ip.destination).is_some();
         match verdict {
             Verdict::PassTruncated if ours => Verdict::DropShortFragment,
             Verdict::PassNoService if ours => {

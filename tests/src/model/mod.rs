@@ -18,13 +18,14 @@ mod quic;
 use crate::{
     counters::Counters,
     prog_run::{INTERFACE, XdpAction},
-    world::{Slots, World},
+    world::{Service, World},
 };
 use bytes::Address;
 use flow::{Flow, flow};
 use fragment::Fragments;
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent},
+    service::ServiceKey,
     verdict::Verdict,
 };
 use parse::{Ip, Part};
@@ -78,26 +79,17 @@ enum Done {
     Answered(Verdict, Vec<u8>),
 }
 
-/// A service.
-#[derive(Clone, Copy)]
-struct Service {
-    index: u32,
-    slots: Slots,
-    /// Whether and how connection IDs are read.
-    quic: Option<quic::Config>,
-}
-
 /// The data plane.
 pub struct Model {
-    services: HashMap<(Address, u8, u16), Service>,
+    services: Vec<Service>,
     servers: quic::Servers,
     backends: HashMap<u32, backend::Backend>,
     exits: BTreeMap<u32, [u8; 6]>,
     flows: HashMap<Flow, FlowEntry>,
-    /// Addresses of services.
-    addresses: HashSet<Address>,
+    /// Addresses and prefixes of services, with the bits that count.
+    addresses: Vec<(Address, u8)>,
     /// Those of them that answer pings.
-    pingable: HashSet<Address>,
+    pingable: HashSet<(Address, u8)>,
     fragments: Fragments,
     silent: bool,
 }
@@ -105,31 +97,17 @@ pub struct Model {
 impl Model {
     /// A data plane with this in its maps.
     pub fn new(world: &World) -> Self {
-        let services = world.services.iter().map(|service| {
-            let key = &service.key;
-            let key = (
-                bytes::address(&key.address),
-                key.protocol,
-                u16::from_be(key.port),
-            );
-            let of_model = Service {
-                index: service.index,
-                slots: service.slots,
-                quic: quic::Config::of(service.flags),
-            };
-            (key, of_model)
-        });
         let backends = world.backends.iter();
         let mut model = Self {
-            services: services.collect(),
+            services: world.services.clone(),
             servers: quic::servers(&world.servers),
             backends: backends
                 .map(|(index, entry)| (*index, entry.into()))
                 .collect(),
             exits: world.exits.clone(),
             flows: HashMap::new(),
-            addresses: world.addresses().iter().map(bytes::address).collect(),
-            pingable: world.pingable.iter().map(bytes::address).collect(),
+            addresses: world.addresses().iter().map(place).collect(),
+            pingable: world.pingable.iter().map(place).collect(),
             fragments: HashMap::new(),
             silent: world.silent,
         };
@@ -219,8 +197,9 @@ impl Model {
     ) -> Result<Way, Verdict> {
         let (flow, is_error) = flow(frame, ip)?;
         let service = self.service(&flow).ok_or(Verdict::PassNoService)?;
-        let hash = flow.hash(ip.four);
-        if let Some(config) = service.quic.filter(|_| !is_error) {
+        let hash = flow.hash_by(service.flags, ip.four);
+        let config = quic::Config::of(service.flags);
+        if let Some(config) = config.filter(|_| !is_error) {
             match self.named(service.index, config, ip.payload(frame)) {
                 Ok(owner) => {
                     events.push(FlowEvent::QuicRouted);
@@ -259,10 +238,40 @@ impl Model {
         })
     }
 
-    /// The service of an exact port, else the one for any port.
+    /// The most specific service: of more bits of the address, and of those with as many the one that names the port. But
+    /// one of the whole address for any port comes before all prefixes, as it has more bits than they.
     fn service(&self, flow: &Flow) -> Option<Service> {
-        let key = |port| (flow.destination, flow.protocol, port);
-        let exact = self.services.get(&key(flow.destination_port));
-        exact.or_else(|| self.services.get(&key(0))).copied()
+        let fits = |service: &&Service| {
+            let port = u16::from_be(service.key.port);
+            let (start, bits) = place(&service.key);
+            service.key.protocol == flow.protocol
+                && (port == 0 || port == flow.destination_port)
+                && agree(&start, &flow.destination, bits)
+        };
+        let rank = |service: &&Service| (place(&service.key).1, service.key.port != 0);
+        self.services.iter().filter(fits).max_by_key(rank).copied()
     }
+
+    /// The most specific address or prefix of a service that an address is in.
+    fn address(&self, address: &Address) -> Option<(Address, u8)> {
+        let mut found = None;
+        for (start, bits) in &self.addresses {
+            let longer = found.is_none_or(|(_, longest)| *bits > longest);
+            if longer && agree(start, address, *bits) {
+                found = Some((*start, *bits));
+            }
+        }
+        found
+    }
+}
+
+/// Where a service is: an address, and how many bits of it count.
+fn place(key: &ServiceKey) -> (Address, u8) {
+    let bits = if key.prefix == 0 { 128 } else { key.prefix };
+    (bytes::address(&key.address), bits)
+}
+
+/// Whether two addresses have the same first bits.
+fn agree(a: &Address, b: &Address, bits: u8) -> bool {
+    (0..usize::from(bits)).all(|bit| (a[bit / 8] ^ b[bit / 8]) & (0x80 >> (bit % 8)) == 0)
 }

@@ -15,11 +15,11 @@ pub struct Config {
 }
 
 impl Config {
-    /// Of the flags of a service's entry: 4 asks for it, bits 24 to 27 are the length of a server ID, 28 to 30 the rotation.
+    /// Of the flags of a service's entry: 4 asks for it, bits 8 to 11 are the length of a server ID, 12 to 14 the rotation.
     pub fn of(flags: u32) -> Option<Self> {
         (flags & 4 != 0).then_some(Self {
-            rotation: (flags >> 28 & 7) as u8,
-            server: (flags >> 24 & 15) as usize,
+            rotation: (flags >> 12 & 7) as u8,
+            server: (flags >> 8 & 15) as usize,
         })
     }
 }

@@ -1,11 +1,12 @@
 //! New maps have what the old ones had.
 
-use crate::fixture::{Fixture, fill, flow, pinned_flows, scan, web, www};
+use crate::fixture::{Fixture, address, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
 use lb_common::{
     backend::BackendEntry,
     flow_table::FlowEntry,
     quic::{ServerEntry, ServerKey},
+    service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
 };
@@ -86,7 +87,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     };
     assert_eq!(differences.len(), 7, "{differences:?}");
     assert!(
-        differences[5].starts_with(
+        differences[6].starts_with(
             "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries"
         ),
         "{differences:?}"
@@ -150,13 +151,21 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let pins = fixture.session.pins();
     fs::rename(pins.join("maps-3-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
-    for name in ["FLOW_EVENTS", "FRAGMENTS", "ANSWERS", "QUIC_SERVERS"] {
+    for name in [
+        "SERVICE_PREFIXES",
+        "FLOW_EVENTS",
+        "FRAGMENTS",
+        "ANSWERS",
+        "QUIC_SERVERS",
+    ] {
         fs::remove_file(pins.join("maps-1-1").join(name))?;
     }
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
             "layout version 1 -> 3".into(),
+            "SERVICE_PREFIXES: missing -> trie of prefixes of 32 entries, key 24 B, value 8 B, flags 0x1"
+                .into(),
             "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
             "FLOW_EVENTS: missing -> per-CPU array of 9 entries, key 4 B, value 8 B".into(),
             "FRAGMENTS: missing -> LRU hash of 32768 entries, key 40 B, value 24 B".into(),
@@ -175,6 +184,50 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let left = [format!("link-{link}"), "maps-3-2".into()];
     assert_eq!(fixture.pins(), left);
+    Ok(())
+}
+
+#[test]
+fn services_at_prefixes_are_adopted_and_carried_over() -> Result<()> {
+    let Some(mut fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let key = ServiceKey::new(address("10.0.0.0"), 6, 0).within(96 + 24);
+    let flags = ServiceEntry::prefix_flags(key.prefix);
+    let wrong = ServiceEntry { index: 5, flags: 0 };
+    let (mut plane, _) = fixture.open()?;
+    fill(&mut plane)?;
+    assert!(plane.put_service(&key, &wrong).is_err());
+    plane.put_service(&key.its_address(), &ServiceEntry { index: 0, flags })?;
+    plane.put_service(&key, &ServiceEntry { index: 5, flags })?;
+    let before = plane.installed()?;
+    assert_eq!((before.services.len(), before.addresses.len()), (2, 2));
+    assert_eq!(
+        before.services.get(&key),
+        Some(&ServiceEntry { index: 5, flags })
+    );
+    fixture.activate(&mut plane);
+    drop(plane);
+
+    let (mut plane, adoption) = fixture.open()?;
+    assert!(matches!(adoption, Adoption::Reused { services: 2, .. }));
+    assert_eq!(plane.installed()?, before);
+    fixture.activate(&mut plane);
+    drop(plane);
+
+    fixture.settings.services += 1;
+    let (mut plane, adoption) = fixture.open()?;
+    let Adoption::Replaced { carried, .. } = adoption else {
+        panic!("{adoption:?}")
+    };
+    assert_eq!(carried.map(|carried| carried.services), Ok(2));
+    assert_eq!(plane.installed()?, before);
+    for _ in 0..2 {
+        plane.remove_service(&key)?;
+        plane.remove_service(&key.its_address())?;
+    }
+    let left = plane.installed()?;
+    assert_eq!((left.services.len(), left.addresses.len()), (1, 1));
     Ok(())
 }
 

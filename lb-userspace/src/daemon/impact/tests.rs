@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     health::checker::TargetId,
-    spec::{AllDown, FlowPolicy, HealthCheck, Name, Protocol, ServerId, Tracking},
+    spec::{AllDown, FlowPolicy, Hash, HealthCheck, Name, Protocol, ServerId, Tracking},
 };
 use lb_common::{backend::Mode, quic::QuicConfig};
 use std::time::Duration;
@@ -24,11 +24,12 @@ fn service(weights: &[u16]) -> Service {
     let backends = (1..).zip(weights).map(|(n, weight)| backend(n, *weight));
     Service {
         name: name("www"),
-        address: IpAddr::from([10, 0, 0, 1]),
+        address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol: Protocol::Tcp,
         port: 80,
         mode: Mode::Ipip,
         gue_port: None,
+        hash: Hash::FiveTuple,
         when_all_down: AllDown::Closed,
         echo: false,
         quic: None,

@@ -126,6 +126,11 @@ fn service_changes(before: &Service, after: &Service) -> Vec<String> {
         ),
         changed("gue_port", gue_port(before), gue_port(after)),
         changed(
+            "hash",
+            before.hash.as_str().into(),
+            after.hash.as_str().into(),
+        ),
+        changed(
             "when_all_down",
             before.when_all_down.as_str().into(),
             after.when_all_down.as_str().into(),

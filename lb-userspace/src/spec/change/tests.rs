@@ -260,6 +260,62 @@ fn a_rollback_takes_the_state_that_was_and_checks_it() {
 }
 
 #[test]
+fn what_is_hashed_cannot_be_changed_in_place() {
+    let hashed = |hash: Option<&str>| {
+        let mut spec = base();
+        spec.services[1].hash = hash.map(Into::into);
+        spec
+    };
+    let by_source = State::parse(&hashed(Some("source-ip")), &Limits::default()).unwrap();
+    let by_source = StateSpec::from(&by_source);
+    // The same service under another name, and said to be what it is anyway.
+    let mut renamed = hashed(Some("source-ip-port"));
+    renamed.services[1].name = "web".into();
+    for (before, after, message) in [
+        (
+            base(),
+            hashed(Some("source-ip")),
+            "services[1].hash: service `www` hashes by 5-tuple, and in another way every flow would get another slot \
+             (given: source-ip); keep `hash: 5-tuple`, or remove service `www`, which ends its connections, and add it \
+             again",
+        ),
+        (
+            by_source.clone(),
+            base(),
+            "services[1].hash: service `www` hashes by source-ip, and in another way every flow would get another slot \
+             (given: 5-tuple); keep `hash: source-ip`, or remove service `www`, which ends its connections, and add it \
+             again",
+        ),
+        (
+            by_source.clone(),
+            renamed,
+            "services[1].hash: service `www` hashes by source-ip, and in another way every flow would get another slot \
+             (given: source-ip-port); keep `hash: source-ip`, or remove service `www`, which ends its connections, and \
+             add it again",
+        ),
+    ] {
+        let whole = Change::Apply(after.clone());
+        let rollback = Change::Rollback { revision: 1 };
+        for change in [whole, rollback] {
+            let refusal = super::apply(&before, &change, |_| Ok(after.clone())).unwrap_err();
+            let ChangeError::Conflict(said, problems) = refusal else {
+                panic!("{refusal:?}");
+            };
+            assert_eq!((said.as_str(), problems.len()), (message, 1));
+        }
+    }
+    let same = Change::Apply(hashed(Some("5-tuple")));
+    assert!(apply(&base(), &same).is_ok());
+    // Another port is another service.
+    let mut moved = hashed(Some("source-ip"));
+    moved.services[1].port = 8080;
+    assert!(apply(&base(), &Change::Apply(moved)).is_ok());
+    let without = apply(&base(), &remove_service("www")).unwrap();
+    let again = Change::Apply(hashed(Some("source-ip")));
+    assert_eq!(apply(&without, &again), Ok(by_source));
+}
+
+#[test]
 fn what_does_not_exist_is_not_found_with_a_pointer_to_what_does() {
     let table = [
         (
@@ -333,8 +389,8 @@ fn what_is_taken_is_a_conflict_that_names_it() {
         (
             service("{ name: w2, address: 192.0.2.1, protocol: tcp, port: 80 }"),
             "",
-            "service `www` has this address, protocol and port already (given: 192.0.2.1 tcp/80); change one, or add \
-             the backends to `www`",
+            "service `www` has this address, protocol and port already (given: `w2`: 192.0.2.1 tcp/80); change one, or \
+             add the backends to `www`",
         ),
         (
             service(

@@ -1,6 +1,7 @@
 //! Writing and reading a state changes nothing.
 
 use super::*;
+use crate::prefix::Prefix;
 use crate::spec::{Limits, Name, Protocol, ServerId, yaml};
 use lb_common::quic::QuicConfig;
 use proptest::{collection::btree_map, option, prelude::*};
@@ -35,7 +36,7 @@ prop_compose! {
 prop_compose! {
     fn service(number: u8)(
         udp in any::<bool>(), port in any::<u16>(), l2 in any::<bool>(), closed in any::<bool>(),
-        health in option::of(check()), flows in flows(), echo in any::<bool>(),
+        hash in 0usize..3, health in option::of(check()), flows in flows(), echo in any::<bool>(), length in 24u8..=32,
         quic in option::of((0_u8..7, 1_u8..=8)),
         weights in btree_map(any::<u8>(), (0u16..=1000, any::<bool>()), 0..5),
     ) -> Service {
@@ -53,11 +54,12 @@ prop_compose! {
         });
         Service {
             name: Name::parse(&format!("s{number}")).unwrap(),
-            address: IpAddr::from([10, 0, 0, number]),
+            address: Prefix::around(IpAddr::from([100, 64, number, number]), length).unwrap(),
             protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
             port,
             mode: if l2 { Mode::L2 } else { Mode::Ipip },
             gue_port: None,
+            hash: Hash::ALL[hash],
             when_all_down: if closed { AllDown::Closed } else { AllDown::Open },
             echo,
             quic,

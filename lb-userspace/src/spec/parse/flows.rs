@@ -1,11 +1,7 @@
 //! What becomes of a service's established flows in a change: what was written, with the defaults for what was not.
 
 use super::Reader;
-use crate::spec::{
-    field::{self, Fault},
-    raw::ServiceSpec,
-    valid::FlowPolicy,
-};
+use crate::spec::{field, raw::ServiceSpec, valid::FlowPolicy};
 use std::time::Duration;
 
 const MIN_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,18 +33,5 @@ impl Reader {
             udp_settle: udp_settle?.unwrap_or(usual.udp_settle),
             slow_start: slow_start?.unwrap_or(usual.slow_start),
         })
-    }
-
-    /// The outer option is none when the text is wrong, the inner one when there is none.
-    fn given<T>(
-        &mut self,
-        field: String,
-        text: &Option<String>,
-        parse: impl FnOnce(&str) -> Result<T, Fault>,
-    ) -> Option<Option<T>> {
-        match text {
-            None => Some(None),
-            Some(text) => self.take(field, text, parse(text)).map(Some),
-        }
     }
 }

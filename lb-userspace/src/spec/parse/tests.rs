@@ -109,6 +109,12 @@ fn each_bad_value_is_named_with_its_line_and_a_way_out() {
              with a letter or digit",
         ),
         (
+            "port: 80\n",
+            "port: 80\n    hash: source\n",
+            "line 6: services[0].hash: is nothing that flows are hashed by (given: source); use `5-tuple`, `source-ip` or \
+             `source-ip-port`",
+        ),
+        (
             "protocol: tcp",
             "protocol: sctp",
             "line 4: services[0].protocol: is not a protocol (given: sctp); use `tcp` or `udp`",
@@ -142,7 +148,7 @@ fn each_bad_value_is_named_with_its_line_and_a_way_out() {
         (
             "address: 2001:db8::1\n    protocol: udp\n    port: 53",
             "address: 192.0.2.1\n    protocol: tcp\n    port: 80",
-            "line 10: services[1]: service `www` has this address, protocol and port already (given: 192.0.2.1 tcp/80); \
+            "line 10: services[1]: service `www` has this address, protocol and port already (given: `dns`: 192.0.2.1 tcp/80); \
              change one, or add the backends to `www`",
         ),
         (
@@ -263,6 +269,49 @@ fn each_bad_flow_policy_is_named_with_a_way_out() {
     assert_eq!(
         said,
         "line 9: services[0].backends[1].drain: must be `true` or `false` (given: maybe)"
+    );
+}
+
+#[test]
+fn overlapping_services_are_allowed_and_equal_ones_are_not() {
+    let text = |addresses: [&str; 3]| {
+        let [a, b, c] = addresses;
+        format!(
+            "services:\n\
+             - {{ name: a, address: {a}, protocol: tcp, port: 80 }}\n\
+             - {{ name: b, address: {b}, protocol: tcp, port: 80 }}\n\
+             - {{ name: c, address: {c}, protocol: tcp, port: 0 }}\n"
+        )
+    };
+    assert!(parse(&text(["192.0.2.1", "192.0.2.0/24", "192.0.2.0/24"])).is_ok());
+    assert!(parse(&text(["192.0.2.0/24", "192.0.2.0/25", "192.0.0.0/16"])).is_ok());
+    for (first, second, written) in [
+        ("192.0.2.0/24", "192.0.2.0/24", "192.0.2.0/24"),
+        ("192.0.2.1", "192.0.2.1/32", "192.0.2.1"),
+        ("2001:db8::/64", "2001:db8:0:0::/64", "2001:db8::/64"),
+    ] {
+        let problems = parse(&text([first, second, first])).unwrap_err();
+        let said: Vec<String> = problems.0.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            said,
+            [format!(
+                "services[1]: service `a` has this address, protocol and port already (given: `b`: {written} tcp/80); change \
+                 one, or add the backends to `a`"
+            )]
+        );
+    }
+}
+
+#[test]
+fn a_backend_is_not_in_its_services_prefix() {
+    assert_eq!(
+        said("address: 192.0.2.1\n", "address: 198.51.100.0/25\n"),
+        [
+            "line 8: services[0].backends[0].address: is one of the service's own addresses, 198.51.100.0/25: packets would \
+             come back here (given: 198.51.100.1); give the backend's own address",
+            "line 9: services[0].backends[1].address: is one of the service's own addresses, 198.51.100.0/25: packets would \
+             come back here (given: 198.51.100.2); give the backend's own address",
+        ]
     );
 }
 
@@ -411,11 +460,11 @@ fn a_full_node_fits_the_bounds() {
 fn the_shipped_example_is_valid() {
     let spec = yaml::state_from_str(include_str!("../../../../deploy/services.yaml")).unwrap();
     let limits = Limits {
-        services: 3,
-        backends: 6,
+        services: 4,
+        backends: 8,
     };
     let state = State::parse(&spec, &limits).unwrap();
-    assert_eq!(state.services.len(), 3);
+    assert_eq!(state.services.len(), 4);
 }
 
 /// A QUIC service with this in place of `quic`, and these two backends.
