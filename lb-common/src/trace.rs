@@ -62,6 +62,10 @@ pub struct Record {
     pub flow_event: u8,
     /// Always 0.
     pub zero: u16,
+    /// [`Record::BACKEND`]: index of the second owner that the packet names; 0: none.
+    pub second: u32,
+    /// Always 0.
+    pub zero2: u32,
 }
 
 impl Record {
@@ -158,7 +162,7 @@ pub struct Scratch {
     pub active: u32,
 }
 
-const _: () = assert!(size_of::<Record>() == 8 * 3 + 16 * 2 + 24 + 4 * 7 + 12);
+const _: () = assert!(size_of::<Record>() == 8 * 3 + 16 * 2 + 24 + 4 * 7 + 12 + 8);
 const _: () = assert!(size_of::<Event>() == size_of::<Record>() + 2 * SNAP);
 const _: () = assert!(size_of::<Filter>() == 56);
 const _: () = assert!(crate::verdict::Verdict::COUNT <= u64::BITS);

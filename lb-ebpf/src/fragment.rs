@@ -45,6 +45,7 @@ pub fn way(ip: &Ip) -> Result<Way, Verdict> {
     Ok(Way {
         service: entry.service,
         owner: entry.backend,
+        second: 0,
         hash: entry.hash,
     })
 }

@@ -336,6 +336,8 @@ pub struct DecapRules {
     pub sources: Vec<(u32, [u8; 16])>,
     /// Inner destinations.
     pub vips: Vec<IpAddr>,
+    /// Whether packets are handed on.
+    pub second_chance: bool,
 }
 
 impl Decapsulator {
@@ -349,7 +351,8 @@ impl Decapsulator {
         let check = |bit, wanted| if wanted { bit } else { 0 };
         let checks = check(decap::CHECK_HOST, !rules.hosts.is_empty())
             | check(decap::CHECK_SOURCE, !rules.sources.is_empty())
-            | check(decap::CHECK_VIP, !rules.vips.is_empty());
+            | check(decap::CHECK_VIP, !rules.vips.is_empty())
+            | check(decap::SECOND_CHANCE, rules.second_chance);
         let mut ebpf = EbpfLoader::new()
             .override_global(decap::CHECKS, &checks, true)
             .load(object::DECAP)

@@ -38,6 +38,11 @@ fn gue() -> Result<()> {
 }
 
 #[test]
+fn second() -> Result<()> {
+    fixtures::check(&fixtures::second::all())
+}
+
+#[test]
 fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;

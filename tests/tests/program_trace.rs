@@ -185,6 +185,8 @@ fn a_record_says_what_each_stage_found() -> Result<()> {
         kind: PacketKind::TcpSyn as u8 + 1,
         flow_event: 0,
         zero: 0,
+        second: 0,
+        zero2: 0,
     };
     assert_eq!(record, expected);
     assert!(record.time > 0);

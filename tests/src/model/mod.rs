@@ -68,6 +68,8 @@ impl Expected {
 struct Way {
     service: u32,
     owner: u32,
+    /// Index of the second owner that is named; 0: none.
+    second: u32,
     hash: u64,
 }
 
@@ -182,7 +184,8 @@ impl Model {
             INTERFACE => None,
             other => Some(self.exits.get(&other)),
         };
-        let sent = match forward::send(frame, &ip, way.hash, backend, exit) {
+        let second = self.backends.get(&way.second);
+        let sent = match forward::send(frame, &ip, way.hash, (backend, second), exit) {
             Err(Verdict::DropTooBig) => return self.too_big(frame, &ip, backend),
             sent => sent?,
         };
@@ -216,9 +219,12 @@ impl Model {
         };
         let (owner, counted) = self.owner(&flow, kind, &place, now);
         *event = counted;
+        let (owner, second) = owner?;
         Ok(Way {
             service,
-            owner: owner?,
+            owner,
+            // Those behind a first fragment would not find the way.
+            second: if ip.part == Part::Whole { second } else { 0 },
             hash,
         })
     }
