@@ -400,7 +400,7 @@ impl Decapsulator {
         let before = self.counts()?;
         let program = self.ebpf.program(decap::TC_PROGRAM);
         let program: &SchedClassifier = program.context("no program for tc")?.try_into()?;
-        let mut out = vec![0; frame.len() + 64];
+        let mut out = vec![0; frame.len() + 96];
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
@@ -446,8 +446,8 @@ fn fill(map: BorrowedFd<'_>, words: &[u64]) -> Result<()> {
 }
 
 fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
-    // Room for the largest outer header.
-    let mut out = vec![0; frame.len() + 64];
+    // Room for the largest outer header with a second owner.
+    let mut out = vec![0; frame.len() + 96];
     let context = xdp_md(frame.len());
     let result = program
         .test_run(TestRunOptions {
