@@ -2,7 +2,7 @@
 //! names, byte for byte, by XDP and by traffic control; all else is delivered.
 
 use anyhow::{Context, Result, ensure};
-use etherparse::Ipv4Header;
+use etherparse::{Ipv4Header, TcpHeader};
 use lb_common::decap::Reason;
 use lb_tests::{
     fixture::{NEXT_HOP, ip, v4, v6},
@@ -286,10 +286,14 @@ impl Raw {
     }
 
     fn send(&self, packet: &Packet) -> Result<()> {
-        let bytes = &packet.frame()[ETHERNET..];
-        let SocketAddr::V4(to) = packet.to else {
+        let (SocketAddr::V4(from), SocketAddr::V4(to)) = (packet.from, packet.to) else {
             anyhow::bail!("IPv4 only")
         };
+        let mut bytes = packet.frame().split_off(ETHERNET);
+        // The packet itself has none, and the stack looks at it.
+        let (header, payload) = TcpHeader::from_slice(&bytes[20..])?;
+        let sum = header.calc_checksum_ipv4_raw(from.ip().octets(), to.ip().octets(), payload)?;
+        bytes[36..38].copy_from_slice(&sum.to_be_bytes());
         // SAFETY: all of it being 0 is a value.
         let mut address: libc::sockaddr_in = unsafe { mem::zeroed() };
         address.sin_family = libc::AF_INET as libc::sa_family_t;

@@ -145,7 +145,7 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
             Protocol::Tcp => Mode::Gue,
             Protocol::Udp => Mode::Ipip,
         },
-        gue_port: None,
+        gue_port: (protocol == Protocol::Tcp).then_some(6_080),
         when_all_down: rule.when_all_down,
         echo: false,
         health: Some(HealthCheck {
