@@ -29,50 +29,65 @@ pub struct Place {
     pub slot: Slot,
 }
 
-/// Indexes of the backends that a packet may be for.
-pub struct Owners {
-    /// The one that it goes to.
-    pub first: u32,
-    /// The one that it names; 0: none.
-    pub second: u32,
-}
+/// Indexes of the backends that a packet may be for: the one that it goes to and, above it, the one that it names (0: none).
+/// One word, which takes one place on the stack while the packet is sent.
+#[derive(Clone, Copy)]
+pub struct Owners(u64);
 
 impl Owners {
     /// The one and, if it can be named, the other.
     #[inline(always)]
     fn new(first: u32, second: u32) -> Self {
-        let second = forget(backend::second(first, second));
-        Self { first, second }
+        Self(forget(
+            u64::from(first) | u64::from(backend::second(first, second)) << 32,
+        ))
     }
 
-    /// The one, of a steady slot.
+    /// The one alone.
     #[inline(always)]
     pub fn alone(first: u32) -> Self {
-        let second = forget(0);
-        Self { first, second }
+        Self(forget(first.into()))
+    }
+
+    /// The one that the packet goes to.
+    #[inline(always)]
+    pub fn first(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The one that it names; 0: none.
+    #[inline(always)]
+    pub fn second(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The same, of which the compiler does not know that it has seen its parts before, and keeps none of them.
+    #[inline(always)]
+    pub fn again(self) -> Self {
+        Self(forget(self.0))
     }
 }
 
-/// The same index, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the program
+/// The same indexes, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the program
 /// once more.
 #[inline(always)]
-fn forget(index: u32) -> u32 {
+fn forget(indexes: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
-        let mut index = u64::from(index);
-        // SAFETY: swapping twice restores the lower 32 bits.
+        let mut indexes = indexes;
+        // SAFETY: swapping twice restores all bits.
         unsafe {
             core::arch::asm!(
-                "{0} = be32 {0}",
-                "{0} = be32 {0}",
-                inout(reg) index,
+                "{0} = be64 {0}",
+                "{0} = be64 {0}",
+                inout(reg) indexes,
                 options(pure, nomem, nostack, preserves_flags)
             );
         }
-        index as u32
+        indexes
     }
     #[cfg(not(target_arch = "bpf"))]
-    index
+    indexes
 }
 
 /// The backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the
@@ -101,7 +116,7 @@ pub fn owners(flow: &Flow, kind: PacketKind, place: &Place) -> Result<Owners, Ve
             service: place.service,
             slot: place.number,
             seen: now,
-            flags: FlowEntry::flags_of(owners.second),
+            flags: FlowEntry::flags_of(owners.second()),
         };
         stats::count_flow(match FLOWS.insert(key, entry, BPF_ANY.into()) {
             Ok(()) if found.is_some() => FlowEvent::Replaced,

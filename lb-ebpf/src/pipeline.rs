@@ -79,10 +79,8 @@ fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u64 {
 pub struct Way {
     /// Index of the service that it is counted for.
     pub service: u32,
-    /// Index of the backend.
-    pub owner: u32,
-    /// Index of the second owner that it names; 0: none.
-    pub second: u32,
+    /// The backend, and the one that the packet names.
+    pub owners: Owners,
     /// Flow hash: the entropy of outer headers.
     pub hash: u64,
 }
@@ -99,20 +97,20 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
     } else {
         way(packet, &ip)?
     };
-    trace::backend(way.owner);
-    let backend = backend::get(way.owner)?;
+    trace::backend(way.owners.first());
+    let backend = backend::get(way.owners.first())?;
     let exit = match forward::send(packet, &ip, way.hash, &backend) {
         Ok(exit) => exit,
         Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
         Err(verdict) => return Err(verdict.into()),
     };
-    let mut second = way.second;
+    let owners = way.owners.again();
+    stats::count_forwarded(way.service, owners.first(), received);
     if ip.fragment == Fragment::First {
         fragment::record(&ip, &way);
-        second = 0;
+        return Ok((exit, 0));
     }
-    stats::count_forwarded(way.service, way.owner, received);
-    Ok((exit, second))
+    Ok((exit, owners.second()))
 }
 
 /// The way of a packet that has its ports, or quotes some.
@@ -139,8 +137,7 @@ fn way(packet: &Packet, ip: &Ip) -> Result<Way, Outcome> {
     let owners = owners(packet, ip, &flow, service.index, slot_of(hash))?;
     Ok(Way {
         service: service.index,
-        owner: owners.first,
-        second: owners.second,
+        owners,
         hash,
     })
 }
