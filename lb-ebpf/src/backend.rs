@@ -147,7 +147,7 @@ fn is_set(bits: u64) -> u64 {
 
 /// The same, of which the compiler knows nothing.
 #[inline(always)]
-fn hide(bits: u64) -> u64 {
+pub fn hide(bits: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut bits = bits;

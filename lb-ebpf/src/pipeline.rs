@@ -89,7 +89,7 @@ pub struct Way {
 /// owner. Those that follow a first fragment would not find the way to it: it names none.
 #[inline(always)]
 fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, u32), Outcome> {
-    let received = packet.length() as u64;
+    let received = packet.length() as u32;
     let ip = parse::ip(packet, family, tags)?;
     trace::ip(&ip);
     let way = if ip.fragment == Fragment::Later {
@@ -98,6 +98,8 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
         way(packet, &ip)?
     };
     trace::backend(way.owners.first());
+    // One place on the stack for both, until the packet is sent.
+    let counted = backend::hide(u64::from(way.service) | u64::from(received) << 32);
     let backend = backend::get(way.owners.first())?;
     let exit = match forward::send(packet, &ip, way.hash, &backend) {
         Ok(exit) => exit,
@@ -105,8 +107,15 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
         Err(verdict) => return Err(verdict.into()),
     };
     let owners = way.owners.again();
-    stats::count_forwarded(way.service, owners.first(), received);
+    let counted = backend::hide(counted);
+    let service = counted as u32;
+    stats::count_forwarded(service, owners.first(), counted >> 32);
     if ip.fragment == Fragment::First {
+        let way = Way {
+            service,
+            owners,
+            hash: way.hash,
+        };
         fragment::record(&ip, &way);
         return Ok((exit, 0));
     }
