@@ -61,9 +61,9 @@ impl FlowEntry {
         second << 8
     }
 
-    /// The backend that the flow may be at home at instead: the entry is a guess of a node that has not seen the flow begin, while
-    /// its slot had two owners. 0: there is no doubt, or none that can be told of. The index may have been given to another
-    /// since, which can do no harm: it has no socket of the flow either.
+    /// The backend that the flow may be at home at instead: the entry is a guess of a node that has not seen the flow
+    /// begin, while its slot had two owners. 0: there is no doubt, or none that can be told of. The index may have been
+    /// given to another since, which can do no harm: it has no socket of the flow either.
     #[inline(always)]
     pub const fn second(&self) -> u32 {
         self.flags >> 8
@@ -138,8 +138,8 @@ impl PacketKind {
         }
     }
 
-    /// The owner of a tracked slot at which the flow of such a packet may be at home instead of [`PacketKind::owner`], if it has
-    /// no entry: an index, 0 = none. Not that of a new connection.
+    /// The owner of a tracked slot at which the flow of such a packet may be at home instead of [`PacketKind::owner`], if
+    /// it has no entry: an index, 0 = none. Not that of a new connection.
     #[inline(always)]
     pub const fn second_owner(self, slot: Slot) -> u32 {
         let owner = self.owner(slot);

@@ -1,9 +1,9 @@
 //! Generic UDP Encapsulation, version 0 (draft-ietf-intarea-gue-09): an outer IP header, a UDP header whose source port
 //! spreads flows, and four bytes that say which IP version follows.
 //!
-//! Behind these four bytes there may be the *second owner* of the packet's flow, as private data of GUE (section 3.4): words that the header's
-//! length counts and that no flag announces, which receivers that do not know them skip. It is another backend in mode
-//! `gue`, to which the first hands the packet on if it has no socket for it.
+//! Behind these four bytes there may be the *second owner* of the packet's flow, as private data of GUE (section 3.4):
+//! words that the header's length counts and that no flag announces, which receivers that do not know them skip. It is
+//! another backend in mode `gue`, to which the first hands the packet on if it has no socket for it.
 //!
 //! **Invariants.** Fields are in network byte order. The UDP checksum is 0: over IPv4 it is optional (RFC 768), over
 //! IPv6 a tunnel may leave it out (RFC 6935, RFC 6936), and its receiver has to allow that.
@@ -40,8 +40,8 @@ pub struct UdpHeader {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GueHeader {
-    /// Version (2 bits) and whether this is a control message (1), all 0; length of what is behind the header, in 32-bit words
-    /// (5).
+    /// Version (2 bits) and whether this is a control message (1), all 0; length of what is behind the header, in 32-bit
+    /// words (5).
     pub version_control_length: u8,
     /// Protocol number of what follows: IPv4 or IPv6 in IP.
     pub protocol: u8,
@@ -200,8 +200,8 @@ impl GueOverIpv4 {
         }
     }
 
-    /// The same on the way from the first owner to the second, whom nothing is behind them to name; address and port in network
-    /// order. The way ends here for a TTL of 1: `None`.
+    /// The same on the way from the first owner to the second, whom nothing is behind them to name; address and port in
+    /// network order. The way ends here for a TTL of 1: `None`.
     #[inline(always)]
     pub fn handed_on(self, destination: u32, port: u16) -> Option<Self> {
         const LESS: u16 = size_of::<SecondV4>() as u16;

@@ -7,8 +7,8 @@ use crate::{
 
 /// Bytes of UDP and of GUE's base header (draft-ietf-intarea-gue-09).
 const GUE: u16 = 8 + 4;
-/// Bytes of a word and of an address: what names a second owner ([`crate::gue::SecondV4`]). Most packets lack it, but any packet may get it,
-/// so that what a flow may send does not depend on the moment.
+/// Bytes of a word and of an address: what names a second owner ([`crate::gue::SecondV4`]). Most packets lack it, but any
+/// packet may get it, so that what a flow may send does not depend on the moment.
 const SECOND_V4: u16 = 4 + 4;
 /// See [`SECOND_V4`].
 const SECOND_V6: u16 = 4 + 16;

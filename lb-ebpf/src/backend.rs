@@ -111,8 +111,9 @@ pub fn generation(index: u32) -> Result<u32, Verdict> {
     Ok(generation)
 }
 
-/// The second owner that a packet for `first` names: `second`, if packets for it could be handed on to it. Both are in mode `gue`, their
-/// addresses are of one family, and `second` has a next hop and its flows are not given up. Else 0, nobody.
+/// The second owner that a packet for `first` names: `second`, if packets for it could be handed on to it. Both are in
+/// mode `gue`, their addresses are of one family, and `second` has a next hop and its flows are not given up. Else 0,
+/// nobody.
 ///
 /// For rare packets only.
 #[inline(always)]

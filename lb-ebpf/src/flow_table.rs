@@ -3,8 +3,9 @@
 //! **Invariants.** Packets of steady slots never come here: no look-up, no clock and no flags on their path. Whatever goes
 //! wrong with the table, a packet goes to an owner of its slot.
 //!
-//! A packet of a flow that this node has not seen begin may be for either owner of its slot. It names the one that it does not go to as its
-//! second owner, where the mode can say that, and so do the flow's later packets: the entry remembers both.
+//! A packet of a flow that this node has not seen begin may be for either owner of its slot. It names the one that it
+//! does not go to as its second owner, where the mode can say that, and so do the flow's later packets: the entry
+//! remembers both.
 
 use crate::{backend, parse::Flow, stats, trace};
 use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
@@ -68,8 +69,8 @@ impl Owners {
     }
 }
 
-/// The same indexes, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the program
-/// once more.
+/// The same indexes, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the
+/// program once more.
 #[inline(always)]
 fn forget(indexes: u64) -> u64 {
     #[cfg(target_arch = "bpf")]

@@ -20,8 +20,8 @@ use lb_tests::{
 use std::collections::BTreeSet;
 
 const PORT: u16 = 6_080;
-/// The tunnels' ends: (outer source, outer destination) of each family, the bytes put before a packet, and those reserved for the
-/// name of a second owner.
+/// The tunnels' ends: (outer source, outer destination) of each family, the bytes put before a packet, and those reserved
+/// for the name of a second owner.
 const TUNNELS: [(&str, &str, usize, usize); 2] = [
     ("10.0.0.2", "10.0.1.7", 32, 8),
     ("fd00::2", "fd00:1::7", 52, 20),

@@ -1,5 +1,5 @@
-//! The decapsulator's second chance, against real sockets: what this host has no socket for goes on to the owner that the packet
-//! names, byte for byte, by XDP and by traffic control; all else is delivered.
+//! The decapsulator's second chance, against real sockets: what this host has no socket for goes on to the owner that the
+//! packet names, byte for byte, by XDP and by traffic control; all else is delivered.
 
 use anyhow::{Context, Result, ensure};
 use etherparse::{Ipv4Header, TcpHeader};

@@ -58,8 +58,8 @@ pub fn encapsulate(
     }
 }
 
-/// Names a second owner in a frame that is ready to leave in GUE, behind tags as [`Tags`] counts them. Where a driver leaves no
-/// headroom for that, the frame stays what it is: it may be right where it goes.
+/// Names a second owner in a frame that is ready to leave in GUE, behind tags as [`Tags`] counts them. Where a driver
+/// leaves no headroom for that, the frame stays what it is: it may be right where it goes.
 ///
 /// For rare packets only, so it takes from [`encapsulate`] nothing but the frame.
 #[inline(never)]

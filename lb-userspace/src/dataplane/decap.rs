@@ -59,7 +59,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether packets are handed on: those of balancers that are known, or anybody could have this host send packets anywhere.
+    /// Whether packets are handed on: those of balancers that are known, or anybody could have this host send packets
+    /// anywhere.
     fn hands_on(&self) -> bool {
         self.second_chance && !self.sources.is_empty()
     }

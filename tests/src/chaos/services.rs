@@ -10,7 +10,8 @@ pub(super) const NAMES: [&str; 2] = ["www", "quic"];
 /// How long flows stay with a backend that gets no new ones: longer than a run.
 pub(super) const DRAIN: Duration = Duration::from_secs(300);
 
-/// Both services in this mode, with every backend: name and address. Flows stay with a backend that gets no new ones for `drain`.
+/// Both services in this mode, with every backend: name and address. Flows stay with a backend that gets no new ones for
+/// `drain`.
 pub(super) fn yaml(mode: &str, backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
     let drain = drain.as_secs();
     let settle = format!("    udp_settle: {}s\n", drain.min(10));

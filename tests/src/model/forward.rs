@@ -15,8 +15,8 @@ pub struct Sent {
     pub across: bool,
 }
 
-/// The frame for a backend, perhaps with a second owner's name, or why there is none. `hash` is that of the flow; `exit`, if the backend is behind another
-/// interface, is that interface's own MAC, if the packet can leave by it.
+/// The frame for a backend, perhaps with a second owner's name, or why there is none. `hash` is that of the flow; `exit`,
+/// if the backend is behind another interface, is that interface's own MAC, if the packet can leave by it.
 pub fn send(
     frame: &[u8],
     ip: &Ip,
@@ -62,8 +62,8 @@ fn protocol(ip: &Ip) -> u8 {
     if ip.four { 4 } else { 41 }
 }
 
-/// UDP and GUE headers. The source port is a dynamic one, of bits 32 to 45 of the hash; no checksum. A second owner is private
-/// data of GUE, counted in its first byte in words: 0x21, bytes of the address, port, address.
+/// UDP and GUE headers. The source port is a dynamic one, of bits 32 to 45 of the hash; no checksum. A second owner is
+/// private data of GUE, counted in its first byte in words: 0x21, bytes of the address, port, address.
 fn gue(ip: &Ip, hash: u64, backend: &Backend, second: Option<&Backend>) -> Vec<u8> {
     let source = 49_152 + (hash >> 32) % 16_384;
     let name = second.map_or_else(Vec::new, |second| {

@@ -1,9 +1,10 @@
 //! The decapsulator for a backend's interface: strips the outer header of IP in IP (all four pairs of families) and of
 //! GUE, and passes everything else untouched. It stands in for the kernel's tunnel modules where those are missing.
 //!
-//! **Invariants.** Whether a packet is changed follows from `tunnel` (what it is) and `policy` (whether it is for us) alone,
-//! which are the same for XDP and for traffic control, and whether it is delivered or handed on from `second`. Only a frame whose outer header is plain (no options, no fragment,
-//! no extension header) is changed. The frame is untagged: VLANs are interfaces of their own on a backend.
+//! **Invariants.** Whether a packet is changed follows from `tunnel` (what it is) and `policy` (whether it is for us)
+//! alone, which are the same for XDP and for traffic control, and whether it is delivered or handed on from `second`.
+//! Only a frame whose outer header is plain (no options, no fragment, no extension header) is changed. The frame is
+//! untagged: VLANs are interfaces of their own on a backend.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 

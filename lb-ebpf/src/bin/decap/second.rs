@@ -1,7 +1,7 @@
 //! Second chance: a packet that names another owner of its flow, for which this host has no socket, goes on to that one.
 //!
-//! **Invariants.** Only what [`crate::policy`] has let through comes here. What is handed on names nobody any more, so it is handed on
-//! once: no loop is possible. Whatever cannot be understood is delivered, as it would be without this.
+//! **Invariants.** Only what [`crate::policy`] has let through comes here. What is handed on names nobody any more, so it
+//! is handed on once: no loop is possible. Whatever cannot be understood is delivered, as it would be without this.
 
 use crate::{
     policy,

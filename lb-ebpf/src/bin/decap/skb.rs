@@ -20,8 +20,8 @@ use lb_common::{
 };
 use lb_ebpf::packet::Header;
 
-/// Answers to traffic control: TC_ACT_OK and TC_ACT_SHOT of the kernel's pkt_cls.h, whose type differs between the bindings of
-/// architectures.
+/// Answers to traffic control: TC_ACT_OK and TC_ACT_SHOT of the kernel's pkt_cls.h, whose type differs between the
+/// bindings of architectures.
 pub const PASS: i32 = 0;
 /// See [`PASS`].
 pub const DROP: i32 = 2;
@@ -109,7 +109,8 @@ impl HandOn for Skb {
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
-    /// The kernel cuts between the link header and the IP header; the headers that are written there are those that were cut off.
+    /// The kernel cuts between the link header and the IP header; the headers that are written there are those that were
+    /// cut off.
     #[inline(always)]
     fn replace<T: Header>(&mut self, second: &Second, outer: T) -> Option<()> {
         let cut = -(second.length as i32);

@@ -47,8 +47,8 @@ unsafe impl Header for TcpHeader {}
 const _: () = assert!(size_of::<TcpHeader>() == 20);
 
 impl Flow {
-    /// The flow of the packet whose IP header is `inner`, at `offset`, or the one that an ICMP error quotes. None of what has no
-    /// ports in their place: fragments, extension headers, other protocols.
+    /// The flow of the packet whose IP header is `inner`, at `offset`, or the one that an ICMP error quotes. None of what
+    /// has no ports in their place: fragments, extension headers, other protocols.
     #[inline(always)]
     pub fn of<F: Frame>(frame: &F, offset: usize, inner: &Inner) -> Option<Self> {
         match inner {
@@ -154,8 +154,8 @@ fn is_tcp(protocol: u8) -> Option<bool> {
     }
 }
 
-/// Whether this host has a socket for the packet. Of UDP any will do that would get it: what a socket has not been connected for, it may have
-/// been asked before.
+/// Whether this host has a socket for the packet. Of UDP any will do that would get it: what a socket has not been
+/// connected for, it may have been asked before.
 #[inline(always)]
 pub fn takes<F: Frame>(frame: &F, flow: &Flow, inner: &Inner) -> bool {
     let (mut tuple, length) = flow.tuple();

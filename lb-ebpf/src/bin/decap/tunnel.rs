@@ -138,8 +138,9 @@ fn carried<F: Frame>(frame: &F, protocol: u8, tunnel: Tunnel) -> Result<Tunnel, 
     }
 }
 
-/// GUE, version 0, a data message without optional fields (draft-ietf-intarea-gue-09, section 3). The outer UDP checksum is not
-/// looked at: the inner packet has its own (RFC 6936). Private data that is not a second owner is skipped, as the kernel does.
+/// GUE, version 0, a data message without optional fields (draft-ietf-intarea-gue-09, section 3). The outer UDP checksum
+/// is not looked at: the inner packet has its own (RFC 6936). Private data that is not a second owner is skipped, as the
+/// kernel does.
 #[inline(always)]
 fn gue<F: Frame>(frame: &F, tunnel: Tunnel) -> Result<Tunnel, Reason> {
     let udp = EthernetHeader::LENGTH + tunnel.outer_length;
