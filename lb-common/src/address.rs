@@ -35,7 +35,13 @@ impl Address {
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == MAPPED
+        self.distance_to_v4() == 0
+    }
+
+    /// Not 0 if this is no IPv4 address: the bits that are other than they are in one.
+    #[inline(always)]
+    pub const fn distance_to_v4(&self) -> u64 {
+        (self.0[0] | self.0[1] | (self.0[2] ^ MAPPED)) as u64
     }
 
     /// Whether it can be the address of one host that is somewhere else: neither unspecified, loopback, multicast, broadcast nor

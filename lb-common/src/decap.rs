@@ -15,7 +15,7 @@ pub const SOURCES: &str = "DECAP_SOURCES";
 pub const COUNTS: &str = "DECAP_COUNTS";
 /// All its maps.
 pub const MAPS: [&str; 3] = [ADDRESSES, SOURCES, COUNTS];
-/// Load-time constant `u32`: which checks are made, `CHECK_*`; 0 unless set.
+/// Load-time constant `u32`: which checks are made, `CHECK_*`, and [`SECOND_CHANCE`]; 0 unless set.
 pub const CHECKS: &str = "DECAP_CHECKS";
 /// Load-time constant `u16`, host order: UDP port of GUE; [`crate::gue::DEFAULT_PORT`] unless set.
 pub const PORT: &str = "DECAP_PORT";
@@ -29,6 +29,9 @@ pub const CHECK_SOURCE: u32 = 1;
 pub const CHECK_HOST: u32 = 2;
 /// In [`CHECKS`]: the inner destination is one of [`ADDRESSES`] under [`OF_SERVICE`].
 pub const CHECK_VIP: u32 = 4;
+
+/// In [`CHECKS`]: a packet that names a second owner ([`crate::gue`]) is handed on to it if this host has no socket for it.
+pub const SECOND_CHANCE: u32 = 8;
 
 /// In [`LocalKey::kind`]: an address of this host.
 pub const OF_HOST: u32 = 1;
@@ -69,11 +72,15 @@ pub enum Reason {
     Congested = 7,
     /// Dropped: the kernel could not take the outer header away.
     Failed = 8,
+    /// GUE that names a second owner, decapsulated: the packet is for this host.
+    Kept = 9,
+    /// GUE that names a second owner, sent to that one.
+    HandedOn = 10,
 }
 
 impl Reason {
     /// All, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Ipip,
         Self::Gue,
         Self::NotTunnelled,
@@ -83,6 +90,8 @@ impl Reason {
         Self::Malformed,
         Self::Congested,
         Self::Failed,
+        Self::Kept,
+        Self::HandedOn,
     ];
 
     /// Stable name, as in `lbctl backend-kit status`.
@@ -97,6 +106,8 @@ impl Reason {
             Self::Malformed => "pass_malformed",
             Self::Congested => "drop_congested",
             Self::Failed => "drop_failed",
+            Self::Kept => "second_chance_kept",
+            Self::HandedOn => "second_chance_handed_on",
         }
     }
 }

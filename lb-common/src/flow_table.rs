@@ -47,13 +47,27 @@ pub struct FlowEntry {
     pub slot: u32,
     /// When a packet of the flow was last seen: seconds of CLOCK_MONOTONIC, cut to 32 bits.
     pub seen: u32,
-    /// [`FlowEntry::CLOSING`] or 0.
+    /// [`FlowEntry::CLOSING`] or 0; in the upper 24 bits the index of the flow's second owner ([`FlowEntry::second`]).
     pub flags: u32,
 }
 
 impl FlowEntry {
     /// In `flags`: a FIN or a RST of the client has been seen.
     pub const CLOSING: u32 = 1;
+
+    /// `flags` of a flow that is recorded now, with this second owner; 0: none.
+    #[inline(always)]
+    pub const fn flags_of(second: u32) -> u32 {
+        second << 8
+    }
+
+    /// The backend that the flow may be at home at instead: the entry is a guess of a node that has not seen the flow
+    /// begin, while its slot had two owners. 0: there is no doubt, or none that can be told of. The index may have been
+    /// given to another since, which can do no harm: it has no socket of the flow either.
+    #[inline(always)]
+    pub const fn second(&self) -> u32 {
+        self.flags >> 8
+    }
 
     /// Whether the client has ended the connection.
     #[inline(always)]
@@ -121,6 +135,23 @@ impl PacketKind {
             Self::TcpSyn => slot.new_owner(),
             Self::Udp if slot.is_settled() => slot.new_owner(),
             Self::Udp | Self::Tcp | Self::TcpEnd => slot.old_owner(),
+        }
+    }
+
+    /// The owner of a tracked slot at which the flow of such a packet may be at home instead of [`PacketKind::owner`], if
+    /// it has no entry: an index, 0 = none. Not that of a new connection.
+    #[inline(always)]
+    pub const fn second_owner(self, slot: Slot) -> u32 {
+        let owner = self.owner(slot);
+        let other = if owner == slot.old_owner() {
+            slot.new_owner()
+        } else {
+            slot.old_owner()
+        };
+        if matches!(self, Self::TcpSyn) || other == owner {
+            0
+        } else {
+            other
         }
     }
 
@@ -222,6 +253,36 @@ mod tests {
         ] {
             assert_eq!((kind.owner(moved), kind.owner(settled)), owners, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn what_may_be_an_old_flow_may_be_a_new_one_and_the_other_way_round() {
+        let (moved, settled) = (Slot::moved(1, 2, false), Slot::moved(1, 2, true));
+        for (kind, seconds) in [
+            (PacketKind::TcpSyn, (0, 0)),
+            (PacketKind::Tcp, (1, 1)),
+            (PacketKind::TcpEnd, (1, 1)),
+            (PacketKind::Udp, (1, 2)),
+        ] {
+            let both = (kind.second_owner(moved), kind.second_owner(settled));
+            assert_eq!(both, seconds, "{kind:?}");
+            assert_eq!(kind.second_owner(Slot::tracked(3)), 0, "{kind:?}");
+        }
+        assert_eq!(PacketKind::Tcp.second_owner(Slot::moved(0, 2, false)), 0);
+    }
+
+    #[test]
+    fn a_second_owner_leaves_the_flags_alone() {
+        let entry = FlowEntry {
+            flags: FlowEntry::flags_of(crate::limits::MAX_BACKEND_INDEX),
+            ..FlowEntry::default()
+        };
+        assert_eq!(entry.second(), crate::limits::MAX_BACKEND_INDEX);
+        assert!(!entry.is_closing());
+        let flags = entry.flags | FlowEntry::CLOSING;
+        let closing = FlowEntry { flags, ..entry };
+        assert!(closing.is_closing());
+        assert_eq!(closing.second(), entry.second());
     }
 
     #[test]

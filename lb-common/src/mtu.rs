@@ -7,8 +7,13 @@ use crate::{
 
 /// Bytes of UDP and of GUE's base header (draft-ietf-intarea-gue-09).
 const GUE: u16 = 8 + 4;
+/// Bytes of a word and of an address: what names a second owner ([`crate::gue::SecondV4`]). Most packets lack it, but any
+/// packet may get it, so that what a flow may send does not depend on the moment.
+const SECOND_V4: u16 = 4 + 4;
+/// See [`SECOND_V4`].
+const SECOND_V6: u16 = 4 + 16;
 
-/// Bytes that a mode puts before a packet, the outer IP header being IPv4's or IPv6's. Link headers do not count.
+/// Most bytes that a mode puts before a packet, the outer IP header being IPv4's or IPv6's. Link headers do not count.
 #[inline(always)]
 pub const fn overhead(mode: Mode, outer_is_v4: bool) -> u16 {
     let outer = if outer_is_v4 {
@@ -19,7 +24,8 @@ pub const fn overhead(mode: Mode, outer_is_v4: bool) -> u16 {
     match mode {
         Mode::L2 => 0,
         Mode::Ipip => outer,
-        Mode::Gue => outer + GUE,
+        Mode::Gue if outer_is_v4 => outer + GUE + SECOND_V4,
+        Mode::Gue => outer + GUE + SECOND_V6,
     }
 }
 
@@ -38,7 +44,7 @@ mod tests {
         for (mode, v4, v6) in [
             (Mode::L2, 1_500, 1_500),
             (Mode::Ipip, 1_480, 1_460),
-            (Mode::Gue, 1_468, 1_448),
+            (Mode::Gue, 1_460, 1_428),
         ] {
             assert_eq!(inner(1_500, mode, true), v4, "{mode:?}");
             assert_eq!(inner(1_500, mode, false), v6, "{mode:?}");

@@ -66,6 +66,10 @@ pub struct Record {
     pub quic_event: u8,
     /// Always 0.
     pub zero: u8,
+    /// [`Record::BACKEND`]: index of the second owner that the packet names; 0: none.
+    pub second: u32,
+    /// Always 0.
+    pub zero2: u32,
 }
 
 impl Record {
@@ -164,7 +168,7 @@ pub struct Scratch {
     pub active: u32,
 }
 
-const _: () = assert!(size_of::<Record>() == 8 * 4 + 16 * 2 + 24 + 4 * 7 + 12);
+const _: () = assert!(size_of::<Record>() == 8 * 4 + 16 * 2 + 24 + 4 * 7 + 12 + 8);
 const _: () = assert!(size_of::<Event>() == size_of::<Record>() + 2 * SNAP);
 const _: () = assert!(size_of::<Filter>() == 56);
 const _: () = assert!(crate::verdict::Verdict::COUNT <= u64::BITS);

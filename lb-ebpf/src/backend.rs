@@ -110,3 +110,66 @@ pub fn generation(index: u32) -> Result<u32, Verdict> {
     let _ = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
     Ok(generation)
 }
+
+/// The second owner that a packet for `first` names: `second`, if packets for it could be handed on to it. Both are in
+/// mode `gue`, their addresses are of one family, and `second` has a next hop and its flows are not given up. Else 0,
+/// nobody.
+///
+/// For rare packets only.
+#[inline(always)]
+pub fn second(first: u32, second: u32) -> u32 {
+    let (Some(first), Some(entry)) = (BACKENDS.get_ptr(first), BACKENDS.get_ptr(second)) else {
+        return 0;
+    };
+    // SAFETY: as in `get`.
+    let (first, mode, flags, address, port, word) = unsafe {
+        (
+            ((*first).mode, (*first).address),
+            (*entry).mode,
+            (*entry).flags,
+            (*entry).address,
+            (*entry).port,
+            (&raw const (*entry).next_hop).cast::<u64>().read_volatile(),
+        )
+    };
+    // Without a branch: it is one state to the verifier.
+    let modes = (first.0 ^ Mode::Gue as u8) | (mode ^ Mode::Gue as u8);
+    let families = is_set(first.1.distance_to_v4()) ^ is_set(address.distance_to_v4());
+    let is_there = is_set(word) & is_set(port.into()) & !u64::from(flags & BackendEntry::LOST);
+    let is_wrong = is_set(u64::from(modes) | families | (is_there ^ 1));
+    second & (is_wrong as u32).wrapping_sub(1)
+}
+
+/// 1 if any bit is set, else 0; calculated, as BPF knows no other way to make a number of a condition than a branch.
+#[inline(always)]
+fn is_set(bits: u64) -> u64 {
+    hide(bits | bits.wrapping_neg()) >> 63
+}
+
+/// The same, of which the compiler knows nothing.
+#[inline(always)]
+pub fn hide(bits: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut bits = bits;
+        // SAFETY: it moves a register to itself.
+        unsafe {
+            core::arch::asm!(
+                "{0} = {0}",
+                inout(reg) bits,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        bits
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    bits
+}
+
+/// Address and UDP port, in network order, by which a second owner is named.
+#[inline(always)]
+pub fn name(index: u32) -> Option<(Address, u16)> {
+    let entry = BACKENDS.get_ptr(index)?;
+    // SAFETY: as in `get`.
+    Some(unsafe { ((*entry).address, (*entry).port) })
+}

@@ -2,6 +2,10 @@
 //!
 //! **Invariants.** Packets of steady slots never come here: no look-up, no clock and no flags on their path. Whatever goes
 //! wrong with the table, a packet goes to an owner of its slot.
+//!
+//! A packet of a flow that this node has not seen begin may be for either owner of its slot. It names the one that it
+//! does not go to as its second owner, where the mode can say that, and so do the flow's later packets: the entry
+//! remembers both.
 
 use crate::{backend, parse::Flow, stats, trace};
 use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
@@ -26,24 +30,86 @@ pub struct Place {
     pub slot: Slot,
 }
 
-/// Index of the backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the
-/// slot's owner for packets of this kind, which is remembered.
+/// Indexes of the backends that a packet may be for: the one that it goes to and, above it, the one that it names (0: none).
+/// One word, which takes one place on the stack while the packet is sent.
+#[derive(Clone, Copy)]
+pub struct Owners(u64);
+
+impl Owners {
+    /// The one and, if it can be named, the other.
+    #[inline(always)]
+    fn new(first: u32, second: u32) -> Self {
+        Self(forget(
+            u64::from(first) | u64::from(backend::second(first, second)) << 32,
+        ))
+    }
+
+    /// The one alone.
+    #[inline(always)]
+    pub fn alone(first: u32) -> Self {
+        Self(forget(first.into()))
+    }
+
+    /// The one that the packet goes to.
+    #[inline(always)]
+    pub fn first(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The one that it names; 0: none.
+    #[inline(always)]
+    pub fn second(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The same, of which the compiler does not know that it has seen its parts before, and keeps none of them.
+    #[inline(always)]
+    pub fn again(self) -> Self {
+        Self(forget(self.0))
+    }
+}
+
+/// The same indexes, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the
+/// program once more.
 #[inline(always)]
-pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdict> {
+fn forget(indexes: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut indexes = indexes;
+        // SAFETY: swapping twice restores all bits.
+        unsafe {
+            core::arch::asm!(
+                "{0} = be64 {0}",
+                "{0} = be64 {0}",
+                inout(reg) indexes,
+                options(pure, nomem, nostack, preserves_flags)
+            );
+        }
+        indexes
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    indexes
+}
+
+/// The backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the
+/// slot's owner for packets of this kind, which is remembered. A SYN is for nobody else.
+#[inline(always)]
+pub fn owners(flow: &Flow, kind: PacketKind, place: &Place) -> Result<Owners, Verdict> {
     let key = key(flow);
     let now = clock::seconds();
     let found = FLOWS.get_ptr_mut(key);
     trace::entry(found.map(<*mut _>::cast_const), Some(kind));
     if let Some(entry) = found
-        && let Some(backend) = follow(entry, kind, place.service, now)
+        && let Some((first, second)) = follow(entry, kind, place.service, now)
     {
         stats::count_flow(FlowEvent::Hit);
-        return Ok(backend);
+        return Ok(Owners::new(first, second));
     }
     let owner = kind.owner(place.slot);
     if owner == 0 {
         return Err(Verdict::DropNoBackend);
     }
+    let owners = Owners::new(owner, kind.second_owner(place.slot));
     if kind.is_recorded() && !trace::is_explaining() {
         let entry = FlowEntry {
             backend: owner,
@@ -51,7 +117,7 @@ pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdic
             service: place.service,
             slot: place.number,
             seen: now,
-            flags: 0,
+            flags: FlowEntry::flags_of(owners.second()),
         };
         stats::count_flow(match FLOWS.insert(key, entry, BPF_ANY.into()) {
             Ok(()) if found.is_some() => FlowEvent::Replaced,
@@ -59,14 +125,14 @@ pub fn owner(flow: &Flow, kind: PacketKind, place: &Place) -> Result<u32, Verdic
             Err(_) => FlowEvent::Failed,
         });
     }
-    Ok(owner)
+    Ok(owners)
 }
 
-/// Index of the backend that an ICMP error about a flow of a tracked slot goes to: its flow's, if that is known and still
+/// The backend that an ICMP error about a flow of a tracked slot goes to: its flow's, if that is known and still
 /// there, else the slot's old owner, which is the likely sender of what the error quotes. Nothing is remembered: it takes
 /// no more than a guess to send an error.
 #[inline(always)]
-pub fn owner_of_error(flow: &Flow, place: &Place) -> Result<u32, Verdict> {
+pub fn owners_of_error(flow: &Flow, place: &Place) -> Result<Owners, Verdict> {
     let found = FLOWS.get_ptr(key(flow));
     trace::entry(found, None);
     if let Some(entry) = found {
@@ -74,12 +140,12 @@ pub fn owner_of_error(flow: &Flow, place: &Place) -> Result<u32, Verdict> {
         let known = unsafe { entry.read_volatile() };
         if known.service == place.service && backend::keeps_flows(known.backend, known.generation) {
             stats::count_flow(FlowEvent::Hit);
-            return Ok(known.backend);
+            return Ok(Owners::new(known.backend, known.second()));
         }
     }
     match place.slot.old_owner() {
         0 => Err(Verdict::DropNoBackend),
-        owner => Ok(owner),
+        owner => Ok(Owners::new(owner, PacketKind::Tcp.second_owner(place.slot))),
     }
 }
 
@@ -88,9 +154,9 @@ fn key(flow: &Flow) -> FlowKey {
     FlowKey::new(flow.source, flow.destination, flow.ports, flow.protocol)
 }
 
-/// The backend of an entry, if the entry counts for such a packet; then it is marked as seen.
+/// The backend of an entry and its second owner, if the entry counts for such a packet; then it is marked as seen.
 #[inline(always)]
-fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Option<u32> {
+fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Option<(u32, u32)> {
     // SAFETY: an element of an LRU map stays memory of the map while the program runs. The kernel may give it to another
     // flow meanwhile; then one packet in a great many goes, or one mark lands, where it does not belong. Other CPUs and
     // the daemon see each word as it was or as it will be.
@@ -103,8 +169,12 @@ fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Op
         {
             return None;
         }
+        let owners = match kind {
+            PacketKind::TcpSyn => (known.backend, 0),
+            _ => (known.backend, known.second()),
+        };
         if trace::is_explaining() {
-            return Some(known.backend);
+            return Some(owners);
         }
         if known.seen != now {
             (&raw mut (*entry).seen).write_volatile(now);
@@ -112,6 +182,6 @@ fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Op
         if kind == PacketKind::TcpEnd && !known.is_closing() {
             (&raw mut (*entry).flags).write_volatile(known.flags | FlowEntry::CLOSING);
         }
-        Some(known.backend)
+        Some(owners)
     }
 }

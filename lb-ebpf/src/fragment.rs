@@ -5,7 +5,7 @@
 //! forwarded, or passed because its port is no service's. A later fragment goes where the first went or nowhere: only there
 //! can the datagram become whole.
 
-use crate::{backend, parse::Ip, pipeline::Way, service, trace};
+use crate::{backend, flow_table::Owners, parse::Ip, pipeline::Way, service, trace};
 use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{
     fragment::{FragmentEntry, FragmentKey},
@@ -44,7 +44,7 @@ pub fn way(ip: &Ip) -> Result<Way, Verdict> {
     trace::service(entry.service, entry.hash);
     Ok(Way {
         service: entry.service,
-        owner: entry.backend,
+        owners: Owners::alone(entry.backend),
         hash: entry.hash,
     })
 }
@@ -52,12 +52,12 @@ pub fn way(ip: &Ip) -> Result<Way, Verdict> {
 /// Makes the entry of a first fragment that has been forwarded.
 #[inline(always)]
 pub fn record(ip: &Ip, way: &Way) {
-    let Ok(generation) = backend::generation(way.owner) else {
+    let Ok(generation) = backend::generation(way.owners.first()) else {
         return;
     };
     let entry = FragmentEntry {
         hash: way.hash,
-        backend: way.owner,
+        backend: way.owners.first(),
         generation,
         service: way.service,
         seen: clock::seconds(),

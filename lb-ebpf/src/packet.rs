@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     flow_table::TcpFlags,
-    gue::{GueHeader, GueOverIpv4, GueOverIpv6, UdpHeader},
+    gue::{GueHeader, GueOverIpv4, GueOverIpv6, SecondV4, SecondV6, SecondWord, UdpHeader},
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
         Ipv6Header, Ports, TaggedHeader, VlanTag, Words,
@@ -62,6 +62,12 @@ unsafe impl Header for GueHeader {}
 unsafe impl Header for [u8; 2] {}
 // SAFETY: bytes.
 unsafe impl Header for [u8; 8] {}
+// SAFETY: as above.
+unsafe impl Header for SecondWord {}
+// SAFETY: as above.
+unsafe impl Header for SecondV4 {}
+// SAFETY: as above.
+unsafe impl Header for SecondV6 {}
 
 /// A header at an even address, which is all that may be asked of one in a frame: frames start on even addresses and
 /// all that precedes a header (14 bytes of Ethernet, VLAN tags, IPv4 options and IPv6 extension headers in words) is of even length. Without knowing even

@@ -5,7 +5,7 @@
 use crate::{
     backend,
     exit::Exit,
-    flow_table::{self, Place},
+    flow_table::{self, Owners, Place},
     forward, fragment,
     outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
@@ -15,7 +15,6 @@ use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
     address::Address,
     flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
-    limits::MAX_BACKEND_INDEX,
     service::ServiceEntry,
     verdict::Verdict,
 };
@@ -37,23 +36,29 @@ pub fn balance(packet: &Packet) -> Outcome {
         Err(verdict) => return verdict.into(),
     };
     let is_v4 = u32::from(matches!(family, Family::V4));
-    Outcome::of(match (packet.is_in_frags(), tags) {
+    let word = match (packet.is_in_frags(), tags) {
         (false, Tags::None) => untagged::<false>(context, is_v4),
         (true, Tags::None) => untagged::<true>(context, is_v4),
         (false, Tags::One | Tags::Two) => tagged::<false>(context, is_v4, tags as u32),
         (true, Tags::One | Tags::Two) => tagged::<true>(context, is_v4, tags as u32),
-    })
+    };
+    // Here, where the stack is empty again.
+    let second = (word >> 32) as u32;
+    if second != 0 {
+        forward::name_second(context, tags as u32, second);
+    }
+    Outcome::of(word as u32)
 }
 
-/// The word of an [`Outcome`].
+/// The word of an [`Outcome`] and, above it, the second owner that the packet is to name.
 #[inline(never)]
-fn untagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32) -> u32 {
+fn untagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32) -> u64 {
     run::<FRAGS>(context, is_v4, Tags::None)
 }
 
-/// The word of an [`Outcome`].
+/// As [`untagged`].
 #[inline(never)]
-fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u32 {
+fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u64 {
     let tags = if tags == Tags::One as u32 {
         Tags::One
     } else {
@@ -63,12 +68,12 @@ fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u32
 }
 
 #[inline(always)]
-fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u32 {
+fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u64 {
     let mut packet = Packet::of::<FRAGS>(context);
     let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
     match balance_ip(&mut packet, family, tags) {
-        Ok(exit) => Outcome::forwarded(exit).word(),
-        Err(outcome) => outcome.word(),
+        Ok((exit, second)) => u64::from(Outcome::forwarded(exit).word()) | u64::from(second) << 32,
+        Err(outcome) => outcome.word().into(),
     }
 }
 
@@ -76,16 +81,17 @@ fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u32 {
 pub struct Way {
     /// Index of the service that it is counted for.
     pub service: u32,
-    /// Index of the backend.
-    pub owner: u32,
+    /// The backend, and the one that the packet names.
+    pub owners: Owners,
     /// Flow hash: the entropy of outer headers.
     pub hash: u64,
 }
 
-/// Sends the IP packet behind these tags to the backend of its flow, or says why not.
+/// Sends the IP packet behind these tags to the backend of its flow, or says why not. What is left to do is to name a second
+/// owner. Those that follow a first fragment would not find the way to it: it names none.
 #[inline(always)]
-fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, Outcome> {
-    let received = packet.length() as u64;
+fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, u32), Outcome> {
+    let received = packet.length() as u32;
     let ip = parse::ip(packet, family, tags)?;
     trace::ip(&ip);
     let is_first = verifier::forget(u32::from(ip.fragment == Fragment::First)) != 0;
@@ -94,23 +100,29 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<Exit, O
     } else {
         way(packet, &ip, is_first)?
     };
-    // Whether a slot, the flow table, a first fragment or a connection ID has named it.
-    let way = Way {
-        owner: verifier::forget(way.owner) & MAX_BACKEND_INDEX,
-        ..way
-    };
-    trace::backend(way.owner);
-    let backend = backend::get(way.owner)?;
+    trace::backend(way.owners.first());
+    // One place on the stack for both, until the packet is sent.
+    let counted = backend::hide(u64::from(way.service) | u64::from(received) << 32);
+    let backend = backend::get(way.owners.first())?;
     let exit = match forward::send(packet, &ip, way.hash, &backend) {
         Ok(exit) => exit,
         Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
         Err(verdict) => return Err(verdict.into()),
     };
+    let owners = way.owners.again();
+    let counted = backend::hide(counted);
+    let service = counted as u32;
+    stats::count_forwarded(service, owners.first(), counted >> 32);
     if is_first {
+        let way = Way {
+            service,
+            owners,
+            hash: way.hash,
+        };
         fragment::record(&ip, &way);
+        return Ok((exit, 0));
     }
-    stats::count_forwarded(way.service, way.owner, received);
-    Ok(exit)
+    Ok((exit, owners.second()))
 }
 
 /// The way of a packet that has its ports, or quotes some.
@@ -133,20 +145,26 @@ fn way(packet: &Packet, ip: &Ip, is_first: bool) -> Result<Way, Outcome> {
     };
     let hash = flow_hash(ip.is_v4, &flow, service.flags);
     trace::service(service.index, hash);
-    let owner = match quic::owner(packet, ip, &flow, &service) {
-        quic::NOBODY => owner(packet, ip, &flow, service.index, slot_of(hash))?,
-        named => named,
+    let owners = match quic::owner(packet, ip, &flow, &service) {
+        quic::NOBODY => owners(packet, ip, &flow, service.index, slot_of(hash))?,
+        named => Owners::alone(named),
     };
     Ok(Way {
         service: service.index,
-        owner,
+        owners,
         hash,
     })
 }
 
-/// Index of the backend that the packet goes to. A steady slot says it by itself.
+/// The backends that the packet may be for. A steady slot says it by itself, and knows one.
 #[inline(always)]
-fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Result<u32, Verdict> {
+fn owners(
+    packet: &Packet,
+    ip: &Ip,
+    flow: &Flow,
+    service: u32,
+    number: u32,
+) -> Result<Owners, Verdict> {
     let slot = slot::get(service, number)?;
     trace::slot(slot);
     if slot.is_tracked() {
@@ -156,14 +174,14 @@ fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: u32, number: u32) -> Re
             slot,
         };
         return if flow.is_error {
-            flow_table::owner_of_error(flow, &place)
+            flow_table::owners_of_error(flow, &place)
         } else {
-            flow_table::owner(flow, l4::kind(packet, ip), &place)
+            flow_table::owners(flow, l4::kind(packet, ip), &place)
         };
     }
     match slot.new_owner() {
         0 => Err(Verdict::DropNoBackend),
-        index => Ok(index),
+        first => Ok(Owners::alone(first)),
     }
 }
 

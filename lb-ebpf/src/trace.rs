@@ -143,6 +143,14 @@ pub fn backend(index: u32) {
     }
 }
 
+/// It names a second owner.
+#[inline(always)]
+pub fn second(index: u32) {
+    if let Some(record) = record(Record::BACKEND) {
+        record.second = index;
+    }
+}
+
 /// It has its verdict: the record is sent, if it is wanted.
 #[inline(always)]
 pub fn end(packet: &Packet, verdict: Verdict) {

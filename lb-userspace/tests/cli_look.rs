@@ -21,10 +21,12 @@ slot        7 of 65537: moved (word 0001000002000001)
             known flows go where their entry says
             new flows: www/web-1; old flows: www/web-2
 flow table  the packet goes where the entry says
-            entry: www/web-2, last seen 3 s ago, closing
+            entry: www/web-2, or else www/web-1, last seen 3 s ago, closing
 backend     www/web-2, 198.51.100.12, mode ipip, index 2
             up, gets new flows
 next hop    02:00:00:00:00:07 on eth0
+second      www/web-1, 198.51.100.11, index 1
+            named in the GUE header: a backend that has no socket of the flow hands the packet on to it
 size        40 + 20 = 60 bytes, which fits in the MTU 1500
 packet out  74 bytes
             Ethernet, out

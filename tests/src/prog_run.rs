@@ -381,6 +381,8 @@ pub struct DecapRules {
     pub sources: Vec<(u32, [u8; 16])>,
     /// Inner destinations.
     pub vips: Vec<IpAddr>,
+    /// Whether packets are handed on.
+    pub second_chance: bool,
 }
 
 impl Decapsulator {
@@ -394,7 +396,8 @@ impl Decapsulator {
         let check = |bit, wanted| if wanted { bit } else { 0 };
         let checks = check(decap::CHECK_HOST, !rules.hosts.is_empty())
             | check(decap::CHECK_SOURCE, !rules.sources.is_empty())
-            | check(decap::CHECK_VIP, !rules.vips.is_empty());
+            | check(decap::CHECK_VIP, !rules.vips.is_empty())
+            | check(decap::SECOND_CHANCE, rules.second_chance);
         let mut ebpf = EbpfLoader::new()
             .override_global(decap::CHECKS, &checks, true)
             .load(object::DECAP)
@@ -442,7 +445,7 @@ impl Decapsulator {
         let before = self.counts()?;
         let program = self.ebpf.program(decap::TC_PROGRAM);
         let program: &SchedClassifier = program.context("no program for tc")?.try_into()?;
-        let mut out = vec![0; frame.len() + 64];
+        let mut out = vec![0; frame.len() + 96];
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
@@ -488,8 +491,8 @@ fn fill(map: BorrowedFd<'_>, words: &[u64]) -> Result<()> {
 }
 
 fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
-    // Room for the largest outer header.
-    let mut out = vec![0; frame.len() + 64];
+    // Room for the largest outer header with a second owner.
+    let mut out = vec![0; frame.len() + 96];
     let context = xdp_md(frame.len());
     let result = program
         .test_run(TestRunOptions {

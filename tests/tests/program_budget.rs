@@ -33,7 +33,7 @@ fn every_program_is_verified_within_the_budget() -> Result<()> {
         check(&mut balancer, name)?;
     }
     // With all its checks, which are dead code without.
-    let checks = decap::CHECK_HOST | decap::CHECK_SOURCE | decap::CHECK_VIP;
+    let checks = decap::CHECK_HOST | decap::CHECK_SOURCE | decap::CHECK_VIP | decap::SECOND_CHANCE;
     let mut backends = EbpfLoader::new()
         .override_global(decap::CHECKS, &checks, true)
         .load(DECAP)?;

@@ -189,6 +189,7 @@ fn only_what_the_rules_name_is_decapsulated() -> Result<()> {
                 hosts: vec![ip("192.0.2.77"), host],
                 sources: vec![prefix("192.0.2.0/24"), prefix(own)],
                 vips: vec![ip("192.0.2.78"), packet.to.ip()],
+                second_chance: false,
             };
             let decapsulator = Decapsulator::with_rules(&ours)?;
             for (frame, reason) in [

@@ -53,6 +53,11 @@ fn prefix() -> Result<()> {
 }
 
 #[test]
+fn second() -> Result<()> {
+    fixtures::check(&fixtures::second::all())
+}
+
+#[test]
 fn redirect() -> Result<()> {
     if require::bpf() {
         network::enter()?;

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use lb_common::{
     address::Address,
-    backend::{BackendEntry, NextHop},
+    backend::{BackendEntry, Mode, NextHop},
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -43,14 +43,20 @@ struct Pair {
     model: FakeDataPlane,
     flows: Vec<Flow>,
     generation: u32,
+    /// Packets that named a second owner.
+    named: u32,
 }
 
 fn address(index: u32) -> Address {
     ip(&format!("10.1.0.{index}")).into()
 }
 
+/// One in mode `ipip`, and more in mode `gue`, which name each other.
 fn backend(index: u32, generation: u32) -> BackendEntry {
+    let mode = if index == 1 { Mode::Ipip } else { Mode::Gue };
     BackendEntry {
+        mode: mode as u8,
+        port: 6_080_u16.to_be(),
         address: address(index),
         generation,
         ..tunnel()
@@ -65,6 +71,7 @@ impl Pair {
             model: FakeDataPlane::new(8, 16),
             flows: Vec::new(),
             generation: 1,
+            named: 0,
         };
         for index in 1..=BACKENDS {
             pair.write_backend(index, &backend(index, 1))?;
@@ -187,6 +194,7 @@ impl Pair {
             2 => entry.service += 1,
             3 => entry.generation = random.u32(0..=self.generation),
             4 => entry.backend = random.u32(0..=BACKENDS + 1),
+            5 => entry.flags = random.u32(0..=1) | random.u32(0..=BACKENDS + 1) << 8,
             // Around the moment from which on a SYN begins a flow anew.
             _ => entry.seen = seconds().saturating_sub(random.u32(59..=62)),
         }
@@ -227,7 +235,8 @@ impl Pair {
             .unwrap_or(before);
         let expected = self
             .model
-            .packet(&flow.service, &flow.key, flow.slot, kind, now);
+            .packet_for(&flow.service, &flow.key, flow.slot, kind, now);
+        self.named += u32::from(expected.is_some_and(|(_, second)| second != 0));
         let context = format!("{context}: {kind:?} of {:?}", flow.key);
         assert_eq!(
             sent_to(&outcome.action, &outcome.frame),
@@ -251,6 +260,8 @@ impl Pair {
             assert_eq!(real, count, "{context}: {event:?}");
         }
         println!("{counted:?}");
+        println!("{} packets named a second owner", self.named);
+        assert!(self.named > 100, "second owners are hardly tested");
         for event in [FlowEvent::Hit, FlowEvent::Recorded, FlowEvent::Replaced] {
             assert!(counted[&event] > 100, "{event:?} is hardly tested");
         }
@@ -262,9 +273,17 @@ fn seconds() -> u32 {
     clock::seconds(clock::monotonic())
 }
 
-/// Index of the backend that a frame was sent to: the last byte of its outer destination.
-fn sent_to(action: &XdpAction, frame: &[u8]) -> Option<u32> {
-    (*action == XdpAction::Tx).then(|| frame[ETHERNET + 19].into())
+/// Indexes of the backend that a frame was sent to and of the one that it names, or 0: the last bytes of their addresses.
+fn sent_to(action: &XdpAction, frame: &[u8]) -> Option<(u32, u32)> {
+    const UDP: u8 = 17;
+    let gue = ETHERNET + 20 + 8;
+    (*action == XdpAction::Tx).then(|| {
+        let second = match (frame[ETHERNET + 9], frame[gue]) {
+            (UDP, 2) => frame[gue + 4 + 7].into(),
+            _ => 0,
+        };
+        (frame[ETHERNET + 19].into(), second)
+    })
 }
 
 #[test]

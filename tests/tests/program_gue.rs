@@ -20,9 +20,12 @@ use lb_tests::{
 use std::collections::BTreeSet;
 
 const PORT: u16 = 6_080;
-/// The tunnels' ends: (outer source, outer destination) of each family, and the bytes put before a packet.
-const TUNNELS: [(&str, &str, usize); 2] =
-    [("10.0.0.2", "10.0.1.7", 32), ("fd00::2", "fd00:1::7", 52)];
+/// The tunnels' ends: (outer source, outer destination) of each family, the bytes put before a packet, and those reserved
+/// for the name of a second owner.
+const TUNNELS: [(&str, &str, usize, usize); 2] = [
+    ("10.0.0.2", "10.0.1.7", 32, 8),
+    ("fd00::2", "fd00:1::7", 52, 20),
+];
 
 fn tunnel(source: &str, address: &str, port: u16) -> BackendEntry {
     BackendEntry {
@@ -92,7 +95,7 @@ fn all_four_pairs_of_families_byte_for_byte() -> Result<()> {
         let one = tagged(&[(VLAN, 0x2042)]);
         let two = tagged(&[(SERVICE_VLAN, 7), (VLAN, 8)]);
         for packet in [packet.clone(), one, two] {
-            for (source, address, _) in TUNNELS {
+            for (source, address, ..) in TUNNELS {
                 assert_encapsulated(&packet, source, address)?;
             }
         }
@@ -115,7 +118,7 @@ fn dscp_ecn_and_the_rules_of_fragmentation_are_the_inner_packets() -> Result<()>
                 id,
                 ..packet.clone()
             };
-            for (source, address, _) in TUNNELS {
+            for (source, address, ..) in TUNNELS {
                 assert_encapsulated(&packet, source, address)?;
             }
         }
@@ -135,7 +138,7 @@ fn odd_sizes_padding_and_options() -> Result<()> {
             padding,
             ..v4(Protocol::Udp)
         };
-        for (source, address, _) in TUNNELS {
+        for (source, address, ..) in TUNNELS {
             assert_encapsulated(&packet, source, address)?;
         }
     }
@@ -149,7 +152,7 @@ fn an_independent_decoder_finds_the_packet() -> Result<()> {
         return Ok(());
     }
     for packet in packets() {
-        for (source, address, overhead) in TUNNELS {
+        for (source, address, overhead, _) in TUNNELS {
             let balancer = balancer(&packet, &tunnel(source, address, 7_777))?;
             let outcome = balancer.run(&packet.frame())?;
             assert_eq!(outcome.action, XdpAction::Tx);
@@ -202,12 +205,12 @@ fn the_largest_packet_that_fits_and_one_byte_more() -> Result<()> {
         return Ok(());
     }
     for (packet, headers) in [(v4(Protocol::Udp), 28), (v6(Protocol::Udp), 48)] {
-        for (source, address, overhead) in TUNNELS {
+        for (source, address, overhead, reserved) in TUNNELS {
             let of = |payload| Packet {
                 payload: vec![0; payload],
                 ..packet.clone()
             };
-            let most = 1_500 - headers - overhead;
+            let most = 1_500 - headers - overhead - reserved;
             assert_encapsulated(&of(most), source, address)?;
             let balancer = balancer(&packet, &tunnel(source, address, PORT))?;
             let frame = of(most + 1).frame();
@@ -238,7 +241,7 @@ fn decapsulation_undoes_it() -> Result<()> {
     }
     let decapsulator = Decapsulator::load()?;
     for packet in packets() {
-        for (source, address, _) in TUNNELS {
+        for (source, address, ..) in TUNNELS {
             let tunnelled =
                 balancer(&packet, &tunnel(source, address, PORT))?.run(&packet.frame())?;
             let outcome = decapsulator.run(&tunnelled.frame)?;
@@ -259,7 +262,7 @@ fn what_is_not_plain_gue_passes_the_decapsulator_untouched() -> Result<()> {
         return Ok(());
     }
     let decapsulator = Decapsulator::load()?;
-    for (source, address, overhead) in TUNNELS {
+    for (source, address, overhead, _) in TUNNELS {
         let whole = expected(&v4(Protocol::Tcp), source, address, PORT)?;
         let gue = ETHERNET + overhead - 4;
         let mut frames: Vec<Vec<u8>> = [

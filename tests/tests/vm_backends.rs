@@ -5,9 +5,15 @@ use anyhow::{Context, Result, ensure};
 use lb_common::backend::Mode;
 use lb_tests::{
     kit::{Bare, Pair},
+    packet::{ETHERNET, Packet, Protocol},
     process::output,
+    topology::CLIENT_V4,
 };
 use lb_userspace::kit::{Need, setup};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    time::Duration,
+};
 
 const BYTES: usize = 300_000;
 
@@ -77,6 +83,54 @@ fn the_kit_s_program_takes_the_kernel_s_gue() -> Result<()> {
             through_the_kernel_s_gue(&network, &pair)
                 .with_context(|| format!("{mode}: {:?}", network.ok("status")))?;
         }
+    }
+    Ok(())
+}
+
+/// The name of a second owner is private data to the kernel: it takes the packet out of the tunnel all the same.
+#[test]
+fn the_kernel_s_gue_skips_the_name_of_a_second_owner() -> Result<()> {
+    let network = Bare::set_up()?;
+    let pairs = network.pairs();
+    for pair in &pairs {
+        let need = Need {
+            vip: pair.vip.ip().into(),
+            mode: Mode::Gue,
+            address: pair.address,
+            gue_port: 6080,
+        };
+        let script = setup::script("backend-1", &need);
+        network.script(&script).context(script)?;
+    }
+    network.serve()?;
+    let v6 = "fd00:3:2::2".parse::<std::net::Ipv6Addr>()?.octets();
+    for pair in pairs.iter().filter(|pair| pair.vip.is_ipv4()) {
+        let name: Vec<u8> = match pair.address {
+            IpAddr::V4(_) => [&[0x21, 4, 0x17, 0xc0][..], &[10, 3, 2, 2]].concat(),
+            IpAddr::V6(_) => [&[0x21, 16, 0x17, 0xc0][..], &v6].concat(),
+        };
+        let from = SocketAddr::from((CLIENT_V4, 40_000));
+        let inner = Packet::new(Protocol::Udp, &from.to_string(), &pair.vip.to_string(), 100);
+        let gue = [(name.len() / 4) as u8, 4, 0, 0];
+        let datagram = [&gue[..], &name, &inner.frame()[ETHERNET..]].concat();
+        let client = network.topology.client.run(|| UdpSocket::bind(from))?;
+        client.set_read_timeout(Some(Duration::from_secs(20)))?;
+        let router = &network.topology.router;
+        let any: IpAddr = match pair.address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let to = SocketAddr::new(pair.address, 6080);
+        router.run(|| UdpSocket::bind((any, 0))?.send_to(&datagram, to))?;
+        let mut answer = [0; 200];
+        let length = client
+            .recv(&mut answer)
+            .with_context(|| pair.service.clone())?;
+        ensure!(
+            answer[..length] == inner.payload,
+            "{}: another answer",
+            pair.service
+        );
     }
     Ok(())
 }

@@ -1,13 +1,23 @@
 //! GUE, all four pairs of families; the outer family is the backend's.
+//!
+//! **Invariant.** There is always room for the name of a second owner: a packet that would not fit with it is too large
+//! without it as well.
 
 use super::outer::{inner, prepend};
-use crate::{backend::Backend, exit::Exit, parse::Ip};
+use crate::{
+    backend::{self, Backend},
+    exit::Exit,
+    parse::{Ip, Tags},
+    trace,
+};
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    gue::{GueOverIpv4, GueOverIpv6},
-    header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    address::Address,
+    gue::{GueOverIpv4, GueOverIpv6, SecondV4, SecondV6},
+    header::{DoubleTaggedHeader, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, TaggedHeader},
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::packet::{Header, Packet};
 
 /// Puts IP, UDP and GUE headers before the packet, and before those the frame's VLAN tags and new MAC addresses.
 #[inline(always)]
@@ -24,12 +34,71 @@ pub fn encapsulate(
         (true, true) => {
             let (source, destination) = (source.v4_word(), backend.address.v4_word());
             let outer = GueOverIpv4::encapsulating(&inner, source, destination, port, hash);
-            prepend(packet, ip, backend, ETHERTYPE_IPV4, outer, exit)
+            prepend(
+                packet,
+                ip,
+                backend,
+                ETHERTYPE_IPV4,
+                (outer, SecondV4::LENGTH),
+                exit,
+            )
         }
         (false, false) => {
             let outer = GueOverIpv6::encapsulating(&inner, source, backend.address, port, hash);
-            prepend(packet, ip, backend, ETHERTYPE_IPV6, outer, exit)
+            prepend(
+                packet,
+                ip,
+                backend,
+                ETHERTYPE_IPV6,
+                (outer, SecondV6::LENGTH),
+                exit,
+            )
         }
         (true, false) | (false, true) => Err(Verdict::DropBadState),
+    }
+}
+
+/// Names a second owner in a frame that is ready to leave in GUE, behind tags as [`Tags`] counts them. Where a driver
+/// leaves no headroom for that, the frame stays what it is: it may be right where it goes.
+///
+/// For rare packets only, so it takes from [`encapsulate`] nothing but the frame.
+#[inline(never)]
+pub fn name_second(context: *mut xdp_md, tags: u32, index: u32) {
+    let mut packet = Packet::of::<false>(context);
+    if let Some((address, port)) = backend::name(index) {
+        let named = if tags == Tags::None as u32 {
+            insert::<EthernetHeader>(&mut packet, address, port)
+        } else if tags == Tags::One as u32 {
+            insert::<TaggedHeader>(&mut packet, address, port)
+        } else {
+            insert::<DoubleTaggedHeader>(&mut packet, address, port)
+        };
+        if named.is_some() {
+            trace::second(index);
+        }
+    }
+}
+
+/// Puts the name behind the GUE header, which follows link header `L`.
+#[inline(always)]
+fn insert<L: Header>(packet: &mut Packet, address: Address, port: u16) -> Option<()> {
+    let link: L = packet.read(0)?;
+    // The frame grows before it is written to: after that no write can fail.
+    if address.is_v4() {
+        let outer: GueOverIpv4 = packet.read(L::LENGTH)?;
+        packet.move_head(-(SecondV4::LENGTH as i32))?;
+        packet.write(0, link)?;
+        packet.write(L::LENGTH, outer.with_second())?;
+        let second = SecondV4::new(address.v4_word(), port);
+        packet.write(L::LENGTH + GueOverIpv4::LENGTH, second)
+    } else {
+        let outer: GueOverIpv6 = packet.read(L::LENGTH)?;
+        packet.move_head(-(SecondV6::LENGTH as i32))?;
+        packet.write(0, link)?;
+        packet.write(L::LENGTH, outer.with_second())?;
+        packet.write(
+            L::LENGTH + GueOverIpv6::LENGTH,
+            SecondV6::new(address, port),
+        )
     }
 }

@@ -23,11 +23,11 @@ pub fn encapsulate(
         (true, true) => {
             let (source, destination) = (source.v4_word(), backend.address.v4_word());
             let outer = Ipv4Header::encapsulating(&inner, source, destination);
-            prepend(packet, ip, backend, ETHERTYPE_IPV4, outer, exit)
+            prepend(packet, ip, backend, ETHERTYPE_IPV4, (outer, 0), exit)
         }
         (false, false) => {
             let outer = Ipv6Header::encapsulating(&inner, source, backend.address, hash);
-            prepend(packet, ip, backend, ETHERTYPE_IPV6, outer, exit)
+            prepend(packet, ip, backend, ETHERTYPE_IPV6, (outer, 0), exit)
         }
         (true, false) | (false, true) => Err(Verdict::DropBadState),
     }

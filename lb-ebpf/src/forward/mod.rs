@@ -7,6 +7,8 @@ mod ipip;
 mod l2;
 mod outer;
 
+pub use gue::name_second;
+
 use crate::{
     backend::Backend,
     exit::{self, Exit},
@@ -27,7 +29,8 @@ pub fn send(packet: &mut Packet, ip: &Ip, hash: u64, backend: &Backend) -> Resul
     Ok(exit)
 }
 
-/// Refuses what the way to the backend does not take: an IP packet of `length` bytes, outer header included.
+/// Refuses what the way to the backend does not take: an IP packet of `length` bytes, all outer headers that it may get
+/// included.
 #[inline(always)]
 fn check_size(length: usize, backend: &Backend) -> Result<(), Verdict> {
     if length > usize::from(backend.mtu) {

@@ -31,17 +31,17 @@ pub fn inner(ip: &Ip) -> Inner {
     }
 }
 
-/// Refuses what is too large, and puts the new headers before the packet.
+/// Refuses what is too large with `reserved` bytes and the new headers before it, and puts these there.
 #[inline(always)]
 pub fn prepend<T: Header>(
     packet: &mut Packet,
     ip: &Ip,
     backend: &Backend,
     ethertype: u16,
-    outer: T,
+    (outer, reserved): (T, usize),
     exit: Exit,
 ) -> Result<(), Verdict> {
-    check_size(T::LENGTH + usize::from(ip.length), backend)?;
+    check_size(reserved + T::LENGTH + usize::from(ip.length), backend)?;
     match ip.tags {
         Tags::None => write::<EthernetHeader, T>(packet, backend, ethertype, outer, exit),
         Tags::One => write::<TaggedHeader, T>(packet, backend, ethertype, outer, exit),

@@ -58,6 +58,9 @@ pub struct Explanation {
     /// The backend it goes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<BackendHit>,
+    /// The other owner of its flow that its GUE header names; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<SecondHit>,
     /// Whether it fits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<SizeView>,
@@ -154,6 +157,9 @@ pub struct FlowTableView {
     pub idle_seconds: Option<u32>,
     /// Whether the client has ended the connection.
     pub closing: bool,
+    /// The backend that the flow may be at home at instead: the entry is a guess, made while the slot had two owners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second: Option<String>,
     /// What that means for the packet.
     pub meaning: String,
 }
@@ -177,12 +183,23 @@ pub struct BackendHit {
     pub interface: String,
 }
 
+/// The other owner of a packet's flow, to which a backend without a socket for it hands it on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SecondHit {
+    /// Its name; empty for one that was removed before `lbd` started.
+    pub name: String,
+    /// Index of its entry.
+    pub index: u32,
+    /// Its own address.
+    pub address: String,
+}
+
 /// Whether a packet fits the way to its backend. Bytes of IP packets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SizeView {
     /// As it came.
     pub received: u32,
-    /// What the outer headers add.
+    /// What the outer headers add at most.
     pub added: u32,
     /// Largest that the way takes.
     pub mtu: u32,

@@ -633,8 +633,20 @@ pub struct Attach {
     /// UDP port of GUE
     #[arg(long, value_name = "PORT", default_value_t = DEFAULT_PORT)]
     pub gue_port: u16,
+    /// Hand packets that name another owner of their flow on to it, once, where this host has no socket for them; needs --from
+    /// [default: on with --from]
+    #[arg(long, value_enum)]
+    pub second_chance: Option<Switch>,
     #[command(flatten)]
     pub pins: Pins,
+}
+
+// No doc comments on the variants: see Output.
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
 }
 
 // No doc comments on the variants: see Output.

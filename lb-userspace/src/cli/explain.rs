@@ -8,7 +8,8 @@ use crate::{
     api::{
         client::Client,
         path::{
-            BackendHit, ExplainRequest, Explanation, FlowTableView, FrameView, SizeView, SlotView,
+            BackendHit, ExplainRequest, Explanation, FlowTableView, FrameView, SecondHit, SizeView,
+            SlotView,
         },
     },
     explain::{hex, pcap},
@@ -121,6 +122,17 @@ fn text(explanation: &Explanation) -> String {
     if let Some(backend) = &explanation.backend {
         lines.backend(backend);
     }
+    if let Some(second) = &explanation.second {
+        let SecondHit {
+            name,
+            index,
+            address,
+        } = second;
+        lines.stage("second", &format!("{name}, {address}, index {index}"));
+        lines.detail(
+            "named in the GUE header: a backend that has no socket of the flow hands the packet on to it",
+        );
+    }
     if let Some(size) = &explanation.size {
         lines.size(size);
     }
@@ -184,8 +196,12 @@ impl Lines {
         if let Some(backend) = &table.backend {
             let closing = if table.closing { ", closing" } else { "" };
             let idle = table.idle_seconds.unwrap_or_default();
+            let second = match &table.second {
+                Some(second) => format!(", or else {second}"),
+                None => String::new(),
+            };
             self.detail(&format!(
-                "entry: {backend}, last seen {idle} s ago{closing}"
+                "entry: {backend}{second}, last seen {idle} s ago{closing}"
             ));
         }
     }

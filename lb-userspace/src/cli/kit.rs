@@ -1,7 +1,7 @@
 //! `lbctl backend-kit`: what makes a host a backend. `setup` asks `lbd`; the others work on this host and need none.
 
 use super::{
-    args::{Attach, AttachBy, Check, KitCommand, Output},
+    args::{Attach, AttachBy, Check, KitCommand, Output, Switch},
     print,
     report::{self, Failure},
 };
@@ -39,6 +39,14 @@ pub(super) async fn run(command: KitCommand, client: &Client, output: Output) ->
             set_up(&service, backend.as_deref())
         }
         KitCommand::Check(check) => look(&check, output),
+        KitCommand::Attach(attach)
+            if attach.second_chance == Some(Switch::On) && attach.from.is_empty() =>
+        {
+            Err(Failure::local(
+                "--second-chance on: nobody's packets are handed on but those of balancers that are known; name them with --from PREFIX"
+                    .into(),
+            ))
+        }
         KitCommand::Attach(attach) => {
             let done = decap::attach(&attach.pins.pin_directory, &settings(&attach));
             lines(done, output)
@@ -187,5 +195,6 @@ fn settings(attach: &Attach) -> Settings {
         vips: attach.vip.clone(),
         hosts: attach.to.clone(),
         port: attach.gue_port,
+        second_chance: attach.second_chance != Some(Switch::Off),
     }
 }

@@ -3,8 +3,8 @@
 use super::core::Core;
 use crate::{
     api::path::{
-        BackendHit, ConnectionIdView, Explanation, FlowTableView, FlowView, FrameView, ServiceHit,
-        SizeView, SlotView, VerdictView,
+        BackendHit, ConnectionIdView, Explanation, FlowTableView, FlowView, FrameView, SecondHit,
+        ServiceHit, SizeView, SlotView, VerdictView,
     },
     dataplane::{DataPlane, Explained},
     explain::{advice::advice, decode, hex},
@@ -57,6 +57,8 @@ impl<P: DataPlane> Core<P> {
             backend: record
                 .reached(Record::BACKEND)
                 .then(|| self.backend_hit(record.backend)),
+            second: (record.reached(Record::BACKEND) && record.second != 0)
+                .then(|| self.second_hit(record.second)),
             size: entry.and_then(|entry| size_view(record, entry)),
             input: frame_view(frame, port),
             output: sent.then(|| frame_view(&explained.frame, port)),
@@ -157,7 +159,11 @@ impl<P: DataPlane> Core<P> {
             backend: found.then(|| self.backend_name(record.entry.backend)),
             idle_seconds: found.then(|| record.entry.idle(now)),
             closing: found && record.entry.is_closing(),
-            meaning: if counts {
+            second: (found && record.entry.second() != 0)
+                .then(|| self.backend_name(record.entry.second())),
+            meaning: if counts && record.entry.second() != 0 {
+                "the packet goes where the entry says, which is a guess: this node has not seen the flow begin".into()
+            } else if counts {
                 "the packet goes where the entry says".into()
             } else if found {
                 format!("the entry does not count: {}", self.why_stale(record, now))
@@ -188,6 +194,17 @@ impl<P: DataPlane> Core<P> {
                 known.idle(now)
             ),
             Some(_) => "its backend could not be used".into(),
+        }
+    }
+
+    /// The other owner that the packet names.
+    fn second_hit(&self, index: u32) -> SecondHit {
+        let entry = self.mirror.backends.get(&index);
+        SecondHit {
+            name: self.backend_name(index),
+            index,
+            address: entry
+                .map_or_else(String::new, |entry| IpAddr::from(entry.address).to_string()),
         }
     }
 

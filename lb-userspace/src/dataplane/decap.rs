@@ -3,7 +3,7 @@
 //!
 //! | name | what |
 //! |---|---|
-//! | `maps-1-NUMBER/NAME` | the maps of the program that is attached |
+//! | `maps-2-NUMBER/NAME` | the maps of the program that is attached |
 //! | `link-INDEX` | the link that keeps the XDP program on an interface |
 //! | `tc-INDEX` | the program in traffic control of an interface; its filter holds it as well |
 //!
@@ -21,7 +21,7 @@ use crate::prefix::Prefix;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::{
         SchedClassifier, TcAttachType, Xdp,
         tc::{NlOptions, TcAttachOptions, TcError, qdisc_add_clsact, qdisc_detach_program},
@@ -29,13 +29,13 @@ use aya::{
 };
 use lb_common::decap::{
     ADDRESSES, CHECK_HOST, CHECK_SOURCE, CHECK_VIP, CHECKS, COUNTS, LocalKey, MAPS, OF_HOST,
-    OF_SERVICE, PORT, Reason, SOURCES, TC_PROGRAM, XDP_PROGRAM,
+    OF_SERVICE, PORT, Reason, SECOND_CHANCE, SOURCES, TC_PROGRAM, XDP_PROGRAM,
 };
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
 use std::{fs, io, net::IpAddr, path::Path};
 
 /// Version of what the maps mean.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// Names of pins in traffic control begin so.
 const TC_PIN: &str = "tc-";
 
@@ -54,6 +54,16 @@ pub struct Settings {
     pub hosts: Vec<IpAddr>,
     /// UDP port of GUE.
     pub port: u16,
+    /// Whether a packet that names a second owner goes on to it where this host has no socket for it. Only with `sources`.
+    pub second_chance: bool,
+}
+
+impl Settings {
+    /// Whether packets are handed on: those of balancers that are known, or anybody could have this host send packets
+    /// anywhere.
+    fn hands_on(&self) -> bool {
+        self.second_chance && !self.sources.is_empty()
+    }
 }
 
 /// What is attached.
@@ -94,7 +104,21 @@ pub fn attach(pin_directory: &Path, settings: &Settings) -> Result<Vec<String>> 
     for generation in &old {
         pins.remove_generation(generation)?;
     }
-    attached
+    attached.map(|mut done| {
+        done.push(second_chance(settings).into());
+        done
+    })
+}
+
+/// What becomes of packets that name a second owner.
+fn second_chance(settings: &Settings) -> &'static str {
+    match (settings.second_chance, settings.hands_on()) {
+        (_, true) => "second chance: on",
+        (true, false) => {
+            "second chance: off, as any source is taken: name the balancers with --from"
+        }
+        (false, _) => "second chance: off",
+    }
 }
 
 /// Takes the decapsulator off. Returns what was done, a line each; nothing if it was not attached.
@@ -156,7 +180,13 @@ pub fn status(pin_directory: &Path) -> Result<Option<Status>> {
         .with_context(|| format!("cannot open the map {COUNTS}"))?;
     let counts: PerCpuArray<_, u64> = PerCpuArray::try_from(Map::PerCpuArray(map))?;
     let count = |reason: Reason| -> Result<(&'static str, u64)> {
-        Ok((reason.name(), counts.get(&(reason as u32), 0)?.iter().sum()))
+        // A decapsulator that an older lbctl attached counts fewer things.
+        let count = match counts.get(&(reason as u32), 0) {
+            Ok(each) => each.iter().sum(),
+            Err(MapError::KeyNotFound | MapError::OutOfBounds { .. }) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok((reason.name(), count))
     };
     Ok(Some(Status {
         interfaces: lines,
@@ -172,6 +202,9 @@ fn load(settings: &Settings, path: &Path) -> Result<Ebpf> {
     }
     if !settings.vips.is_empty() {
         checks |= CHECK_VIP;
+    }
+    if settings.hands_on() {
+        checks |= SECOND_CHANCE;
     }
     let mut loader = EbpfLoader::new();
     loader.override_global(CHECKS, &checks, true);

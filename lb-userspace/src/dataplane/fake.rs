@@ -72,15 +72,28 @@ impl FakeDataPlane {
         kind: PacketKind,
         now: u32,
     ) -> Option<u32> {
+        let (first, _) = self.packet_for(key, flow, slot, kind, now)?;
+        Some(first)
+    }
+
+    /// As [`FakeDataPlane::packet`], with the second owner that the packet names; 0: none.
+    pub fn packet_for(
+        &mut self,
+        key: &ServiceKey,
+        flow: &FlowKey,
+        slot: u32,
+        kind: PacketKind,
+        now: u32,
+    ) -> Option<(u32, u32)> {
         let service = self.services.get(key)?.index;
         let word = *self.tables.get(&service)?.get(slot as usize)?;
-        let index = if word.is_tracked() {
+        let (index, second) = if word.is_tracked() {
             self.tracked(service, slot, word, flow, kind, now)?
         } else {
-            word.new_owner()
+            (word.new_owner(), 0)
         };
         let backend = self.backends.get(&index)?;
-        (is_used(backend) && backend.next_hop.is_resolved()).then_some(index)
+        (is_used(backend) && backend.next_hop.is_resolved()).then_some((index, second))
     }
 
     fn tracked(
@@ -91,20 +104,27 @@ impl FakeDataPlane {
         flow: &FlowKey,
         kind: PacketKind,
         now: u32,
-    ) -> Option<u32> {
+    ) -> Option<(u32, u32)> {
         let known = self.flows.get(flow).copied();
         if let Some(entry) = known
             && self.counts(&entry, service, kind, now)
         {
-            let closing = entry.is_closing() || kind == PacketKind::TcpEnd;
+            let closing = match kind {
+                PacketKind::TcpEnd => FlowEntry::CLOSING,
+                _ => 0,
+            };
             let seen = FlowEntry {
                 seen: now,
-                flags: if closing { FlowEntry::CLOSING } else { 0 },
+                flags: entry.flags | closing,
                 ..entry
             };
             self.flows.insert(*flow, seen);
             self.count(FlowEvent::Hit);
-            return Some(entry.backend);
+            let second = match kind {
+                PacketKind::TcpSyn => 0,
+                _ => self.nameable(entry.backend, entry.flags >> 8),
+            };
+            return Some((entry.backend, second));
         }
         let owner = match kind {
             PacketKind::TcpSyn => word.new_owner(),
@@ -114,6 +134,15 @@ impl FakeDataPlane {
         };
         // Nobody, or an entry that is not in use: the packet is dropped.
         let backend = self.backends.get(&owner).filter(|entry| is_used(entry))?;
+        let other = match kind {
+            PacketKind::TcpSyn => 0,
+            _ if owner == word.old_owner() => word.new_owner(),
+            _ => word.old_owner(),
+        };
+        let second = match other == owner {
+            true => 0,
+            false => self.nameable(owner, other),
+        };
         if kind != PacketKind::TcpEnd {
             let entry = FlowEntry {
                 backend: owner,
@@ -121,7 +150,7 @@ impl FakeDataPlane {
                 service,
                 slot,
                 seen: now,
-                flags: 0,
+                flags: second << 8,
             };
             self.record(flow, entry);
             self.count(match known {
@@ -129,7 +158,24 @@ impl FakeDataPlane {
                 None => FlowEvent::Recorded,
             });
         }
-        Some(owner)
+        Some((owner, second))
+    }
+
+    /// The second owner, if packets for the first can name it; else 0.
+    fn nameable(&self, first: u32, second: u32) -> u32 {
+        let (Some(first), Some(other)) = (self.backends.get(&first), self.backends.get(&second))
+        else {
+            return 0;
+        };
+        let both_gue = first.mode == Mode::Gue as u8 && other.mode == Mode::Gue as u8;
+        let is_there = other.flags & BackendEntry::LOST == 0
+            && other.next_hop.is_resolved()
+            && other.port != 0;
+        if both_gue && is_there && first.address.is_v4() == other.address.is_v4() {
+            second
+        } else {
+            0
+        }
     }
 
     /// Whether a packet follows an entry.

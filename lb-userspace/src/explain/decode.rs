@@ -1,9 +1,12 @@
 //! The headers of a frame, a line each: as far as they can be read.
 
-use lb_common::header::{
-    PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+use lb_common::{
+    gue::SecondWord,
+    header::{
+        PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    },
 };
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Headers that are told at most.
 const MOST: usize = 16;
@@ -169,11 +172,27 @@ fn udp(bytes: &[u8], gue_port: u16) -> Read {
 fn gue(bytes: &[u8]) -> Read {
     let (first, protocol) = (*bytes.first()?, *bytes.get(1)?);
     let length = 4 + usize::from(first & 0x1f) * 4;
+    let second = match bytes.get(4..length) {
+        Some(second) => second_owner(second).unwrap_or_default(),
+        None => String::new(),
+    };
     let line = format!(
-        "GUE version {}, protocol {protocol}, {length} bytes of header",
+        "GUE version {}, protocol {protocol}, {length} bytes of header{second}",
         first >> 6
     );
     Some((line, length, Next::Protocol(protocol)))
+}
+
+/// The second owner that a GUE header names (`lb_common::gue`).
+fn second_owner(bytes: &[u8]) -> Option<String> {
+    let (port, address) = (word(bytes, 2)?, bytes.get(4..)?);
+    let address = match (bytes.get(..2)?, address.len()) {
+        ([SecondWord::KIND, 4], 4) => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        ([SecondWord::KIND, 16], 16) => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+        _ => return None,
+    };
+    let end = SocketAddr::new(address, port);
+    Some(format!(", second owner {end}"))
 }
 
 fn icmp(bytes: &[u8], name: &str) -> Read {

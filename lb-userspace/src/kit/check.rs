@@ -105,7 +105,7 @@ fn room(need: &Need, facts: &Facts) -> Option<Finding> {
     let family = if need.vip.is_ipv4() { 4 } else { 6 };
     Some(Finding::wrong(
         format!(
-            "{} takes packets of {} bytes: one of {OUTSIDE_MTU} from outside comes with {} more",
+            "{} takes packets of {} bytes: one of {OUTSIDE_MTU} from outside comes with up to {} more",
             link.name,
             link.mtu,
             need.overhead()
@@ -332,7 +332,7 @@ mod tests {
                 "ip address add 198.51.100.11",
             ),
             (|facts| facts.links[1].up = false, "ip link set dev eth0 up"),
-            (|facts| facts.links[1].mtu = 1_500, "mtu 1532"),
+            (|facts| facts.links[1].mtu = 1_500, "mtu 1540"),
             (
                 |facts| facts.links[2].up = false,
                 "ip link set dev gw-ipip up",

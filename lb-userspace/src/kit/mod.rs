@@ -9,7 +9,7 @@ pub mod facts;
 pub mod setup;
 
 use crate::prefix::Prefix;
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, mtu};
 use std::net::IpAddr;
 
 /// What a host has to do for a service.
@@ -52,14 +52,9 @@ impl Need {
         })
     }
 
-    /// Bytes that the balancer puts before a packet.
+    /// Most bytes that the balancer puts before a packet.
     pub fn overhead(&self) -> u32 {
-        let outer = if self.address.is_ipv4() { 20 } else { 40 };
-        match self.mode {
-            Mode::L2 => 0,
-            Mode::Ipip => outer,
-            Mode::Gue => outer + 12,
-        }
+        mtu::overhead(self.mode, self.address.is_ipv4()).into()
     }
 
     /// The command that makes the VIPs this host's own: on `lo`, which answers no neighbour.

@@ -59,7 +59,7 @@ pub fn script(name: &str, need: &Need) -> String {
         let family = if need.vip.is_ipv4() { 4 } else { 6 };
         step(
             &format!(
-                "Packets come with {} bytes more: where the network takes them, let this host's interface take {mtu} bytes,",
+                "Packets come with up to {} bytes more: where the network takes them, let this host's interface take {mtu} bytes,",
                 need.overhead()
             ),
             &[
@@ -194,7 +194,7 @@ mod tests {
         for (vip, mode, address, expected) in [
             ("192.0.2.1", Mode::Ipip, "198.51.100.11", 1_440),
             ("2001:db8::1", Mode::Ipip, "2001:db8::11", 1_400),
-            ("192.0.2.1", Mode::Gue, "198.51.100.11", 1_428),
+            ("192.0.2.1", Mode::Gue, "198.51.100.11", 1_420),
         ] {
             assert!(of(vip, mode, address).contains(&format!("advmss {expected}\n")));
         }

@@ -10,6 +10,7 @@ use lb_common::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     time::Duration,
 };
 
@@ -31,9 +32,9 @@ pub struct Census {
     pub removed: u64,
     /// Flows that the program had recorded before it began.
     pub recorded: u64,
-    /// Flows that are alive, by backend index.
+    /// Flows that are alive, by backend index; those that are at one of two, for both.
     pub flows: BTreeMap<u32, u64>,
-    /// (service index, slot, backend index) of each entry that is left.
+    /// (service index, slot, backend index) of each entry that is left; of a guess also with the second owner.
     homes: BTreeSet<(u32, u32, u32)>,
 }
 
@@ -102,10 +103,12 @@ pub fn take(plane: &mut dyn DataPlane, mirror: &Mirror, now: Duration) -> Result
         if !needed && idle >= UNDISTURBED || idle >= patience.max(UNDISTURBED) {
             dead.push(*key);
         } else {
-            let home = (entry.service, entry.slot, entry.backend);
-            census.homes.insert(home);
-            if needed && idle < patience && (!entry.is_closing() || idle < CLOSED) {
-                *census.flows.entry(entry.backend).or_default() += 1;
+            let is_alive = needed && idle < patience && (!entry.is_closing() || idle < CLOSED);
+            for backend in iter::once(entry.backend).chain(second_of(mirror, entry)) {
+                census.homes.insert((entry.service, entry.slot, backend));
+                if is_alive {
+                    *census.flows.entry(backend).or_default() += 1;
+                }
             }
         }
     })?;
@@ -118,6 +121,13 @@ fn counts(mirror: &Mirror, entry: &FlowEntry) -> bool {
     mirror.backends.get(&entry.backend).is_some_and(|backend| {
         backend.generation == entry.generation && backend.flags & BackendEntry::LOST == 0
     })
+}
+
+/// The second owner that packets of the entry's flow name: while they do, the slot must be tracked.
+fn second_of(mirror: &Mirror, entry: &FlowEntry) -> Option<u32> {
+    let second = entry.second();
+    let backend = mirror.backends.get(&second)?;
+    (second != 0 && backend.flags & BackendEntry::LOST == 0).then_some(second)
 }
 
 /// Whether the program looks flows of the entry's slot up.

@@ -142,8 +142,12 @@ fn service(protocol: Protocol, rule: Rule) -> Service {
         address: IpAddr::from([10, 0, 0, 1]).into(),
         protocol,
         port: 80,
-        mode: Mode::Ipip,
-        gue_port: None,
+        // Where packets name second owners, and where they do not.
+        mode: match protocol {
+            Protocol::Tcp => Mode::Gue,
+            Protocol::Udp => Mode::Ipip,
+        },
+        gue_port: (protocol == Protocol::Tcp).then_some(6_080),
         hash: Hash::FiveTuple,
         when_all_down: rule.when_all_down,
         echo: false,
@@ -749,6 +753,44 @@ fn no_flow_is_lost_to_these_changes() {
         live(&removed_and_failed, Rule::tracking(tracking));
         live(&back_within_seconds, Rule::tracking(tracking));
     }
+}
+
+/// Another node's flow table is of no use to this one: what it sends to the wrong owner must name the right one, also when
+/// the change is taken back.
+#[test]
+fn a_node_that_takes_over_in_the_middle_of_a_change_names_the_home_of_every_flow() {
+    let mut world = World::new(Rule::tracking(Tracking::Moved));
+    world.happen(Event::Open(39));
+    world.happen(Event::Drain(1));
+    world.happen(Event::Open(39));
+    let flows = std::mem::take(&mut world.flows);
+    world.plane.flows.clear();
+    world.census = None;
+    let mut named = 0;
+    for event in [
+        Event::Pass(1),
+        Event::Pass(20),
+        Event::Undrain(1),
+        Event::Pass(20),
+        Event::Pass(20),
+        Event::Pass(20),
+    ] {
+        for flow in flows.iter().filter(|flow| !flow.is_udp()) {
+            let now = clock::seconds(world.facts.now);
+            let (first, second) = world
+                .plane
+                .packet_for(&flow.service, &flow.key, flow.slot, PacketKind::Tcp, now)
+                .unwrap();
+            let home = Some(flow.home);
+            named += u32::from(world.id_of(first) != home);
+            assert!(
+                world.id_of(first) == home || world.id_of(second) == home,
+                "before {event:?}: {flow:?}"
+            );
+        }
+        world.happen(event);
+    }
+    assert!(named > 10, "only {named} packets needed a second owner");
 }
 
 /// The probes of the new address say nothing about the old one.

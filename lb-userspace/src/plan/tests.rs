@@ -269,11 +269,11 @@ fn a_way_that_is_too_narrow_for_the_tunnel_is_refused() {
     for (mode, vip, mtu, good) in [
         (Mode::Ipip, "10.0.0.1", 596, true),
         (Mode::Ipip, "10.0.0.1", 595, false),
-        (Mode::Gue, "10.0.0.1", 608, true),
-        (Mode::Gue, "10.0.0.1", 607, false),
+        (Mode::Gue, "10.0.0.1", 616, true),
+        (Mode::Gue, "10.0.0.1", 615, false),
         (Mode::L2, "fd00::1", 1_280, true),
         (Mode::Ipip, "fd00::1", 1_300, true),
-        (Mode::Gue, "fd00::1", 1_311, false),
+        (Mode::Gue, "fd00::1", 1_319, false),
     ] {
         (www.mode, www.address) = (mode, vip.parse().unwrap());
         let mut facts = all_well(&state(std::slice::from_ref(&www)));

@@ -10,8 +10,8 @@ use lb_userspace::{
     api::{
         handle::{Change, ChangeOptions, Handle, Request},
         path::{
-            BackendHit, Explanation, FlowTableView, FlowView, FrameView, ServiceHit, SizeView,
-            SlotView, TraceLine, TracedPacket, VerdictView,
+            BackendHit, Explanation, FlowTableView, FlowView, FrameView, SecondHit, ServiceHit,
+            SizeView, SlotView, TraceLine, TracedPacket, VerdictView,
         },
         protocol::*,
         server::{self, Limits},
@@ -244,6 +244,7 @@ fn explanation() -> Explanation {
             backend: Some("www/web-2".into()),
             idle_seconds: Some(3),
             closing: true,
+            second: Some("www/web-1".into()),
             meaning: "the packet goes where the entry says".into(),
         }),
         backend: Some(BackendHit {
@@ -254,6 +255,11 @@ fn explanation() -> Explanation {
             state: "up, gets new flows".into(),
             next_hop: "02:00:00:00:00:07".into(),
             interface: "eth0".into(),
+        }),
+        second: Some(SecondHit {
+            name: "www/web-1".into(),
+            index: 1,
+            address: "198.51.100.11".into(),
         }),
         size: Some(SizeView {
             received: 40,

@@ -12,12 +12,15 @@ use crate::{
     netns::Namespace,
     node::Node,
     process::{Process, output},
+    require,
     session::Session,
     topology::{Backend, Layout, Topology, VIP_V4},
     wait::wait_until,
+    xdp::HostProgram,
 };
 use anyhow::{Context, Result, bail};
 use lb_common::{
+    decap::Reason,
     flow_table::{FlowEntry, FlowKey},
     maps,
 };
@@ -50,16 +53,18 @@ pub(super) struct Fleet {
     servers: Vec<Option<Process>>,
     killed: Vec<Option<Instant>>,
     second: Namespace,
+    /// Forwarding mode of the services.
+    mode: &'static str,
     pub(super) topology: Topology,
     session: Session,
 }
 
 impl Fleet {
-    /// Builds the network, starts servers and daemons, and waits until every backend gets traffic.
+    /// Builds the network, starts servers and daemons, and waits until every backend gets traffic in this mode.
     ///
     /// # Errors
     /// What a part of it refuses.
-    pub(super) fn set_up(session: Session) -> Result<Self> {
+    pub(super) fn set_up(session: Session, mode: &'static str) -> Result<Self> {
         let directory = session.directory();
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
@@ -74,6 +79,7 @@ impl Fleet {
             servers: topology.backends.iter().map(|_| None).collect(),
             killed: vec![None; topology.backends.len()],
             second,
+            mode,
             topology,
             session,
         };
@@ -115,7 +121,7 @@ impl Fleet {
             .iter()
             .map(|backend| (backend.name.as_str(), backend.v4))
             .collect();
-        fs::write(&file, services::yaml(&backends, drain))?;
+        fs::write(&file, services::yaml(self.mode, &backends, drain))?;
         self.on_all(&format!("apply --file {}", file.display()))
     }
 
@@ -245,6 +251,76 @@ impl Fleet {
         }
         ledger.noticed(name);
         Ok(())
+    }
+
+    /// Has every backend take packets out of their tunnels by its kit, attached by `by` (a value of `--mode`).
+    ///
+    /// # Errors
+    /// What the kernel or `lbctl` refuses.
+    pub(super) fn attach_kits(&self, by: &str, second_chance: &str) -> Result<()> {
+        // The balancers' packets come back to the router from backends now, which answers for no balancer.
+        for key in ["all", "default"] {
+            let router = &self.topology.router;
+            router.sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
+        }
+        let pass = HostProgram::pass(&self.session.pins())?;
+        for backend in &self.topology.backends {
+            let port = &backend.name;
+            self.topology
+                .router
+                .sysctl(&format!("net/ipv4/conf/{port}/rp_filter"), "0")?;
+            // It takes what a backend sends back by XDP_TX only so.
+            pass.attach(&self.topology.router, port)?;
+            backend.namespace.ip("link set eth0 xdpdrv off")?;
+            self.kit(
+                backend,
+                &format!(
+                    "attach --interface eth0 --mode {by} --from 10.2.0.0/16 --vip {VIP_V4} --second-chance {second_chance}"
+                ),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Packets that backends have handed on to one another.
+    ///
+    /// # Errors
+    /// When a kit does not say.
+    pub(super) fn handed_on(&self) -> Result<u64> {
+        let mut sum = 0;
+        for backend in &self.topology.backends {
+            let text = self.kit(backend, "status --output json")?;
+            let status: serde_json::Value = serde_json::from_str(&text)?;
+            let counts = status["packets"].as_array().context("no packets")?;
+            let handed = counts
+                .iter()
+                .find(|count| count[0] == Reason::HandedOn.name());
+            sum += handed
+                .and_then(|count| count[1].as_u64())
+                .context("the kit does not count what it hands on")?;
+        }
+        Ok(sum)
+    }
+
+    fn kit(&self, backend: &Backend, command: &str) -> Result<String> {
+        let pins = self.session.pins().join(format!("kit-{}", backend.name));
+        let mut lbctl = backend.namespace.command(require::built("lbctl")?);
+        lbctl
+            .arg("backend-kit")
+            .args(command.split_whitespace())
+            .arg("--pin-directory")
+            .arg(pins);
+        output(&mut lbctl)
+    }
+
+    /// Takes the first balancer's link down: its flows go to the second from now on.
+    ///
+    /// # Errors
+    /// When the router refuses.
+    pub(super) fn lose_first_balancer(&self) -> Result<()> {
+        let router = &self.topology.router;
+        router.ip("link set balancer down")?;
+        router.ip(&format!("route replace {VIP_V4}/32 via 10.2.1.2"))
     }
 
     /// Entries of the flow tables of both nodes.

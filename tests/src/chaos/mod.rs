@@ -15,6 +15,7 @@ mod report;
 mod server;
 mod services;
 mod stream;
+mod takeover;
 
 use crate::{interrupt, require, session::Session, topology::VIP_V4, wait::wait_until};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -77,12 +78,15 @@ enum Part {
     /// The server of a backend
     #[command(hide = true)]
     Serve { name: String, vip: Ipv4Addr },
+    /// A balancer dies in the middle of a drain, and the other takes its flows over, in mode gue
+    Takeover(takeover::Arguments),
 }
 
 /// Runs it and says how it went.
 pub fn run(arguments: &Arguments) -> ExitCode {
     let outcome = match &arguments.part {
         Some(Part::Serve { name, vip }) => server::run(name, *vip).map(|()| true),
+        Some(Part::Takeover(arguments)) => takeover::perform(arguments),
         None => perform(arguments),
     };
     match outcome {
@@ -112,7 +116,7 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     let session = Session::unique();
     let name = session.name().to_owned();
     interrupt::clean_up_on_signals(move || Session::named(&name))?;
-    let mut fleet = Fleet::set_up(session)?;
+    let mut fleet = Fleet::set_up(session, "ipip")?;
     println!("two balancers and {} backends are up", fleet::BACKENDS);
 
     let ledger = Arc::new(Ledger::new());

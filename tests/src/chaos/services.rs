@@ -10,8 +10,9 @@ pub(super) const NAMES: [&str; 2] = ["www", "quic"];
 /// How long flows stay with a backend that gets no new ones: longer than a run.
 pub(super) const DRAIN: Duration = Duration::from_secs(300);
 
-/// Both services, with every backend: name and address. Flows stay with a backend that gets no new ones for `drain`.
-pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
+/// Both services in this mode, with every backend: name and address. Flows stay with a backend that gets no new ones for
+/// `drain`.
+pub(super) fn yaml(mode: &str, backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
     let drain = drain.as_secs();
     let settle = format!("    udp_settle: {}s\n", drain.min(10));
     // A machine that is busy, or stands still for a second, must not take backends down: their connections would be
@@ -29,7 +30,7 @@ pub(super) fn yaml(backends: &[(&str, Ipv4Addr)], drain: Duration) -> String {
     address: {VIP_V4}
     protocol: {protocol}
     port: {port}
-    mode: ipip
+    mode: {mode}
     drain_timeout: {drain}s
 {settle}    health: {health}
     backends:
@@ -82,7 +83,7 @@ mod tests {
     fn the_file_is_valid() {
         let limits = Limits::default();
         for drain in [Duration::from_secs(1), DRAIN] {
-            let text = yaml(&[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], drain);
+            let text = yaml("ipip", &[("backend-1", Ipv4Addr::new(10, 3, 1, 2))], drain);
             let spec = spec_yaml::state_from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
             let state = State::parse(&spec, &limits).unwrap_or_else(|e| panic!("{e}: {text}"));
             assert_eq!(state.services.len(), NAMES.len());

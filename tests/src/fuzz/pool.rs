@@ -166,11 +166,20 @@ impl Pool {
                 service,
                 slot: random.u32(..65_537),
                 seen: now.saturating_sub(idle),
-                flags: u32::from(random.u8(..5) == 0),
+                flags: u32::from(random.u8(..5) == 0) | guess(random) << 8,
             };
             known.insert(flow.key(), entry);
         }
         known
+    }
+}
+
+/// Index of a second owner: often nobody, often one of those that can be named.
+fn guess(random: &mut Rng) -> u32 {
+    match random.u8(..4) {
+        0 => 0,
+        1 => random.u32(0..=BACKENDS + 2),
+        _ => [4, 5, 10, 17][random.usize(..4)],
     }
 }
 

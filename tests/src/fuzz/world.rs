@@ -50,6 +50,12 @@ pub fn world() -> World {
     let mixed = Slots::Mixed(BACKENDS + 1);
     let moved = Slots::All(Slot::moved(2, 6, false));
     let settled = Slots::All(Slot::moved(3, 7, true));
+    // Both owners in mode `gue`: 4 and 10 over IPv4, 5 and 17 over IPv6.
+    let second = [
+        Slots::All(Slot::moved(4, 10, false)),
+        Slots::All(Slot::moved(5, 17, false)),
+        Slots::All(Slot::moved(10, 4, true)),
+    ];
     world
         .service(&tcp4, 443, spread)
         .service(&udp4, 443, mixed)
@@ -93,6 +99,10 @@ pub fn world() -> World {
         .within(61)
         .pingable(&tcp4)
         .pingable(&to(udp6.clone(), "[2001:db8:f::8]"))
+        .service(&to(tcp4.clone(), "203.0.113.7"), 0, second[0])
+        .service(&to(tcp6.clone(), "[2001:db8:f::7]"), 0, second[1])
+        .service(&to(udp4.clone(), "203.0.113.7"), 0, second[2])
+        .service(&to(udp6.clone(), "[2001:db8:f::7]"), 0, second[1])
         .service(&to(tcp4, "203.0.113.9"), 443, Slots::All(Slot::EMPTY))
         .service(&to(udp4, "203.0.113.9"), 443, Slots::Missing)
         .service(

@@ -58,14 +58,22 @@ impl Backend {
         self.mode.ok_or(Verdict::DropBadState)
     }
 
-    /// Bytes that its mode puts before a packet.
+    /// Most bytes that its mode puts before a packet: a second owner's name is a word and an address.
     pub fn overhead(&self) -> Result<usize, Verdict> {
         let outer = if bytes::is_v4(&self.address) { 20 } else { 40 };
         Ok(match self.mode()? {
             Mode::L2 => 0,
             Mode::Ipip => outer,
-            Mode::Gue => outer + 8 + 4,
+            Mode::Gue if outer == 20 => outer + 8 + 4 + 8,
+            Mode::Gue => outer + 8 + 4 + 20,
         })
+    }
+
+    /// Whether packets for `first` can name it as the second owner.
+    pub fn is_nameable_beside(&self, first: &Self) -> bool {
+        let both_gue = self.mode == Some(Mode::Gue) && first.mode == Some(Mode::Gue);
+        let same_family = bytes::is_v4(&self.address) == bytes::is_v4(&first.address);
+        both_gue && same_family && !self.lost && self.port != 0 && self.mac != [0; 6]
     }
 
     /// The generation of an entry in use.

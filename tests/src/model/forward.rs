@@ -15,13 +15,13 @@ pub struct Sent {
     pub across: bool,
 }
 
-/// The frame for a backend, or why there is none. `hash` is that of the flow; `exit`, if the backend is behind another
-/// interface, is that interface's own MAC, if the packet can leave by it.
+/// The frame for a backend, perhaps with a second owner's name, or why there is none. `hash` is that of the flow; `exit`,
+/// if the backend is behind another interface, is that interface's own MAC, if the packet can leave by it.
 pub fn send(
     frame: &[u8],
     ip: &Ip,
     hash: u64,
-    backend: &Backend,
+    (backend, second): (&Backend, Option<&Backend>),
     exit: Option<Option<&[u8; 6]>>,
 ) -> Result<Sent, Verdict> {
     let mode = backend.mode()?;
@@ -36,9 +36,9 @@ pub fn send(
     let outer = match mode {
         Mode::L2 => Vec::new(),
         Mode::Ipip => outer(ip, protocol(ip), &[], hash, backend)?,
-        Mode::Gue => outer(ip, UDP, &gue(ip, hash, backend), hash, backend)?,
+        Mode::Gue => outer(ip, UDP, &gue(ip, hash, backend, second), hash, backend)?,
     };
-    if outer.len() + ip.length > backend.mtu {
+    if backend.overhead()? + ip.length > backend.mtu {
         return Err(Verdict::DropTooBig);
     }
     let mut out = backend.mac.to_vec();
@@ -62,12 +62,23 @@ fn protocol(ip: &Ip) -> u8 {
     if ip.four { 4 } else { 41 }
 }
 
-/// UDP and GUE headers. The source port is a dynamic one, of bits 32 to 45 of the hash; no checksum.
-fn gue(ip: &Ip, hash: u64, backend: &Backend) -> Vec<u8> {
+/// UDP and GUE headers. The source port is a dynamic one, of bits 32 to 45 of the hash; no checksum. A second owner is
+/// private data of GUE, counted in its first byte in words: 0x21, bytes of the address, port, address.
+fn gue(ip: &Ip, hash: u64, backend: &Backend, second: Option<&Backend>) -> Vec<u8> {
     let source = 49_152 + (hash >> 32) % 16_384;
-    let fields = [source as u16, backend.port, (12 + ip.length) as u16, 0];
+    let name = second.map_or_else(Vec::new, |second| {
+        let address = match bytes::is_v4(&second.address) {
+            true => &second.address[12..],
+            false => &second.address[..],
+        };
+        let [high, low] = second.port.to_be_bytes();
+        [&[0x21, address.len() as u8, high, low], address].concat()
+    });
+    let length = 12 + name.len() + ip.length;
+    let fields = [source as u16, backend.port, length as u16, 0];
     let udp = fields.iter().flat_map(|field| field.to_be_bytes());
-    udp.chain([0, protocol(ip), 0, 0]).collect()
+    let gue = [(name.len() / 4) as u8, protocol(ip), 0, 0];
+    udp.chain(gue).chain(name).collect()
 }
 
 /// The outer source: in mode `ipip` it may be a prefix that flows fill, with bits 32 to 47 or 63 of the hash.

@@ -104,6 +104,7 @@ impl Model {
         Ok(Way {
             service: entry.service,
             owner: entry.backend,
+            second: 0,
             hash: entry.hash,
         })
     }

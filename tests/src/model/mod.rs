@@ -70,6 +70,8 @@ impl Expected {
 struct Way {
     service: u32,
     owner: u32,
+    /// Index of the second owner that is named; 0: none.
+    second: u32,
     hash: u64,
 }
 
@@ -177,7 +179,8 @@ impl Model {
             INTERFACE => None,
             other => Some(self.exits.get(&other)),
         };
-        let sent = match forward::send(frame, &ip, way.hash, backend, exit) {
+        let second = self.backends.get(&way.second);
+        let sent = match forward::send(frame, &ip, way.hash, (backend, second), exit) {
             Err(Verdict::DropTooBig) => return self.too_big(frame, &ip, backend),
             sent => sent?,
         };
@@ -206,6 +209,7 @@ impl Model {
                     return Ok(Way {
                         service: service.index,
                         owner,
+                        second: 0,
                         hash,
                     });
                 }
@@ -231,9 +235,12 @@ impl Model {
         };
         let (owner, counted) = self.owner(&flow, kind, &place, now);
         events.extend(counted);
+        let (owner, second) = owner?;
         Ok(Way {
             service: service.index,
-            owner: owner?,
+            owner,
+            // Those behind a first fragment would not find the way.
+            second: if ip.part == Part::Whole { second } else { 0 },
             hash,
         })
     }

@@ -70,28 +70,40 @@ impl Kind {
 const REUSE: u32 = 60;
 
 impl Model {
-    /// The backend of a packet, and what is counted of the flow table.
+    /// The backend of a packet, the second owner that it names (0: none), and what is counted of the flow table.
     pub(super) fn owner(
         &mut self,
         flow: &Flow,
         kind: Kind,
         place: &Place,
         now: u32,
-    ) -> (Result<u32, Verdict>, Option<FlowEvent>) {
+    ) -> (Result<(u32, u32), Verdict>, Option<FlowEvent>) {
         let slot = place.slot;
         if !slot.tracked {
-            return (owned(slot.new), None);
+            return (owned(slot.new, 0), None);
         }
         if let Some(known) = self.followed(flow, kind, place.service, now) {
-            return (Ok(known), Some(FlowEvent::Hit));
+            let guessed = if kind == Kind::Opens { 0 } else { known.1 };
+            let both = (known.0, self.nameable(known.0, guessed));
+            return (Ok(both), Some(FlowEvent::Hit));
         }
         let owner = match kind {
             Kind::Opens => slot.new,
             Kind::Datagram if slot.settled => slot.new,
             Kind::Datagram | Kind::Goes | Kind::Ends | Kind::Error => slot.old,
         };
+        let other = if owner == slot.old {
+            slot.new
+        } else {
+            slot.old
+        };
+        let second = if kind == Kind::Opens || other == owner {
+            0
+        } else {
+            self.nameable(owner, other)
+        };
         if owner == 0 || kind == Kind::Ends || kind == Kind::Error {
-            return (owned(owner), None);
+            return (owned(owner, second), None);
         }
         match self
             .backends
@@ -105,27 +117,37 @@ impl Model {
                     service: place.service,
                     slot: place.number,
                     seen: now,
-                    flags: 0,
+                    flags: second * 256,
                 };
                 let event = match self.flows.insert(*flow, entry) {
                     Some(_) => FlowEvent::Replaced,
                     None => FlowEvent::Recorded,
                 };
-                (Ok(owner), Some(event))
+                (Ok((owner, second)), Some(event))
             }
             None | Some(Err(_)) => (Err(Verdict::DropBadState), None),
         }
     }
 
-    /// The backend of a flow's entry, if the entry counts for a packet of this kind.
-    fn followed(&mut self, flow: &Flow, kind: Kind, service: u32, now: u32) -> Option<u32> {
+    /// `second`, if packets for `first` can name it; else 0.
+    fn nameable(&self, first: u32, second: u32) -> u32 {
+        match (self.backends.get(&first), self.backends.get(&second)) {
+            (Some(first), Some(other)) if other.is_nameable_beside(first) => second,
+            _ => 0,
+        }
+    }
+
+    /// The backend of a flow's entry and the one that the flow may be at home at instead, if the entry counts for a packet of
+    /// this kind.
+    fn followed(&mut self, flow: &Flow, kind: Kind, service: u32, now: u32) -> Option<(u32, u32)> {
         let entry = self.flows.get_mut(flow)?;
         let backend = self.backends.get(&entry.backend)?;
         if entry.service != service || !backend.keeps_flows_of(entry.generation) {
             return None;
         }
+        let known = (entry.backend, entry.flags / 256);
         if kind == Kind::Error {
-            return Some(entry.backend);
+            return Some(known);
         }
         let reused = entry.flags & 1 != 0 || entry.seen + REUSE < now;
         if kind == Kind::Opens && reused {
@@ -135,14 +157,14 @@ impl Model {
         if kind == Kind::Ends {
             entry.flags |= 1;
         }
-        Some(entry.backend)
+        Some(known)
     }
 }
 
-fn owned(owner: u32) -> Result<u32, Verdict> {
+fn owned(owner: u32, second: u32) -> Result<(u32, u32), Verdict> {
     if owner == 0 {
         Err(Verdict::DropNoBackend)
     } else {
-        Ok(owner)
+        Ok((owner, second))
     }
 }

@@ -1,35 +1,41 @@
 //! The decapsulator for a backend's interface: strips the outer header of IP in IP (all four pairs of families) and of
 //! GUE, and passes everything else untouched. It stands in for the kernel's tunnel modules where those are missing.
 //!
-//! **Invariants.** Whether a packet is changed follows from `tunnel` (what it is) and `policy` (whether it is for us) alone,
-//! which are the same for XDP and for traffic control. Only a frame whose outer header is plain (no options, no fragment,
-//! no extension header) is changed. The frame is untagged: VLANs are interfaces of their own on a backend.
+//! **Invariants.** Whether a packet is changed follows from `tunnel` (what it is) and `policy` (whether it is for us)
+//! alone, which are the same for XDP and for traffic control, and whether it is delivered or handed on from `second`.
+//! Only a frame whose outer header is plain (no options, no fragment, no extension header) is changed. The frame is
+//! untagged: VLANs are interfaces of their own on a backend.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod policy;
+mod second;
 mod skb;
+mod socket;
 mod tunnel;
+mod xdp;
 
 use aya_ebpf::{
     bindings::xdp_action,
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lb_common::{
-    decap::Reason,
-    header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader},
-};
-use lb_ebpf::packet::{Header, Packet};
+use lb_common::decap::Reason;
+use lb_ebpf::packet::Packet;
+use second::HandOn;
 use skb::Skb;
-use tunnel::{Frame, Inner, Tunnel};
+use tunnel::{Inner, Tunnel};
 
 /// Entry point at the driver.
 #[xdp]
 fn decap(context: XdpContext) -> u32 {
     let mut packet = Packet::new(context);
-    match settle(&packet).and_then(|(tunnel, inner)| strip(&mut packet, &tunnel, inner)) {
-        Ok(reason) | Err(reason) => {
+    match run(&mut packet) {
+        Ok((reason, answer)) => {
+            policy::count(reason);
+            answer
+        }
+        Err(reason) => {
             policy::count(reason);
             match reason {
                 Reason::Congested | Reason::Failed => xdp_action::XDP_DROP,
@@ -43,7 +49,7 @@ fn decap(context: XdpContext) -> u32 {
 #[classifier]
 fn decap_tc(context: TcContext) -> i32 {
     let mut skb = Skb(context);
-    match settle(&skb).and_then(|(tunnel, inner)| skb.strip(&tunnel, inner)) {
+    match run(&mut skb) {
         Ok((reason, answer)) => {
             policy::count(reason);
             answer
@@ -65,39 +71,26 @@ fn pass(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// The tunnel that a frame came through and its inner header as it will be delivered, or why it is left as it is.
+/// Delivers a tunnel's packet or hands it on. Returns what is counted and the answer to the kernel, or why the frame is left
+/// as it is.
 #[inline(always)]
-fn settle<F: Frame>(frame: &F) -> Result<(Tunnel, Inner), Reason> {
+fn run<F: Delivery>(frame: &mut F) -> Result<(Reason, F::Answer), Reason> {
     let tunnel = tunnel::outer(frame)?;
     policy::check_ends(&tunnel)?;
     let inner = tunnel::inner(frame, &tunnel)?;
     let inner = inner.marked(tunnel.traffic_class)?;
-    Ok((tunnel, inner))
+    let (second, reason) = second::owner(frame, &tunnel, &inner);
+    let answer = match second {
+        None => frame.strip(&tunnel, inner)?,
+        Some(second) => second::hand_on(frame, &tunnel, &second).ok_or(Reason::Failed)?,
+    };
+    Ok((reason, answer))
 }
 
-/// Cuts the outer header and puts the Ethernet header in front of the inner packet.
-#[inline(always)]
-fn strip(packet: &mut Packet, tunnel: &Tunnel, inner: Inner) -> Result<Reason, Reason> {
-    let ethernet: EthernetHeader = packet.read(0).ok_or(Reason::Failed)?;
-    packet
-        .move_head(tunnel.outer_length as i32)
-        .ok_or(Reason::Failed)?;
-    let ethertype = if tunnel.inner_is_v4 {
-        ETHERTYPE_IPV4
-    } else {
-        ETHERTYPE_IPV6
-    };
-    let link = EthernetHeader {
-        ethertype,
-        ..ethernet
-    };
-    packet.write(0, link).ok_or(Reason::Failed)?;
-    match inner {
-        Inner::V4(header) => packet.write(EthernetHeader::LENGTH, header),
-        Inner::V6(header) => packet.write(EthernetHeader::LENGTH, header),
-    }
-    .ok_or(Reason::Failed)?;
-    Ok(tunnel.reason)
+/// A frame that can be delivered, or handed on.
+trait Delivery: HandOn {
+    /// Cuts the outer header, so that the Ethernet header is in front of the inner packet.
+    fn strip(&mut self, tunnel: &Tunnel, inner: Inner) -> Result<Self::Answer, Reason>;
 }
 
 /// See the balancer's.

@@ -9,6 +9,7 @@ use lb_common::{
     address::Address,
     decap::{
         CHECK_HOST, CHECK_SOURCE, CHECK_VIP, LocalKey, MAX_ADDRESSES, OF_HOST, OF_SERVICE, Reason,
+        SECOND_CHANCE,
     },
     gue,
 };
@@ -56,6 +57,18 @@ pub fn check_destination(destination: Address) -> Result<(), Reason> {
         return Err(Reason::NotVip);
     }
     Ok(())
+}
+
+/// Whether packets are handed on to another owner that they name.
+#[inline(always)]
+pub fn gives_second_chances() -> bool {
+    DECAP_CHECKS.load() & SECOND_CHANCE != 0
+}
+
+/// Whether an address is known to be this host's.
+#[inline(always)]
+pub fn is_own(address: &Address) -> bool {
+    is_known(address, OF_HOST)
 }
 
 #[inline(always)]

@@ -2,9 +2,11 @@
 //!
 //! **Invariant.** Nothing here changes a frame or depends on how it is attached to the kernel.
 
+use core::ffi::c_void;
 use lb_common::{
     address::Address,
     decap::{Reason, ecn, with_traffic_class},
+    gue::GueHeader,
     header::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header, Ipv6Header,
         MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_UDP, Ports,
@@ -12,14 +14,16 @@ use lb_common::{
 };
 use lb_ebpf::packet::{Header, Packet};
 
-/// Bytes of a UDP header and of a GUE header without extensions.
+/// Bytes of a UDP header.
 const UDP_LENGTH: usize = 8;
-const GUE_LENGTH: usize = 4;
 
 /// A frame that headers can be read from.
 pub trait Frame {
     /// The header at `offset` bytes from the start of the Ethernet header; `None` where the frame ends before it does.
     fn load<T: Header>(&self, offset: usize) -> Option<T>;
+
+    /// The context, as helpers of the kernel want it.
+    fn context(&self) -> *mut c_void;
 }
 
 impl Frame for Packet {
@@ -27,12 +31,19 @@ impl Frame for Packet {
     fn load<T: Header>(&self, offset: usize) -> Option<T> {
         self.read(offset)
     }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context().ctx.cast()
+    }
 }
 
 /// The tunnel that a frame came through.
 pub struct Tunnel {
     /// Bytes of all headers between Ethernet's and the inner IP header.
     pub outer_length: usize,
+    /// Bytes of them that GUE's header counts and no flag announces: perhaps a second owner.
+    pub surplus: usize,
     /// Bytes of what is inside, as the outer IP header has it.
     pub payload: usize,
     /// Family of the outer packet.
@@ -41,6 +52,8 @@ pub struct Tunnel {
     pub inner_is_v4: bool,
     /// DSCP and ECN of the outer header.
     pub traffic_class: u8,
+    /// TTL or hop limit of the outer header.
+    pub ttl: u8,
     /// Outer source: a balancer's address.
     pub source: Address,
     /// Outer destination: an address of this host.
@@ -71,10 +84,12 @@ fn over_v4<F: Frame>(frame: &F) -> Result<Tunnel, Reason> {
     let payload = usize::from(u16::from_be(header.total_length));
     let tunnel = Tunnel {
         outer_length: Ipv4Header::LENGTH,
+        surplus: 0,
         payload: payload.wrapping_sub(Ipv4Header::LENGTH),
         outer_is_v4: true,
         inner_is_v4: true,
         traffic_class: header.traffic_class,
+        ttl: header.ttl,
         source: Address::from_v4_word(header.source),
         destination: Address::from_v4_word(header.destination),
         reason: Reason::Ipip,
@@ -96,10 +111,12 @@ fn over_v6<F: Frame>(frame: &F) -> Result<Tunnel, Reason> {
         .ok_or(Reason::NotTunnelled)?;
     let tunnel = Tunnel {
         outer_length: Ipv6Header::LENGTH,
+        surplus: 0,
         payload: usize::from(u16::from_be(header.payload_length)),
         outer_is_v4: false,
         inner_is_v4: true,
         traffic_class: header.traffic_class(),
+        ttl: header.hop_limit,
         source: header.source,
         destination: header.destination,
         reason: Reason::Ipip,
@@ -121,8 +138,9 @@ fn carried<F: Frame>(frame: &F, protocol: u8, tunnel: Tunnel) -> Result<Tunnel, 
     }
 }
 
-/// GUE, version 0, a data message without extensions (draft-ietf-intarea-gue-09, section 3). The outer UDP checksum is not
-/// looked at: the inner packet has its own (RFC 6936).
+/// GUE, version 0, a data message without optional fields (draft-ietf-intarea-gue-09, section 3). The outer UDP checksum
+/// is not looked at: the inner packet has its own (RFC 6936). Private data that is not a second owner is skipped, as the
+/// kernel does.
 #[inline(always)]
 fn gue<F: Frame>(frame: &F, tunnel: Tunnel) -> Result<Tunnel, Reason> {
     let udp = EthernetHeader::LENGTH + tunnel.outer_length;
@@ -130,20 +148,21 @@ fn gue<F: Frame>(frame: &F, tunnel: Tunnel) -> Result<Tunnel, Reason> {
     if ports.destination != crate::policy::gue_port() {
         return Err(Reason::NotTunnelled);
     }
-    // Its four bytes, read as two ports would be: version, C and length with the protocol, then the flags.
-    let header: Ports = frame.load(udp + UDP_LENGTH).ok_or(Reason::Malformed)?;
-    let [first, protocol] = header.source.to_ne_bytes();
-    if first != 0 || header.destination != 0 || tunnel.payload < UDP_LENGTH + GUE_LENGTH {
+    let header: GueHeader = frame.load(udp + UDP_LENGTH).ok_or(Reason::Malformed)?;
+    let surplus = header.surplus();
+    let added = UDP_LENGTH + GueHeader::LENGTH + surplus;
+    if !header.is_plain_data() || tunnel.payload < added {
         return Err(Reason::Malformed);
     }
-    let inner_is_v4 = match protocol {
+    let inner_is_v4 = match header.protocol {
         PROTOCOL_IPV4 => true,
         PROTOCOL_IPV6 => false,
         _ => return Err(Reason::Malformed),
     };
     Ok(Tunnel {
-        outer_length: tunnel.outer_length + UDP_LENGTH + GUE_LENGTH,
-        payload: tunnel.payload - UDP_LENGTH - GUE_LENGTH,
+        outer_length: tunnel.outer_length + added,
+        surplus,
+        payload: tunnel.payload - added,
         inner_is_v4,
         reason: Reason::Gue,
         ..tunnel
