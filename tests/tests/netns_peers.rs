@@ -231,8 +231,8 @@ fn a_small_mtu_behind_is_found_by_the_client() {
     });
 }
 
-/// Bytes that mode `gue` adds, over IPv4 and IPv6.
-const GUE_HEADERS: [u32; 2] = [32, 52];
+/// Bytes that mode `gue` adds, over IPv4 and IPv6, with the name of a second owner.
+const GUE_HEADERS: [u32; 2] = [40, 72];
 
 /// What a host has found out about the way to an address.
 fn path_mtu(mut ip: Command, address: IpAddr) -> Result<Option<u32>> {
