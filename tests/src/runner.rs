@@ -41,14 +41,16 @@ pub struct Runner {
     out: Vec<u8>,
 }
 
-impl Runner {
+impl Default for Runner {
     /// One with a buffer of its own.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             out: vec![0; LONGEST + GROWTH],
         }
     }
+}
 
+impl Runner {
     /// What the program answers (`enum xdp_action`), and the frame as it left it.
     pub fn run(&mut self, program: BorrowedFd<'_>, frame: &[u8]) -> Result<(u32, &[u8])> {
         let attributes = self.repeat(program, frame, 1)?;

@@ -70,7 +70,7 @@ fn next_flow(packet: &mut Packet) -> Option<()> {
         *place = (*place + 0x9e37_79b9) & 0xffff_ffff;
         *place
     };
-    let flow = (next * u64::from(FLOWS.load()) >> 32) as u32;
+    let flow = ((next * u64::from(FLOWS.load())) >> 32) as u32;
     let (address, ports) = if IS_V6.load() != 0 {
         (34, 54)
     } else {

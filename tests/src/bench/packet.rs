@@ -69,7 +69,7 @@ struct Wrapped {
 /// Measures all cases in turn, round by round, so that what disturbs a round disturbs all.
 pub fn run(effort: Effort) -> Result<Figures> {
     let balancer = balancer()?;
-    let mut runner = Runner::new();
+    let mut runner = Runner::default();
     let mut bench = Ebpf::load(object::BENCH).context("loading what measures")?;
     for name in ["trivial", "encapsulate"] {
         xdp(&mut bench, name)?.load()?;

@@ -60,14 +60,14 @@ fn paper(names: &[String]) -> Vec<usize> {
     let mut entry = vec![usize::MAX; m];
     let mut filled = 0;
     loop {
-        for i in 0..n {
-            let mut c = permutation(i, next[i]);
+        for (i, next) in next.iter_mut().enumerate() {
+            let mut c = permutation(i, *next);
             while entry[c] != usize::MAX {
-                next[i] += 1;
-                c = permutation(i, next[i]);
+                *next += 1;
+                c = permutation(i, *next);
             }
             entry[c] = i;
-            next[i] += 1;
+            *next += 1;
             filled += 1;
             if filled == m {
                 return entry;

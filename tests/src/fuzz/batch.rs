@@ -63,7 +63,7 @@ impl<'a> Bench<'a> {
         Ok(Self {
             balancer: world.install_in(balancer)?,
             model: Model::new(world),
-            runner: Runner::new(),
+            runner: Runner::default(),
             pool: Pool::new(world),
             corpus,
         })
