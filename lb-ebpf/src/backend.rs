@@ -1,5 +1,6 @@
 //! The backends array: where and how a backend's packets are sent.
 
+use crate::verifier;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use lb_common::{
     address::Address,
@@ -143,27 +144,7 @@ pub fn second(first: u32, second: u32) -> u32 {
 /// 1 if any bit is set, else 0; calculated, as BPF knows no other way to make a number of a condition than a branch.
 #[inline(always)]
 fn is_set(bits: u64) -> u64 {
-    hide(bits | bits.wrapping_neg()) >> 63
-}
-
-/// The same, of which the compiler knows nothing.
-#[inline(always)]
-pub fn hide(bits: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut bits = bits;
-        // SAFETY: it moves a register to itself.
-        unsafe {
-            core::arch::asm!(
-                "{0} = {0}",
-                inout(reg) bits,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        bits
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    bits
+    verifier::hide(bits | bits.wrapping_neg()) >> 63
 }
 
 /// Address and UDP port, in network order, by which a second owner is named.

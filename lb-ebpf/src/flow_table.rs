@@ -7,7 +7,7 @@
 //! does not go to as its second owner, where the mode can say that, and so do the flow's later packets: the entry
 //! remembers both.
 
-use crate::{backend, parse::Flow, stats, trace};
+use crate::{backend, parse::Flow, stats, trace, verifier};
 use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
@@ -31,7 +31,8 @@ pub struct Place {
 }
 
 /// Indexes of the backends that a packet may be for: the one that it goes to and, above it, the one that it names (0: none).
-/// One word, which takes one place on the stack while the packet is sent.
+/// One word, which takes one place on the stack while the packet is sent, and of which the verifier knows nothing: whether there
+/// is a second one is no reason to go through the rest of the program once more.
 #[derive(Clone, Copy)]
 pub struct Owners(u64);
 
@@ -39,7 +40,7 @@ impl Owners {
     /// The one and, if it can be named, the other.
     #[inline(always)]
     fn new(first: u32, second: u32) -> Self {
-        Self(forget(
+        Self(verifier::forget_wide(
             u64::from(first) | u64::from(backend::second(first, second)) << 32,
         ))
     }
@@ -47,7 +48,7 @@ impl Owners {
     /// The one alone.
     #[inline(always)]
     pub fn alone(first: u32) -> Self {
-        Self(forget(first.into()))
+        Self(verifier::forget_wide(first.into()))
     }
 
     /// The one that the packet goes to.
@@ -65,30 +66,8 @@ impl Owners {
     /// The same, of which the compiler does not know that it has seen its parts before, and keeps none of them.
     #[inline(always)]
     pub fn again(self) -> Self {
-        Self(forget(self.0))
+        Self(verifier::forget_wide(self.0))
     }
-}
-
-/// The same indexes, of which the verifier knows nothing: whether there is one is no reason to go through the rest of the
-/// program once more.
-#[inline(always)]
-fn forget(indexes: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut indexes = indexes;
-        // SAFETY: swapping twice restores all bits.
-        unsafe {
-            core::arch::asm!(
-                "{0} = be64 {0}",
-                "{0} = be64 {0}",
-                inout(reg) indexes,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        indexes
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    indexes
 }
 
 /// The backend that a packet of a tracked slot goes to: its flow's, if that is known and still there, else the

@@ -102,7 +102,7 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
     };
     trace::backend(way.owners.first());
     // One place on the stack for both, until the packet is sent.
-    let counted = backend::hide(u64::from(way.service) | u64::from(received) << 32);
+    let counted = verifier::hide(u64::from(way.service) | u64::from(received) << 32);
     let backend = backend::get(way.owners.first())?;
     let exit = match forward::send(packet, &ip, way.hash, &backend) {
         Ok(exit) => exit,
@@ -110,7 +110,7 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
         Err(verdict) => return Err(verdict.into()),
     };
     let owners = way.owners.again();
-    let counted = backend::hide(counted);
+    let counted = verifier::hide(counted);
     let service = counted as u32;
     stats::count_forwarded(service, owners.first(), counted >> 32);
     if is_first {

@@ -120,21 +120,7 @@ fn server(
 /// read compared, and none behind it.
 #[inline(always)]
 fn hidden(offset: usize) -> usize {
-    #[cfg(target_arch = "bpf")]
-    {
-        /// All that is read lies below: Ethernet, two tags, IPv6, 256 bytes of extension headers, UDP, and the start of QUIC's.
-        const OFFSETS: usize = 0x1ff;
-        let mut offset = offset;
-        // SAFETY: it copies a register to itself.
-        unsafe {
-            core::arch::asm!(
-                "{0} = {0}",
-                inout(reg) offset,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        offset & OFFSETS
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    offset
+    /// All that is read lies below: Ethernet, two tags, IPv6, 256 bytes of extension headers, UDP, and the start of QUIC's.
+    const OFFSETS: usize = 0x1ff;
+    verifier::hide(offset as u64) as usize & OFFSETS
 }
