@@ -184,6 +184,7 @@ impl GueOverIpv4 {
     #[inline(always)]
     pub fn with_second(self) -> Self {
         const MORE: u16 = size_of::<SecondV4>() as u16;
+        let (udp, gue) = with_second(self.udp, self.gue, MORE);
         let total_length = longer(self.ip.total_length, MORE);
         let sum = checksum::replaced(self.ip.checksum, self.ip.total_length, total_length);
         Self {
@@ -192,11 +193,8 @@ impl GueOverIpv4 {
                 checksum: sum,
                 ..self.ip
             },
-            udp: self.udp.longer(MORE),
-            gue: GueHeader {
-                version_control_length: (MORE / 4) as u8,
-                ..self.gue
-            },
+            udp,
+            gue,
         }
     }
 
@@ -236,6 +234,17 @@ const fn longer(length: u16, more: u16) -> u16 {
     u16::from_be(length).wrapping_add(more).to_be()
 }
 
+/// Both with a second owner of `more` bytes behind them.
+#[inline(always)]
+fn with_second(udp: UdpHeader, gue: GueHeader, more: u16) -> (UdpHeader, GueHeader) {
+    let gue = GueHeader {
+        version_control_length: (more / 4) as u8,
+        ..gue
+    };
+    (udp.longer(more), gue)
+}
+
+/// Both on the way to the second owner, who took `less` bytes.
 #[inline(always)]
 fn handed_on(udp: UdpHeader, gue: GueHeader, port: u16, less: u16) -> (UdpHeader, GueHeader) {
     let udp = UdpHeader {
@@ -270,16 +279,14 @@ impl GueOverIpv6 {
     #[inline(always)]
     pub fn with_second(self) -> Self {
         const MORE: u16 = size_of::<SecondV6>() as u16;
+        let (udp, gue) = with_second(self.udp, self.gue, MORE);
         Self {
             ip: Ipv6Header {
                 payload_length: longer(self.ip.payload_length, MORE),
                 ..self.ip
             },
-            udp: self.udp.longer(MORE),
-            gue: GueHeader {
-                version_control_length: (MORE / 4) as u8,
-                ..self.gue
-            },
+            udp,
+            gue,
         }
     }
 
