@@ -361,6 +361,7 @@ impl Balancer {
         let outcome = self.run(frame)?;
         Ok((outcome, Counters::read(&self.ebpf)?.since(&before)))
     }
+
     /// The program, for who runs it with a call of his own.
     pub fn program_fd(&self) -> Result<&ProgramFd> {
         Ok(program(&self.ebpf, self.program)?.fd()?)

@@ -3,7 +3,7 @@
 
 use super::{
     figure::{Figure, Figures},
-    table::micros,
+    table::{members, micros},
 };
 use crate::{netns::Namespace, session::Session};
 use anyhow::{Result, ensure};
@@ -17,7 +17,7 @@ use lb_userspace::{
     dataplane::{Attachment, AyaDataPlane, DataPlane as _, Settings, aya, clock::monotonic},
     desired::Store,
     health::{HealthReport, HealthState, TargetId, state::Outcome},
-    maglev::{self, Member},
+    maglev,
     neighbour::{NextHopUpdate, ResolvedHop},
     spec::{Limits, Name, yaml},
 };
@@ -91,15 +91,7 @@ fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
         core.reconcile(monotonic() + Duration::from_secs(3_600));
     }
     let names: Vec<String> = (0..BACKENDS).map(|n| format!("backend-{n}")).collect();
-    let members: Vec<Member<'_>> = names
-        .iter()
-        .zip(1..)
-        .map(|(name, owner)| Member {
-            name,
-            weight: 100,
-            owner,
-        })
-        .collect();
+    let members = members(&names);
     let tables = || (0..SERVICES).for_each(|_| drop(black_box(maglev::table(&members))));
     let tables = (0..ROUNDS).map(|_| micros(tables)).collect();
     Ok([

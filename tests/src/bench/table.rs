@@ -15,15 +15,7 @@ pub fn run() -> Result<Figures> {
     let mut figures = Figures::new();
     for backends in BACKENDS {
         let names: Vec<String> = (0..backends).map(|n| format!("backend-{n}")).collect();
-        let members: Vec<Member<'_>> = names
-            .iter()
-            .zip(1..)
-            .map(|(name, owner)| Member {
-                name,
-                weight: 100,
-                owner,
-            })
-            .collect();
+        let members = members(&names);
         let (mut ours, mut plain) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             ours.push(micros(|| drop(black_box(maglev::table(&members)))));
@@ -33,6 +25,18 @@ pub fn run() -> Result<Figures> {
         figures.insert(format!("table.paper.{backends}"), Figure::new(plain, "µs"));
     }
     Ok(figures)
+}
+
+/// Members of one weight, with owners 1, 2, ...
+pub(super) fn members(names: &[String]) -> Vec<Member<'_>> {
+    let numbered = names.iter().zip(1..);
+    numbered
+        .map(|(name, owner)| Member {
+            name,
+            weight: 100,
+            owner,
+        })
+        .collect()
 }
 
 /// Microseconds that something takes.
