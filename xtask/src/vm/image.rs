@@ -11,12 +11,13 @@ use std::{
 
 /// What guests load, apart from what these modules depend on: the way to the host's files, virtual networks, the kernel's
 /// own tunnels, traffic control with BPF. What is built into a kernel has no file and is left out.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 15] = [
     "virtio_pci",
     "9pnet_virtio",
     "9p",
     "veth",
     "bridge",
+    "bonding",
     "8021q",
     "ipip",
     "sit",
@@ -27,6 +28,11 @@ const MODULES: [&str; 14] = [
     "cls_bpf",
     "tcp_diag",
 ];
+
+/// What an initramfs is made of: one of something else is of no use.
+pub fn contents() -> String {
+    format!("{}\n{}", MODULES.join("\n"), include_str!("init.sh"))
+}
 
 /// Writes an initramfs with the modules of kernel `release` out of an unpacked package.
 pub fn build(unpacked: &Path, release: &str, initramfs: &Path) -> Result<()> {
