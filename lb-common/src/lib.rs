@@ -23,6 +23,7 @@ pub mod mtu;
 pub mod quic;
 pub mod rate;
 pub mod service;
+pub mod service_bucket;
 pub mod slot;
 pub mod stats;
 pub mod trace;

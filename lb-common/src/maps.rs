@@ -4,10 +4,12 @@
 pub const PROGRAM: &str = "guideway";
 /// The same for interfaces with jumbo frames, which come in several buffers: `xdp.frags`, Linux 5.18.
 pub const FRAGS_PROGRAM: &str = "guideway_frags";
-/// Hash map [`crate::service::ServiceKey`] -> [`crate::service::ServiceEntry`]; `limits.services` entries.
+/// Memory-mappable array of [`crate::service_bucket::ServiceBucket`]: [`crate::service::ServiceKey`] ->
+/// [`crate::service::ServiceEntry`]; a power of two of buckets, and one element before them.
 pub const SERVICES: &str = "SERVICES";
 /// Trie [`crate::service::PrefixKey`] -> [`crate::service::ServiceEntry`]: services of whole prefixes, and those prefixes;
-/// room as in [`SERVICES`].
+/// as many as
+/// [`SERVICES`] has room for.
 pub const SERVICE_PREFIXES: &str = "SERVICE_PREFIXES";
 /// Array of maps, service index -> memory-mappable array of [`crate::limits::SLOTS`] slot words (`u64`).
 pub const SLOT_TABLES: &str = "SLOT_TABLES";
@@ -80,6 +82,9 @@ pub const TRACE: &str = "TRACE";
 /// Load-time constant `u64`: seed of the flow hash.
 pub const HASH_SEED: &str = "HASH_SEED";
 
+/// Load-time constant `u32`: number of buckets in [`SERVICES`], less one.
+pub const SERVICE_MASK: &str = "SERVICE_MASK";
+
 /// Load-time constant `u8`: up to which level the program logs what it drops (aya-log's levels: 0 nothing, 4 debug).
 /// A loader that does not want the log must set it to 0, and then the verifier deletes the logging code; unset, all
 /// levels are on.
@@ -89,5 +94,5 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 ///
 /// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
-/// means the same.
-pub const LAYOUT_VERSION: u32 = 3;
+/// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel.
+pub const LAYOUT_VERSION: u32 = 4;

@@ -1,6 +1,5 @@
 //! The backends array: where and how a backend's packets are sent.
 
-use crate::verifier;
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use lb_common::{
     address::Address,
@@ -9,6 +8,7 @@ use lb_common::{
     mtu,
     verdict::Verdict,
 };
+use lb_ebpf::verifier;
 
 // Memory-mappable arrays start on a page, so each entry is one cache line, as its type promises.
 #[btf_map]

@@ -7,7 +7,7 @@
 //! does not go to as its second owner, where the mode can say that, and so do the flow's later packets: the entry
 //! remembers both.
 
-use crate::{backend, parse::Flow, stats, trace, verifier};
+use crate::{backend, parse::Flow, stats, trace};
 use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{
     flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
@@ -16,6 +16,7 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_ebpf::clock;
+use lb_ebpf::verifier;
 
 #[btf_map]
 static FLOWS: LruHashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }> = LruHashMap::new();

@@ -22,7 +22,6 @@ mod service;
 mod slot;
 mod stats;
 mod trace;
-mod verifier;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;

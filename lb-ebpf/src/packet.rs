@@ -3,6 +3,7 @@
 //! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
+use crate::verifier;
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
@@ -124,7 +125,8 @@ impl Packet {
             // SAFETY: the kernel gave us this context; the helper reads lengths alone.
             return unsafe { bpf_xdp_get_buff_len(self.context.ctx) } as usize;
         }
-        self.context.data_end() - self.context.data()
+        // Hidden, so that the compiler does not calculate with the end of the frame, which the verifier forbids.
+        verifier::hide((self.context.data_end() - self.context.data()) as u64) as usize
     }
 
     /// Index of the interface on which the frame came in.
@@ -169,7 +171,6 @@ impl Packet {
     /// the kernel does not allow it.
     #[inline(always)]
     pub fn truncate(&mut self, length: usize) -> Option<()> {
-        // Hidden, so that the compiler does not calculate with the end of the frame, which the verifier forbids.
         let surplus = core::hint::black_box(self.length()) as i32 - length as i32;
         // SAFETY: as in `move_head`.
         let status = unsafe { bpf_xdp_adjust_tail(self.context.ctx, -surplus) };

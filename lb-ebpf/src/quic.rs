@@ -6,7 +6,7 @@
 use crate::{
     backend,
     parse::{Flow, Ip},
-    stats, verifier,
+    stats,
 };
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, xdp_md},
@@ -21,6 +21,7 @@ use lb_common::{
     service::ServiceEntry,
 };
 use lb_ebpf::packet::{Header as _, Packet};
+use lb_ebpf::verifier;
 
 #[btf_map]
 static QUIC_SERVERS: HashMap<

@@ -1,21 +1,30 @@
 //! The services maps: which service, if any, a packet is for. The most specific one: that of the exact address and port, else
 //! of the address and any port, else of the longest prefix, with the port or, if that has none, with any.
 //!
-//! **Invariant.** Prefixes are looked up last: who finds a service of one address pays nothing for them.
+//! **Invariants.** Who finds its exact key at home pays for nothing else. Who finds nobody there pays for no more than to see
+//! whether the node has any other kind of services.
 
 use crate::parse::Flow;
 use aya_ebpf::{
-    btf_maps::{HashMap, LpmTrie, lpm_trie::Key},
+    Global,
+    bindings::BPF_F_MMAPABLE,
+    btf_maps::{Array, LpmTrie, lpm_trie::Key},
     macros::btf_map,
 };
 use lb_common::{
     address::Address,
     limits::DEFAULT_SERVICES,
-    service::{PrefixKey, ServiceEntry, ServiceKey},
+    service::{PrefixKey, ServiceEntry},
+    service_bucket::ServiceBucket,
 };
 
 #[btf_map]
-static SERVICES: HashMap<ServiceKey, ServiceEntry, { DEFAULT_SERVICES as usize }> = HashMap::new();
+static SERVICES: Array<ServiceBucket, { DEFAULT_SERVICES as usize }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
+
+/// Number of buckets less one; set when the program is loaded.
+#[unsafe(no_mangle)]
+static SERVICE_MASK: Global<u32> = Global::new(0);
 
 #[btf_map]
 static SERVICE_PREFIXES: LpmTrie<PrefixKey, ServiceEntry, { DEFAULT_SERVICES as usize }> =
@@ -27,57 +36,117 @@ const ANY_PORT: u16 = 0;
 /// The service of a flow.
 #[inline(always)]
 pub fn find(flow: &Flow) -> Option<ServiceEntry> {
-    let key = ServiceKey {
-        address: flow.destination,
-        port: flow.ports.destination,
-        protocol: flow.protocol,
-        prefix: 0,
+    let [start, end] = flow.destination.halves();
+    let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
+    let home = ServiceBucket::home(start, end, rest);
+    let word = match look(home, start, end, rest) {
+        Seen::Entry(word) => word,
+        Seen::Nothing if has_exact_alone() => 0,
+        Seen::Nothing | Seen::Another => search(start, end, rest),
     };
-    let any_port = ServiceKey {
-        port: ANY_PORT,
-        ..key
-    };
-    get(&key)
-        .or_else(|| get(&any_port))
-        .or_else(|| within(&key))
+    entry(word)
 }
 
 /// The entry of an address, if it is some service's: its own, else that of the longest prefix. For rare packets only: those
 /// without ports.
 #[inline(always)]
 pub fn of_address(address: Address) -> Option<ServiceEntry> {
-    let key = ServiceKey::of_address(address);
-    get(&key).or_else(|| within(&key))
+    let [start, end] = address.halves();
+    entry(search(start, end, ServiceBucket::rest(ANY_PORT, 0)))
 }
 
 #[inline(always)]
-fn get(key: &ServiceKey) -> Option<ServiceEntry> {
-    // SAFETY: the entry is copied at once, and is valid for every bit pattern. A packet that races with the removal
-    // of its service may read the entry of one added at that moment, as a whole.
-    unsafe { SERVICES.get(key) }.copied()
-}
-
-#[inline(always)]
-fn within(key: &ServiceKey) -> Option<ServiceEntry> {
-    let [start, end] = key.address.halves();
-    let port = u32::from(key.port) | u32::from(key.protocol) << 16;
-    match longest_prefix(start, end, port) {
+fn entry(word: u64) -> Option<ServiceEntry> {
+    match word {
         0 => None,
         word => Some(ServiceEntry::of_word(word)),
     }
 }
 
-/// The word of the entry of the longest prefix, 0 if there is none. The halves of the address and, in `port`, the port as it
-/// lies in the packet and above it the protocol.
+#[inline(always)]
+fn search(start: u64, end: u64, rest: u64) -> u64 {
+    match probe(start, end, rest) {
+        0 => longest_prefix(start, end, rest),
+        word => word,
+    }
+}
+
+/// What a bucket has to say of a key.
+enum Seen {
+    /// The word of its entry.
+    Entry(u64),
+    /// Neither this nor a later one has it.
+    Nothing,
+    /// It may be in a later one.
+    Another,
+}
+
+/// Looks into the bucket with this number, of which the lower bits count.
+#[inline(always)]
+fn look(number: u32, start: u64, end: u64, rest: u64) -> Seen {
+    let Some(bucket) = SERVICES.get_ptr(1 + (number & SERVICE_MASK.load())) else {
+        return Seen::Nothing;
+    };
+    // SAFETY: an element of an array map stays where it is while the program runs. Each word is read on its own. A packet
+    // that races with a key's arrival does not find it, or finds it whole; one that races with its removal may still find it.
+    unsafe {
+        let found = (&raw const (*bucket).rest).read_volatile();
+        if found == rest && (*bucket).start == start && (*bucket).end == end {
+            return Seen::Entry((&raw const (*bucket).entry).read_volatile());
+        }
+        if found == ServiceBucket::EMPTY {
+            return Seen::Nothing;
+        }
+    }
+    Seen::Another
+}
+
+/// Whether the exact key finds every service there is: none has all ports or a prefix.
+#[inline(always)]
+fn has_exact_alone() -> bool {
+    // SAFETY: as in `look`.
+    let others = SERVICES
+        .get_ptr(0)
+        .map(|first| unsafe { (&raw const (*first).entry).read_volatile() });
+    others == Some(0)
+}
+
+/// The word of the entry of this key, or of that for any port, 0 if there is none: the halves of the address, and the rest.
 ///
-/// To the kernel this is a global function: the verifier goes through it once, and not for each way that leads here.
+/// To the kernel this and [`longest_prefix`] are global functions: the verifier goes through them once, and not for each way that
+/// leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn longest_prefix(start: u64, end: u64, port: u32) -> u64 {
+extern "C" fn probe(start: u64, end: u64, rest: u64) -> u64 {
+    let any_port = rest & !u64::from(u16::MAX);
+    let mut wanted = rest;
+    let mut at = ServiceBucket::home(start, end, wanted);
+    for step in 1..=2 * ServiceBucket::PROBES {
+        let is_last = match look(at, start, end, wanted) {
+            Seen::Entry(word) => return word,
+            Seen::Nothing => true,
+            Seen::Another => step == ServiceBucket::PROBES,
+        };
+        if !is_last {
+            at = at.wrapping_add(1);
+        } else if wanted == any_port {
+            return 0;
+        } else {
+            wanted = any_port;
+            at = ServiceBucket::home(start, end, wanted);
+        }
+    }
+    0
+}
+
+/// The word of the entry of the longest prefix, 0 if there is none; arguments as those of [`probe`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn longest_prefix(start: u64, end: u64, rest: u64) -> u64 {
     let wanted = PrefixKey {
-        protocol: (port >> 16) as u8,
+        protocol: (rest >> 16) as u8,
         zero: 0,
-        port: port as u16,
+        port: rest as u16,
         address: Address::of_halves(start, end),
     };
     // One key for both: the stack is short.

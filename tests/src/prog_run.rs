@@ -23,10 +23,11 @@ use lb_common::{
     quic::{ServerEntry, ServerKey},
     rate::Answer,
     service::{PrefixKey, ServiceEntry, ServiceKey},
+    service_bucket::ServiceBucket,
     slot::Slot,
     trace::{self, Event, Filter, Scratch},
 };
-use lb_userspace::dataplane::object;
+use lb_userspace::dataplane::{Buckets, object};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     collections::BTreeMap,
@@ -42,6 +43,8 @@ pub const INTERFACE: u32 = 1;
 pub const SEED: u64 = 0x5eed_0f7e_57f1_0e55;
 
 const SERVICES: u32 = 32;
+/// Buckets of the services map.
+pub const SERVICE_BUCKETS: u32 = ServiceBucket::count(2 * SERVICES);
 const BACKENDS: u32 = 256;
 const FLOWS: u32 = 1 << 14;
 /// Bytes: room for some 90 events.
@@ -121,7 +124,8 @@ impl Balancer {
             .override_global(maps::LOG_LEVEL, &0_u8, true)
             .override_global(maps::TRACE, &trace, true)
             .map_max_entries(maps::EVENTS, EVENTS)
-            .map_max_entries(maps::SERVICES, 2 * SERVICES)
+            .override_global(maps::SERVICE_MASK, &(SERVICE_BUCKETS - 1), true)
+            .map_max_entries(maps::SERVICES, SERVICE_BUCKETS + 1)
             .map_max_entries(maps::SERVICE_PREFIXES, 2 * SERVICES)
             .map_max_entries(maps::SLOT_TABLES, SERVICES)
             .map_max_entries(maps::SERVICE_STATS, SERVICES)
@@ -212,26 +216,34 @@ impl Balancer {
 
     /// Writes an entry of the services map, or of the map of prefixes.
     pub fn put_service(&mut self, key: ServiceKey, entry: ServiceEntry) -> Result<()> {
-        if let Some((bits, key)) = key.in_prefixes() {
-            let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
-            let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
-            return Ok(prefixes.insert(&Key::new(bits, key), entry, 0)?);
-        }
-        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
-            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
-        Ok(services.insert(key, entry, 0)?)
+        let Some((bits, inner)) = key.in_prefixes() else {
+            return self.services()?.put(&key, &entry);
+        };
+        let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
+        let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
+        prefixes.insert(&Key::new(bits, inner), entry, 0)?;
+        // Once too often if it is there already: the program looks for nothing in vain.
+        self.services()?.count_other(1)
     }
 
     /// Removes an entry of the services map or of the map of prefixes; a service's table stays.
     pub fn remove_service(&mut self, key: ServiceKey) -> Result<()> {
-        if let Some((bits, key)) = key.in_prefixes() {
-            let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
-            let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
-            return Ok(prefixes.remove(&Key::new(bits, key))?);
-        }
-        let mut services: HashMap<_, ServiceKey, ServiceEntry> =
-            HashMap::try_from(map_mut(&mut self.ebpf, maps::SERVICES)?)?;
-        Ok(services.remove(&key)?)
+        let Some((bits, inner)) = key.in_prefixes() else {
+            return self.services()?.remove(&key);
+        };
+        let map = map_mut(&mut self.ebpf, maps::SERVICE_PREFIXES)?;
+        let mut prefixes: LpmTrie<_, PrefixKey, ServiceEntry> = LpmTrie::try_from(map)?;
+        prefixes.remove(&Key::new(bits, inner))?;
+        self.services()?.count_other(-1)
+    }
+
+    /// All services that have one address.
+    pub fn service_entries(&self) -> Result<BTreeMap<ServiceKey, ServiceEntry>> {
+        Ok(self.services()?.entries().collect())
+    }
+
+    fn services(&self) -> Result<Buckets> {
+        Buckets::open(self.ebpf.map(maps::SERVICES).context("no services map")?)
     }
 
     /// Gives a backend a server ID.

@@ -11,7 +11,7 @@ use super::{
     flows::FlowTable,
     loader::Maps,
     pins::Generation,
-    services::Services,
+    services,
     shape::{Shape, Wanted},
     slots::SlotTables,
 };
@@ -61,7 +61,7 @@ impl OldMaps {
         // What ran before there were prefixes has no map of them.
         let prefixes = generation.path.join(maps::SERVICE_PREFIXES).exists();
         let prefixes = prefixes.then(|| open(maps::SERVICE_PREFIXES)).transpose()?;
-        let services = Services::open(open(maps::SERVICES)?, prefixes)?;
+        let services = services::entries(open_services(generation)?, prefixes)?;
         let flows = if layout == STEADY_ONLY {
             None
         } else {
@@ -80,7 +80,7 @@ impl OldMaps {
         };
         Ok(Self {
             servers,
-            services: services.entries()?,
+            services,
             backends: BackendArray::open(&open(maps::BACKENDS)?)?.in_use(),
             tables: SlotTables::open(open(maps::SLOT_TABLES)?, wanted.slot_table)?,
             flows,
@@ -169,6 +169,14 @@ impl OldFlows {
         self.copied = now;
         Ok(copied)
     }
+}
+
+/// Opens the services map, whatever it was made as.
+fn open_services(generation: &Generation) -> Result<Map> {
+    let path = generation.path.join(maps::SERVICES);
+    let map =
+        MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Map::from_map_data(map)?)
 }
 
 /// Opens a map that differs in nothing but its size from what is wanted.

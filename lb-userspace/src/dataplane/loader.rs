@@ -56,7 +56,7 @@ pub(super) fn load(
 
     let mut map = |name| take(&mut loaded.ebpf, name);
     let maps = Maps {
-        services: Services::open(map(maps::SERVICES)?, Some(map(maps::SERVICE_PREFIXES)?))?,
+        services: Services::open(&map(maps::SERVICES)?, map(maps::SERVICE_PREFIXES)?)?,
         tables: SlotTables::open(map(maps::SLOT_TABLES)?, wanted.slot_table)?,
         backends: BackendArray::open(&map(maps::BACKENDS)?)?,
         verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,
@@ -79,6 +79,8 @@ pub(super) fn with_pins<'a>(
     let mut loader = EbpfLoader::new();
     loader.override_global(maps::HASH_SEED, &settings.hash_seed, true);
     loader.override_global(maps::LOG_LEVEL, &0_u8, true);
+    let service_mask = settings.sizes().service_mask();
+    loader.override_global(maps::SERVICE_MASK, service_mask, true);
     for name in names {
         loader.map_pin_path(name, generation.path.join(name));
     }

@@ -8,6 +8,7 @@ mod adopt;
 pub mod attach;
 pub mod aya;
 mod backends;
+mod buckets;
 mod carry;
 pub mod clock;
 pub mod decap;
@@ -32,6 +33,7 @@ pub use self::{
     adopt::Adoption,
     attach::{AttachMode, Attachment, InterfaceSetting},
     aya::{AyaDataPlane, Settings},
+    buckets::Buckets,
     carry::Carried,
     interfaces::XdpMode,
     looking::{Explained, Explainer, Loader, SHORTEST, Tracer},

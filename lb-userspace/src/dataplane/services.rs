@@ -1,5 +1,6 @@
 //! The services map and the map of prefixes, as one: which of the two has an entry is in its key.
 
+use super::buckets::Buckets;
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::{
@@ -15,35 +16,60 @@ type Prefixes = LpmTrie<MapData, PrefixKey, ServiceEntry>;
 
 /// Both maps.
 pub(super) struct Services {
-    exact: HashMap<MapData, ServiceKey, ServiceEntry>,
-    /// None in maps of an older daemon, which has no prefixes.
-    prefixes: Option<Prefixes>,
+    exact: Buckets,
+    prefixes: Prefixes,
+}
+
+/// All entries of maps that a daemon has left; what ran before there were prefixes has no map of them.
+pub(super) fn entries(
+    services: Map,
+    prefixes: Option<Map>,
+) -> Result<BTreeMap<ServiceKey, ServiceEntry>> {
+    let mut entries: BTreeMap<_, _> = if let Map::Array(_) = services {
+        Buckets::open(&services)?.entries().collect()
+    } else {
+        // Up to layout version 3.
+        let exact: HashMap<_, ServiceKey, ServiceEntry> = HashMap::try_from(services)?;
+        let exact = exact.iter().collect::<Result<_, _>>();
+        exact.context("cannot read the services map")?
+    };
+    if let Some(prefixes) = prefixes {
+        add_prefixes(&Prefixes::try_from(prefixes)?, &mut entries)?;
+    }
+    Ok(entries)
+}
+
+fn add_prefixes(
+    prefixes: &Prefixes,
+    entries: &mut BTreeMap<ServiceKey, ServiceEntry>,
+) -> Result<()> {
+    for found in prefixes.iter() {
+        let (key, entry) = found.context("cannot read the map of prefixes")?;
+        entries.insert(ServiceKey::of_prefix(key.prefix_len(), &key.data()), entry);
+    }
+    Ok(())
 }
 
 impl Services {
     /// Takes over the maps with what is in them.
-    pub(super) fn open(services: Map, prefixes: Option<Map>) -> Result<Self> {
+    pub(super) fn open(services: &Map, prefixes: Map) -> Result<Self> {
         Ok(Self {
-            exact: HashMap::try_from(services)?,
-            prefixes: prefixes.map(Prefixes::try_from).transpose()?,
+            exact: Buckets::open(services)?,
+            prefixes: Prefixes::try_from(prefixes)?,
         })
     }
 
     /// All entries.
     pub(super) fn entries(&self) -> Result<BTreeMap<ServiceKey, ServiceEntry>> {
-        let exact = self.exact.iter().collect::<Result<_, _>>();
-        let mut entries: BTreeMap<_, _> = exact.context("cannot read the services map")?;
-        for found in self.prefixes.iter().flat_map(Prefixes::iter) {
-            let (key, entry) = found.context("cannot read the map of prefixes")?;
-            entries.insert(ServiceKey::of_prefix(key.prefix_len(), &key.data()), entry);
-        }
+        let mut entries = self.exact.entries().collect();
+        add_prefixes(&self.prefixes, &mut entries)?;
         Ok(entries)
     }
 
     /// Writes an entry.
     pub(super) fn put(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<()> {
         let written = match key.in_prefixes() {
-            None => self.exact.insert(key, entry, 0),
+            None => self.exact.put(key, entry),
             Some((bits, inner)) => {
                 let expected = ServiceEntry::prefix_flags(key.prefix);
                 ensure!(
@@ -51,23 +77,39 @@ impl Services {
                     "the entry of {} does not tell its length: this is a defect",
                     name(key)
                 );
-                let prefixes = self.prefixes.as_mut();
-                let prefixes = prefixes.context("there is no map of prefixes")?;
-                prefixes.insert(&Key::new(bits, inner), entry, 0)
+                self.put_prefix(&Key::new(bits, inner), entry)
             }
         };
         written.with_context(|| format!("cannot write {} to the services maps", name(key)))
     }
 
+    /// The program looks for prefixes as long as any is counted.
+    fn put_prefix(&mut self, key: &Key<PrefixKey>, entry: &ServiceEntry) -> Result<()> {
+        let is_new = matches!(self.prefixes.get(key, 0), Err(MapError::KeyNotFound));
+        if is_new {
+            self.exact.count_other(1)?;
+        }
+        let written = self.prefixes.insert(key, entry, 0);
+        if is_new && written.is_err() {
+            self.exact.count_other(-1)?;
+        }
+        Ok(written?)
+    }
+
     /// Removes an entry, if it is there.
     pub(super) fn remove(&mut self, key: &ServiceKey) -> Result<()> {
-        let removed = match (key.in_prefixes(), &mut self.prefixes) {
-            (None, _) => self.exact.remove(key),
-            (Some((bits, inner)), Some(prefixes)) => prefixes.remove(&Key::new(bits, inner)),
-            (Some(_), None) => Ok(()),
+        let removed = match key.in_prefixes() {
+            None => self.exact.remove(key),
+            Some((bits, inner)) => self.remove_prefix(&Key::new(bits, inner)),
         };
-        absent_is_fine(removed)
-            .with_context(|| format!("cannot remove {} from the services maps", name(key)))
+        removed.with_context(|| format!("cannot remove {} from the services maps", name(key)))
+    }
+
+    fn remove_prefix(&mut self, key: &Key<PrefixKey>) -> Result<()> {
+        match self.prefixes.remove(key) {
+            Ok(()) => self.exact.count_other(-1),
+            error => Ok(absent_is_fine(error)?),
+        }
     }
 }
 

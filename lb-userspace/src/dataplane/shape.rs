@@ -6,7 +6,7 @@ use aya_obj::{
     Object,
     generated::{BPF_F_RDONLY_PROG, bpf_map_type},
 };
-use lb_common::maps;
+use lb_common::{maps, service_bucket::ServiceBucket};
 use std::fmt;
 
 /// What has to be equal for a program to be able to use a map. Sizes in bytes.
@@ -139,11 +139,37 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// A service and its address.
+    fn service_keys(&self) -> u32 {
+        self.services.saturating_mul(2)
+    }
+
+    /// Buckets of the services map.
+    fn service_buckets(&self) -> u32 {
+        ServiceBucket::count(self.service_keys())
+    }
+
+    /// Their number less one, for as long as a loader wants it.
+    pub(super) fn service_mask(&self) -> &'static u32 {
+        const MASKS: [u32; 32] = {
+            let mut masks = [0; 32];
+            let mut bits = 0;
+            while bits < 32 {
+                masks[bits] = (1 << bits) - 1;
+                bits += 1;
+            }
+            masks
+        };
+        static ALL: [u32; 32] = MASKS;
+        let bits = self.service_buckets().trailing_zeros() as usize;
+        ALL.get(bits).unwrap_or(&0)
+    }
+
     /// Entries of a map whose size the limits give.
     pub(super) fn entries(&self, map: &str) -> Option<u32> {
         match map {
-            // A service and its address.
-            maps::SERVICES | maps::SERVICE_PREFIXES => Some(self.services.saturating_mul(2)),
+            maps::SERVICES => Some(self.service_buckets().saturating_add(1)),
+            maps::SERVICE_PREFIXES => Some(self.service_keys()),
             maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
             maps::BACKENDS | maps::BACKEND_STATS | maps::QUIC_SERVERS => Some(self.backends),
             maps::FLOWS => Some(self.flows),

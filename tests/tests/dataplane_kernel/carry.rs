@@ -2,6 +2,7 @@
 
 use crate::fixture::{Fixture, address, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
+use aya::maps::{HashMap, MapData};
 use lb_common::{
     backend::BackendEntry,
     flow_table::FlowEntry,
@@ -13,7 +14,7 @@ use lb_common::{
 use lb_userspace::dataplane::{
     Adoption, AttachMode, AyaDataPlane, Carried, DataPlane, Installed, Settings, clock,
 };
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, path::Path};
 
 /// Fills the maps of a first daemon as a busy one would, attaches its program, and ends it. Returns what was in the maps.
 fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
@@ -66,7 +67,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         return Ok(());
     };
     let before = first_daemon(&fixture)?;
-    let mut recorded = pinned_flows(&fixture, "maps-3-1")?;
+    let mut recorded = pinned_flows(&fixture, "maps-4-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
         recorded.insert(key, entry, 0)?;
@@ -85,7 +86,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     else {
         panic!("{adoption:?}")
     };
-    assert_eq!(differences.len(), 8, "{differences:?}");
+    assert_eq!(differences.len(), 7, "{differences:?}");
     let flows = "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries";
     assert!(
         differences.iter().any(|line| line.starts_with(flows)),
@@ -119,7 +120,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     assert_same(&mut plane, &before)?;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{link}"), "maps-3-2".into()],
+        [format!("link-{link}"), "maps-4-2".into()],
         "the old maps are removed"
     );
 
@@ -139,7 +140,18 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Layout version 1 had no flow table; the rest of it means what it means now.
+/// The services map as layout versions up to 3 had it, in place of the one in `folder`.
+fn make_services_a_hash_map(folder: &Path, before: &Installed) -> Result<()> {
+    let path = folder.join("SERVICES");
+    fs::remove_file(&path)?;
+    let mut services: HashMap<MapData, ServiceKey, ServiceEntry> = HashMap::create(32, 1)?;
+    for (key, entry) in before.services.iter().chain(&before.addresses) {
+        services.insert(key, entry, 0)?;
+    }
+    Ok(services.pin(path)?)
+}
+
+/// Layout version 1 had no flow table, and another services map; the rest of it means what it means now.
 #[test]
 fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
@@ -148,7 +160,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let mut before = first_daemon(&fixture)?;
     before.0.servers.clear();
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-3-1"), pins.join("maps-1-1"))?;
+    fs::rename(pins.join("maps-4-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
     for name in [
         "SERVICE_PREFIXES",
@@ -159,10 +171,14 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     ] {
         fs::remove_file(pins.join("maps-1-1").join(name))?;
     }
+    make_services_a_hash_map(&pins.join("maps-1-1"), &before.0)?;
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
-            "layout version 1 -> 3".into(),
+            "layout version 1 -> 4".into(),
+            "SERVICES: hash of 32 entries, key 20 B, value 8 B, flags 0x1 -> array of 129 entries, key 4 B, value 32 B, \
+             flags 0x400"
+                .into(),
             "SERVICE_PREFIXES: missing -> trie of prefixes of 32 entries, key 24 B, value 8 B, flags 0x1"
                 .into(),
             "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
@@ -181,7 +197,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let link = fixture.activate(&mut plane).index;
     assert_same(&mut plane, &before)?;
-    let left = [format!("link-{link}"), "maps-3-2".into()];
+    let left = [format!("link-{link}"), "maps-4-2".into()];
     assert_eq!(fixture.pins(), left);
     Ok(())
 }
@@ -261,7 +277,7 @@ fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result
         assert_eq!(carried, Err(why.to_owned()));
         assert_eq!(plane.installed()?, Installed::default());
         assert!(fixture.attachment(&plane).program_id != 0);
-        assert!(fixture.pins().contains(&"maps-3-1".into()));
+        assert!(fixture.pins().contains(&"maps-4-1".into()));
     }
     // It is filled and takes over, as if nothing had been there.
     let (mut plane, _) = fixture.open()?;
@@ -279,14 +295,14 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     };
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    let mut path = pins.join("maps-3-1");
-    for version in [0, 4] {
+    let mut path = pins.join("maps-4-1");
+    for version in [0, 5] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
         let (mut plane, adoption) = fixture.open()?;
         let expected = Adoption::Replaced {
-            differences: vec![format!("layout version {version} -> 3")],
+            differences: vec![format!("layout version {version} -> 4")],
             carried: Err(format!(
                 "this lbd cannot read maps of layout version {version}"
             )),

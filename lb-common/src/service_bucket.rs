@@ -1,0 +1,137 @@
+//! The buckets of the services map: a hash table with linear probing inside one array, which a program reads at a fraction of
+//! what a look-up in a hash map of the kernel costs.
+//!
+//! **Invariants.** Element 0 is no bucket: its `entry` counts what is not found by its exact key alone. Between a key's
+//! home and its bucket none is empty. A bucket is written `rest` last, and taken away by writing `rest` alone.
+
+use crate::{
+    address::Address,
+    service::{ServiceEntry, ServiceKey},
+};
+
+/// An element of the services map: half a cache line.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceBucket {
+    /// First half of the key's address, as it lies in memory ([`Address::halves`]).
+    pub start: u64,
+    /// Second half of it.
+    pub end: u64,
+    /// The rest of the key ([`ServiceBucket::rest`]), [`ServiceBucket::EMPTY`] or [`ServiceBucket::REMOVED`].
+    pub rest: u64,
+    /// The entry's [`ServiceEntry::word`] and [`ServiceBucket::FOUND`].
+    pub entry: u64,
+}
+
+const _: () = assert!(size_of::<ServiceBucket>() == 32);
+
+impl ServiceBucket {
+    /// In `rest`: the bucket has never had a key; no key that is looked for is behind it.
+    pub const EMPTY: u64 = 0;
+    /// In `rest`: the bucket has no key any more; the one that is looked for may be behind it.
+    pub const REMOVED: u64 = 1 << 25;
+    /// In `entry`: no word with it is 0.
+    pub const FOUND: u64 = 1 << 63;
+    /// How many buckets from its home on a key may be in. With a quarter of the buckets in use no key needs near as many.
+    pub const PROBES: u32 = 64;
+
+    /// The rest of a key: the port in network byte order as it lies in memory, and the protocol. Neither [`ServiceBucket::EMPTY`]
+    /// nor [`ServiceBucket::REMOVED`].
+    #[inline(always)]
+    pub const fn rest(port: u16, protocol: u8) -> u64 {
+        port as u64 | (protocol as u64) << 16 | 1 << 24
+    }
+
+    /// Where a key is at home, before it is cut to the number of buckets: the upper half of a product (Knuth, The Art of Computer
+    /// Programming 3, section 6.4, multiplicative hashing).
+    #[inline(always)]
+    pub const fn home(start: u64, end: u64, rest: u64) -> u32 {
+        const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mixed = start.wrapping_mul(GOLDEN) ^ end ^ rest;
+        // What is in the upper half counts in the lower one, too: a product's bits know nothing of higher ones.
+        let product = (mixed ^ mixed >> 32).wrapping_mul(GOLDEN);
+        (product >> 32 ^ product >> 48) as u32
+    }
+
+    /// Buckets for this many keys, a power of two: at most a quarter of them is used.
+    pub const fn count(keys: u32) -> u32 {
+        keys.saturating_mul(4).next_power_of_two()
+    }
+
+    /// Keys that this many buckets have room for.
+    pub const fn keys(buckets: u32) -> u32 {
+        buckets / 4
+    }
+
+    /// The bucket of a key that is not of the map of prefixes.
+    pub const fn new(key: &ServiceKey, entry: &ServiceEntry) -> Self {
+        let [start, end] = key.address.halves();
+        Self {
+            start,
+            end,
+            rest: Self::rest(key.port, key.protocol),
+            entry: entry.word() | Self::FOUND,
+        }
+    }
+
+    /// Key and entry, if it has any.
+    pub const fn get(&self) -> Option<(ServiceKey, ServiceEntry)> {
+        if self.rest == Self::EMPTY || self.rest == Self::REMOVED {
+            return None;
+        }
+        let key = ServiceKey {
+            address: Address::of_halves(self.start, self.end),
+            port: self.rest as u16,
+            protocol: (self.rest >> 16) as u8,
+            prefix: 0,
+        };
+        Some((key, ServiceEntry::of_word(self.entry & !Self::FOUND)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(address: &str, protocol: u8, port: u16) -> ServiceKey {
+        let address: core::net::IpAddr = address.parse().unwrap();
+        ServiceKey::new(address.into(), protocol, port)
+    }
+
+    #[test]
+    fn a_key_survives_its_bucket() {
+        for key in [
+            key("192.0.2.1", 6, 443),
+            key("2001:db8::1", 17, 0),
+            key("::", 0, 0),
+        ] {
+            let entry = ServiceEntry { index: 7, flags: 5 };
+            assert_eq!(ServiceBucket::new(&key, &entry).get(), Some((key, entry)));
+        }
+        assert_eq!(ServiceBucket::default().get(), None);
+    }
+
+    /// Addresses in a row, ports in a row, and both families: what people configure.
+    #[test]
+    fn keys_that_differ_little_are_at_home_in_different_places() {
+        for count in [1_000_u32, 10_000] {
+            let mask = ServiceBucket::count(count) - 1;
+            let rows: [&dyn Fn(u32) -> ServiceKey; 4] = [
+                &|n| key(&format!("10.0.{}.{}", n >> 8, n & 255), 6, 80),
+                &|n| key(&format!("2001:db8::{n:x}"), 6, 80),
+                &|n| key(&format!("2001:db8:{n:x}::1"), 6, 80),
+                &|n| key("192.0.2.1", 6, n as u16 + 1),
+            ];
+            for row in rows {
+                let mut homes: Vec<u32> = (0..count)
+                    .map(|n| ServiceBucket::new(&row(n), &ServiceEntry::default()))
+                    .map(|b| ServiceBucket::home(b.start, b.end, b.rest) & mask)
+                    .collect();
+                homes.sort_unstable();
+                homes.dedup();
+                // At random, 1 - (1 - e^-0.25) / 0.25 = 12 % share one.
+                assert!(homes.len() as u32 > count * 4 / 5, "{}", homes.len());
+            }
+        }
+    }
+}
