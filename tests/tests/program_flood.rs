@@ -1,7 +1,11 @@
 //! A flood of SYNs must not cost a steady service anything, and a tracked slot no more than its own flows.
 
 use anyhow::Result;
-use lb_common::{flow_table::FlowEvent, limits::SLOTS, slot::Slot};
+use lb_common::{
+    flow_table::{FlowEvent, SYN_REUSE_SECONDS},
+    limits::SLOTS,
+    slot::Slot,
+};
 use lb_tests::{
     effort,
     fixture::{BACKEND, SERVICE, flow_key, key, slot_number, tunnel, v4},
@@ -12,6 +16,7 @@ use lb_tests::{
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
 };
 
 /// How many SYNs a flood has.
@@ -69,6 +74,7 @@ fn steady_slots_forget_a_flood_and_tracked_ones_know_their_own_flows() -> Result
         .map(|syn| flow_key(&syn))
         .collect();
     assert!((1..100).contains(&own.len()), "{}", own.len());
+    let start = Instant::now();
     flood(&balancer)?;
     assert_eq!(balancer.flows()?.into_keys().collect::<BTreeSet<_>>(), own);
     let recorded = own.len() as u64;
@@ -81,11 +87,13 @@ fn steady_slots_forget_a_flood_and_tracked_ones_know_their_own_flows() -> Result
     }
     flood(&balancer)?;
     assert_eq!(balancer.flows()?.len(), syns() as usize);
-    let expected = [
-        (FlowEvent::Hit, recorded),
-        (FlowEvent::Recorded, syns().into()),
-    ];
-    assert_eq!(balancer.counters()?.flows, expected.into());
+    let mut flows = balancer.counters()?.flows;
+    assert_eq!(flows.remove(&FlowEvent::Recorded), Some(syns().into()));
+    assert_eq!(flows.values().sum::<u64>(), recorded);
+    // Slow machines may need a minute here, and then a SYN is taken for a new flow's.
+    if start.elapsed() < Duration::from_secs(SYN_REUSE_SECONDS.into()) {
+        assert_eq!(flows, [(FlowEvent::Hit, recorded)].into());
+    }
     Ok(())
 }
 
