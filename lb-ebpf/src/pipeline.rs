@@ -9,7 +9,7 @@ use crate::{
     forward, fragment,
     outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
-    quic, service, slot, stats, trace, verifier,
+    quic, service, slot, stats, trace,
 };
 use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
@@ -18,7 +18,7 @@ use lb_common::{
     service::ServiceEntry,
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::{packet::Packet, verifier};
 
 /// Seed of the flow hash, the same on all nodes of a fleet; set when the program is loaded.
 #[unsafe(no_mangle)]
@@ -26,7 +26,7 @@ static HASH_SEED: Global<u64> = Global::new(0);
 
 /// Sends the packet to the backend of its flow, or says why not.
 ///
-/// Twice the same path: without tags the offsets are constants. Each is a function of its own, as the stack of a program has
+/// Three times the same path: without tags the offsets are constants, and so is half of an address of IPv4. Each is a function of its own, as the stack of a program has
 /// no room for both.
 #[inline(always)]
 pub fn balance(packet: &Packet) -> Outcome {
@@ -37,8 +37,9 @@ pub fn balance(packet: &Packet) -> Outcome {
     };
     let is_v4 = u32::from(matches!(family, Family::V4));
     let word = match (packet.is_in_frags(), tags) {
-        (false, Tags::None) => untagged::<false>(context, is_v4),
-        (true, Tags::None) => untagged::<true>(context, is_v4),
+        (false, Tags::None) if is_v4 != 0 => untagged_v4(context),
+        (false, Tags::None) => untagged_v6(context),
+        (true, Tags::None) => untagged_in_frags(context, is_v4),
         (false, Tags::One | Tags::Two) => tagged::<false>(context, is_v4, tags as u32),
         (true, Tags::One | Tags::Two) => tagged::<true>(context, is_v4, tags as u32),
     };
@@ -52,11 +53,23 @@ pub fn balance(packet: &Packet) -> Outcome {
 
 /// The word of an [`Outcome`] and, above it, the second owner that the packet is to name.
 #[inline(never)]
-fn untagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32) -> u64 {
-    run::<FRAGS>(context, is_v4, Tags::None)
+fn untagged_v4(context: *mut xdp_md) -> u64 {
+    run::<false>(context, 1, Tags::None)
 }
 
-/// As [`untagged`].
+/// As [`untagged_v4`].
+#[inline(never)]
+fn untagged_v6(context: *mut xdp_md) -> u64 {
+    run::<false>(context, 0, Tags::None)
+}
+
+/// As [`untagged_v4`], for both families: two functions would be too much work for the verifier.
+#[inline(never)]
+fn untagged_in_frags(context: *mut xdp_md, is_v4: u32) -> u64 {
+    run::<true>(context, is_v4, Tags::None)
+}
+
+/// As [`untagged_v4`].
 #[inline(never)]
 fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u64 {
     let tags = if tags == Tags::One as u32 {
