@@ -30,7 +30,8 @@ impl Kernel {
             initramfs: folder.join("initramfs"),
         };
         // Written last.
-        if kernel.initramfs.exists() {
+        let contents = folder.join("contents");
+        if fs::read_to_string(&contents).is_ok_and(|made_of| made_of == image::contents()) {
             return Ok(kernel);
         }
         let unpacked = root.join(format!("target/vm/unpacked-{version}"));
@@ -56,6 +57,7 @@ impl Kernel {
         fs::copy(&boot, &kernel.image).with_context(|| format!("no {}", boot.display()))?;
         image::build(&unpacked, release, &kernel.initramfs)?;
         fs::remove_dir_all(&unpacked).with_context(|| format!("{}", unpacked.display()))?;
+        fs::write(&contents, image::contents())?;
         Ok(kernel)
     }
 
