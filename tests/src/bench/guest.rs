@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{process::output, topology::VIP_V4};
 use anyhow::{Result, ensure};
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
 /// Begins a line with a figure: then its name, unit and samples.
 pub const LINE: &str = "figure: ";
@@ -21,6 +21,8 @@ const BATCH: u32 = 64;
 /// What is between the frames and their way back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Between {
+    /// A program that only answers XDP_TX.
+    Bare,
     /// The balancer.
     Lb,
     /// IPVS with its Maglev scheduler, tunnels.
@@ -30,10 +32,11 @@ enum Between {
 }
 
 impl Between {
-    const ALL: [Self; 3] = [Self::Lb, Self::Ipvs, Self::Forward];
+    const ALL: [Self; 4] = [Self::Bare, Self::Lb, Self::Ipvs, Self::Forward];
 
     fn name(self) -> &'static str {
         match self {
+            Self::Bare => "bare",
             Self::Lb => "lb",
             Self::Ipvs => "ipvs",
             Self::Forward => "forward",
@@ -42,7 +45,7 @@ impl Between {
 
     fn sink(self) -> Sink {
         match self {
-            Self::Lb => Sink::Xdp,
+            Self::Bare | Self::Lb => Sink::Xdp,
             Self::Ipvs | Self::Forward => Sink::Stack,
         }
     }
@@ -50,6 +53,11 @@ impl Between {
 
 /// Measures everything `rounds` times and prints it.
 pub fn run(rounds: usize) -> Result<()> {
+    let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable")?;
+    ensure!(
+        jit.trim() == "1",
+        "bpf_jit_enable is {jit}: programs would be interpreted"
+    );
     let mut wire = Wire::create()?;
     let balancer = &wire.topology.balancer;
     for (key, value) in [
@@ -68,6 +76,7 @@ pub fn run(rounds: usize) -> Result<()> {
         for (name, figure) in measure(&wire, &ends, between, rounds)? {
             println!("{}", line(&name, &figure));
         }
+        wire.take_off(ends)?;
     }
     Ok(())
 }
@@ -89,7 +98,11 @@ pub fn parse(text: &str) -> Option<(String, Figure)> {
 
 fn set_up(wire: &mut Wire, between: Between) -> Result<()> {
     match between {
-        Between::Lb => wire.balance(),
+        Between::Bare => wire.bounce(),
+        Between::Lb => {
+            wire.stop_bouncing()?;
+            wire.balance()
+        }
         Between::Ipvs => {
             wire.stop()?;
             let balancer = &wire.topology.balancer;

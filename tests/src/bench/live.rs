@@ -5,10 +5,8 @@ use super::{
     figure::{Figure, Figures},
     wire::{Ends, INTERFACE, Sink, Wire},
 };
-use crate::{process::output, xdp::HostProgram};
+use crate::process::output;
 use anyhow::{Context, Result, ensure};
-use aya::{Ebpf, programs::Xdp};
-use lb_userspace::dataplane::object;
 use std::thread;
 
 /// How much.
@@ -48,7 +46,7 @@ pub fn run(effort: Effort) -> Result<Figures> {
     let interval = (2_000.0 / fastest) as u64;
     let with = lateness(&wire, interval, effort)?;
     wire.stop()?;
-    bounce(&wire)?;
+    wire.bounce()?;
     load(&wire, "live.bare.mpps", effort, &mut figures)?;
     let without = lateness(&wire, interval, effort)?;
     for ((name, _), (with, without)) in QUANTILES.iter().zip(with.into_iter().zip(without)) {
@@ -75,16 +73,6 @@ fn two_queues(wire: &Wire) -> Result<()> {
     Ok(())
 }
 
-/// Attaches what only sends back in place of the balancer.
-fn bounce(wire: &Wire) -> Result<()> {
-    let mut object = Ebpf::load(object::BENCH)?;
-    let program = object.program_mut("trivial").context("no trivial")?;
-    let program: &mut Xdp = program.try_into()?;
-    program.load()?;
-    let pin = wire.pins().join("trivial");
-    HostProgram::pinned(program, pin)?.attach(&wire.topology.balancer, "eth0")
-}
-
 /// Millions of frames a second on one CPU and on two; the most on one.
 fn load(wire: &Wire, name: &str, effort: Effort, figures: &mut Figures) -> Result<f64> {
     let ends = wire.ends(Sink::Xdp, 0)?;
@@ -100,6 +88,7 @@ fn load(wire: &Wire, name: &str, effort: Effort, figures: &mut Figures) -> Resul
         }
         figures.insert(format!("{name}.{cpus}"), figure);
     }
+    wire.take_off(ends)?;
     Ok(fastest)
 }
 
@@ -144,6 +133,7 @@ fn lateness(wire: &Wire, interval: u64, effort: Effort) -> Result<[Vec<f64>; 3]>
             }
         }
     }
+    wire.take_off(ends)?;
     Ok(samples)
 }
 

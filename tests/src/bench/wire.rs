@@ -50,7 +50,7 @@ pub struct Wire {
     session: Session,
 }
 
-/// How frames are taken at the router.
+/// How frames are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sink {
     /// By an XDP program, which a veth must have for frames of XDP_TX to arrive.
@@ -61,6 +61,7 @@ pub enum Sink {
 
 /// What sends and counts, loaded and attached.
 pub struct Ends {
+    sink: Sink,
     ebpf: Ebpf,
     generator: OwnedFd,
     frame: Vec<u8>,
@@ -89,7 +90,7 @@ impl Wire {
     }
 
     /// Where programs are pinned.
-    pub fn pins(&self) -> PathBuf {
+    fn pins(&self) -> PathBuf {
         self.session.pins()
     }
 
@@ -138,7 +139,6 @@ impl Wire {
         let generator: &mut Xdp = program(&mut ebpf, "generate")?.try_into()?;
         generator.load().context("program generate")?;
         let generator = generator.fd()?.as_fd().try_clone_to_owned()?;
-        self.take_off()?;
         match sink {
             Sink::Xdp => {
                 let count: &mut Xdp = program(&mut ebpf, "count")?.try_into()?;
@@ -151,31 +151,41 @@ impl Wire {
                 let pin = self.pins().join("count_tc");
                 count.pin(&pin)?;
                 tc(router, &format!("qdisc add dev {INTERFACE} clsact"))?;
+                let filter = format!("filter add dev {INTERFACE} ingress bpf direct-action");
                 let pinned = pin.display();
-                tc(
-                    router,
-                    &format!(
-                        "filter add dev {INTERFACE} ingress bpf direct-action object-pinned {pinned}"
-                    ),
-                )?;
+                tc(router, &format!("{filter} object-pinned {pinned}"))?;
                 fs::remove_file(&pin)?;
             }
         }
         Ok(Ends {
+            sink,
             ebpf,
             generator,
             frame,
         })
     }
 
-    /// Takes an earlier sink off.
-    fn take_off(&self) -> Result<()> {
+    /// Takes the sink off.
+    pub fn take_off(&self, ends: Ends) -> Result<()> {
         let router = &self.topology.router;
-        router.ip(&format!("link set {INTERFACE} xdpdrv off"))?;
-        if tc(router, &format!("qdisc show dev {INTERFACE}"))?.contains("clsact") {
-            tc(router, &format!("qdisc del dev {INTERFACE} clsact"))?;
+        match ends.sink {
+            Sink::Xdp => router.ip(&format!("link set {INTERFACE} xdpdrv off")),
+            Sink::Stack => tc(router, &format!("qdisc del dev {INTERFACE} clsact")),
         }
-        Ok(())
+    }
+
+    /// Attaches what only sends back where the balancer would be.
+    pub fn bounce(&self) -> Result<()> {
+        let mut object = Ebpf::load(object::BENCH)?;
+        let trivial: &mut Xdp = program(&mut object, "trivial")?.try_into()?;
+        trivial.load().context("program trivial")?;
+        let pin = self.pins().join("trivial");
+        HostProgram::pinned(trivial, pin)?.attach(&self.topology.balancer, "eth0")
+    }
+
+    /// Takes that off.
+    pub fn stop_bouncing(&self) -> Result<()> {
+        self.topology.balancer.ip("link set eth0 xdpdrv off")
     }
 }
 
@@ -270,6 +280,7 @@ pub fn mac(namespace: &Namespace, interface: &str) -> Result<[u8; 6]> {
 }
 
 /// Runs `tc` with the words of `arguments`.
-fn tc(namespace: &Namespace, arguments: &str) -> Result<String> {
-    output(namespace.command("tc").args(arguments.split_whitespace()))
+fn tc(namespace: &Namespace, arguments: &str) -> Result<()> {
+    let mut command = namespace.command("tc");
+    output(command.args(arguments.split_whitespace())).map(drop)
 }
