@@ -14,7 +14,7 @@ use std::{
 mod toolchain;
 
 const OBJECT_DIR_VARIABLE: &str = "GUIDEWAY_BPF_OBJECT_DIR";
-const PROGRAMS: [&str; 3] = ["lb-ebpf", "decap", "bench"];
+const PROGRAMS: [&str; 4] = ["lb-ebpf", "decap", "bench", "live"];
 
 fn main() -> ExitCode {
     match run() {

@@ -2,6 +2,10 @@
 
 use crate::prog_run::INTERFACE;
 use anyhow::{Context, Result, bail};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
@@ -9,6 +13,8 @@ use std::{
 
 /// Command of bpf(2).
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+/// Flag of that command: what the program answers is done.
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 /// Room for the largest outer header.
 const GROWTH: usize = 128;
 /// Longest frame that a test run takes in one page: room for XDP's head (256 bytes) and the kernel's tail are needed.
@@ -93,20 +99,75 @@ impl Runner {
             repeat,
             ..Attributes::default()
         };
-        // SAFETY: the kernel reads the frame and the context and writes to the attributes and to `out`, each within the
-        // length given with it; all of them outlive the call.
-        let status = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_PROG_TEST_RUN,
-                &raw mut attributes,
-                size_of::<Attributes>(),
-            )
-        };
-        if status != 0 {
-            let error = io::Error::last_os_error();
-            return Err(error).with_context(|| format!("running a frame of {} bytes", frame.len()));
-        }
+        // SAFETY: the frame, the context and `out` are as long as is said here, and outlive the call.
+        unsafe { call(&mut attributes) }?;
         Ok(attributes)
     }
+}
+
+/// A program and what it makes frames of, which are sent for real: what it answers is done, in the network namespace of
+/// the thread that calls.
+pub struct Live<'a> {
+    /// The program.
+    pub program: BorrowedFd<'a>,
+    /// What frames are at first. Their memory is used again as it comes back.
+    pub frame: &'a [u8],
+    /// Frames that are made before the first of them is sent on, 1 to 256.
+    pub batch: u32,
+}
+
+impl Live<'_> {
+    /// Sends so many frames.
+    pub fn send(&self, frames: u32) -> Result<()> {
+        let mut attributes = Attributes {
+            prog_fd: self.program.as_raw_fd() as u32,
+            data_size_in: self.frame.len() as u32,
+            data_in: self.frame.as_ptr() as u64,
+            repeat: frames,
+            flags: BPF_F_TEST_XDP_LIVE_FRAMES,
+            batch_size: self.batch,
+            ..Attributes::default()
+        };
+        // SAFETY: the frame is as long as is said here, and outlives the call; nothing else is read or written.
+        unsafe { call(&mut attributes) }
+    }
+}
+
+/// Gives the calling thread one CPU, before everything else that would run there (sched(7), SCHED_FIFO).
+pub fn take_cpu(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus)
+        .with_context(|| format!("cannot run on CPU {cpu}"))?;
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads the parameter, which outlives the call, and changes the calling thread alone.
+    let status = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    if status != 0 {
+        let error = io::Error::last_os_error();
+        return Err(error).context("cannot run before all else (CAP_SYS_NICE)");
+    }
+    Ok(())
+}
+
+/// Makes the kernel do what the attributes say.
+///
+/// # Safety
+/// Each address in them is that of so many bytes as the length beside it says: to read, or to write where it is one of output.
+unsafe fn call(attributes: &mut Attributes) -> Result<()> {
+    let length = attributes.data_size_in;
+    // SAFETY: the kernel reads and writes the attributes, which are as long as is said here, and what the caller
+    // answers for.
+    let status = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            &raw mut *attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    if status != 0 {
+        let error = io::Error::last_os_error();
+        return Err(error).with_context(|| format!("running a frame of {length} bytes"));
+    }
+    Ok(())
 }

@@ -45,10 +45,17 @@ impl HostProgram {
         program
             .load()
             .with_context(|| format!("the kernel refuses the program {name}"))?;
-        let pin = pins.join(name);
+        Self::pinned(program, pins.join(name))
+    }
+
+    /// A program that is loaded, pinned as this file.
+    ///
+    /// # Errors
+    /// When it cannot be pinned.
+    pub fn pinned(program: &mut Xdp, pin: PathBuf) -> Result<Self> {
         program
             .pin(&pin)
-            .with_context(|| format!("cannot pin the program {name} as {}", pin.display()))?;
+            .with_context(|| format!("cannot pin a program as {}", pin.display()))?;
         Ok(Self { pin })
     }
 

@@ -61,7 +61,7 @@ pub const FUZZ: Program = Program {
 pub const BENCH: Program = Program {
     name: "bench",
     needs_root: "measuring loads XDP programs",
-    runs_daemon: false,
+    runs_daemon: true,
     optimised: true,
 };
 

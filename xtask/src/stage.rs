@@ -82,6 +82,14 @@ pub fn all(root: &Path) -> Result<Vec<Stage>> {
         stages.push(cargo(root, part, &name, Need::Root, &arguments));
     }
     stages.push(guests(root));
+    let counted = "run --quiet --package lb-tests --bin bench -- vm --quick";
+    stages.push(cargo(
+        root,
+        Part::Vm,
+        "packets beside IPVS",
+        Need::Guests,
+        counted,
+    ));
     Ok(stages)
 }
 

@@ -10,3 +10,6 @@ pub static DECAP: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "
 
 /// What measures XDP programs: `wrap`, `trivial` and `encapsulate`. The daemon has no use for it, and the linker leaves it out.
 pub static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench"));
+
+/// Both ends of a wire to measure on: `generate`, `count` and `count_tc`. Left out likewise.
+pub static LIVE: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/live"));

@@ -26,6 +26,11 @@ impl Figure {
         }
     }
 
+    /// The samples, in order of size.
+    pub fn samples(&self) -> &[f64] {
+        &self.samples
+    }
+
     /// The smallest sample.
     pub fn min(&self) -> f64 {
         self.samples.first().copied().unwrap_or(f64::NAN)

@@ -1,9 +1,14 @@
 //! `cargo xtask bench`: figures that anyone can repeat. docs/benchmarks.md says how each is made.
 
 pub mod figure;
+pub mod guest;
+pub mod live;
 pub mod packet;
+pub mod pktgen;
 pub mod publish;
 pub mod table;
+pub mod vm;
+pub mod wire;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -29,6 +34,12 @@ pub struct Arguments {
     /// How much worse a figure may be, in percent
     #[arg(long, default_value_t = 20.0)]
     tolerance: f64,
+    /// Fewer runs of frames that are sent for real
+    #[arg(long)]
+    quick: bool,
+    /// Measure what is measured in a virtual machine, which this is, so many times
+    #[arg(long, value_name = "ROUNDS", hide = true)]
+    in_guest: Option<usize>,
 }
 
 /// What can be measured.
@@ -40,12 +51,19 @@ pub enum Subject {
     Table,
     /// What a change takes until the last slot is stored
     Publish,
+    /// Frames sent for real through the balancer, on this machine
+    Live,
+    /// The same and pktgen in a virtual machine, beside IPVS, as counted instructions
+    Vm,
 }
 
 /// Measures, prints, writes and compares. The code is a failure if a figure has become worse than is tolerated.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let missing = crate::require::missing_for_bpf();
     anyhow::ensure!(missing.is_empty(), "measuring needs {}", missing.join(", "));
+    if let Some(rounds) = arguments.in_guest {
+        return guest::run(rounds).map(|()| ExitCode::SUCCESS);
+    }
     let old = arguments.compare.as_deref().map(figure::read).transpose()?;
     println!("{}", machine()?);
     let all = Subject::value_variants();
@@ -60,6 +78,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             Subject::Packet => packet::run(packet::Effort::default())?,
             Subject::Table => table::run()?,
             Subject::Publish => publish::run()?,
+            Subject::Live => live::run(live::Effort::of(arguments.quick))?,
+            Subject::Vm => match vm::lack().filter(|_| arguments.what.is_empty()) {
+                Some(lack) => {
+                    println!("\nSKIPPED vm: {lack}");
+                    continue;
+                }
+                None => vm::run(arguments.quick)?,
+            },
         };
         let table = Table {
             figures: &new,

@@ -4,15 +4,25 @@ use super::{EMULATOR, Test, image, kernel::Kernel};
 use crate::{command, verifier::Work};
 use anyhow::{Context, Result, bail};
 use std::{
-    fs::{self, File},
+    fs::{self, File, Permissions},
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     sync::Mutex,
 };
 
 /// Seconds that a test file may take, on average: twice what the longest takes on a busy machine. A guest is stopped after that.
 const LIMIT: usize = 600;
+
+/// What a guest's clock shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Time {
+    /// The host's time.
+    Host,
+    /// Instructions that the guest has run, as nanoseconds; waiting takes no time at all.
+    Instructions,
+}
 
 /// Runs the tests in a guest with this kernel. Each line is printed after `[VERSION]`.
 pub fn run(
@@ -20,32 +30,11 @@ pub fn run(
     kernel: &Kernel,
     tests: &[Test],
     arguments: &[String],
+    time: Time,
     work: &Mutex<Work>,
 ) -> Result<()> {
-    let initramfs = with_tests(root, kernel, tests, arguments)?;
-    let (emulator, _) = EMULATOR;
-    let emulator = command::find(emulator).context("the emulator is gone")?;
-    let limit = (LIMIT * tests.len()).to_string();
-    // It does not outlive this program, however that ends.
-    let mut guest = Command::new("setpriv");
-    guest.args(["--pdeathsig", "TERM", "timeout", "--kill-after=5", &limit]);
-    guest.arg(emulator);
-    guest
-        .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max"])
-        .args(["-smp", "1", "-m", "2048"])
-        .args(["-nodefaults", "-display", "none", "-no-reboot"])
-        .args(["-serial", "stdio", "-nic", "none"])
-        .args(["-virtfs", HOST_FILES])
-        .args(["-append", COMMAND_LINE])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&initramfs);
-    let mut child = guest
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start the emulator")?;
+    let initramfs = with_tests(root, kernel, tests, arguments, time)?;
+    let mut child = boot(kernel, &initramfs, tests.len(), time)?;
     let stdout = child.stdout.take().context("no standard output")?;
     let mut left: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
     let mut failed = vec![];
@@ -77,21 +66,64 @@ pub fn run(
     Ok(())
 }
 
+/// Starts the emulator.
+fn boot(kernel: &Kernel, initramfs: &Path, tests: usize, time: Time) -> Result<Child> {
+    let (emulator, _) = EMULATOR;
+    let emulator = command::find(emulator).context("the emulator is gone")?;
+    let limit = (LIMIT * tests).to_string();
+    // It does not outlive this program, however that ends.
+    let mut guest = Command::new("setpriv");
+    guest.args(["--pdeathsig", "TERM", "timeout", "--kill-after=5", &limit]);
+    guest.arg(emulator);
+    guest
+        .args(["-machine", "q35", "-cpu", "max"])
+        .args(["-smp", "1", "-m", "2048"])
+        .args(["-nodefaults", "-display", "none", "-no-reboot"])
+        .args(["-serial", "stdio", "-nic", "none"])
+        .args(["-virtfs", HOST_FILES])
+        .args(["-append", COMMAND_LINE])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(initramfs);
+    match time {
+        Time::Host => guest.args(["-accel", "tcg"]),
+        Time::Instructions => guest
+            .args(["-accel", "tcg,thread=single"])
+            .args(["-icount", "shift=0,sleep=off"]),
+    };
+    guest
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start the emulator")
+}
+
 /// The whole host, read-only. The inodes of its file systems are renumbered, or two files could look like one.
 const HOST_FILES: &str =
     "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap";
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=2 panic=-1 mitigations=off";
 
-/// The kernel's first file system and the list of tests, in one file.
+/// The kernel's first file system, the script that goes on in the host's files and the list of tests, in one file.
 fn with_tests(
     root: &Path,
     kernel: &Kernel,
     tests: &[Test],
     arguments: &[String],
+    time: Time,
 ) -> Result<PathBuf> {
     let folder = root.join("target/vm").join(kernel.version);
     let tree = folder.join("run");
+    if tree.exists() {
+        fs::remove_dir_all(&tree).with_context(|| format!("{}", tree.display()))?;
+    }
     fs::create_dir_all(tree.join("tests"))?;
+    let init = tree.join("init");
+    fs::write(&init, include_str!("init.sh"))?;
+    fs::set_permissions(&init, Permissions::from_mode(0o755))?;
+    if time == Time::Instructions {
+        fs::write(tree.join("tests/measuring"), "")?;
+    }
     let package = root.join("tests");
     let mut list = String::new();
     for test in tests {

@@ -3,9 +3,14 @@
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t devtmpfs dev /dev
-while read -r module; do
-    $b insmod "/modules/$module" || echo "guest: cannot load $module"
-done </modules/order
+load() {
+    while read -r module parameters; do
+        # Parameters are words of their own.
+        $b insmod "/modules/$module" $parameters || echo "guest: cannot load $module"
+    done <"/modules/$1"
+}
+load order
+[ ! -e /tests/measuring ] || load measuring
 $b mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000,cache=loose,ro host /host || echo "guest: no host files"
 $b mount -t proc proc /host/proc
 $b mount -t sysfs sysfs /host/sys

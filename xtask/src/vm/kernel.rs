@@ -57,7 +57,7 @@ impl Kernel {
         fs::copy(&boot, &kernel.image).with_context(|| format!("no {}", boot.display()))?;
         image::build(&unpacked, release, &kernel.initramfs)?;
         fs::remove_dir_all(&unpacked).with_context(|| format!("{}", unpacked.display()))?;
-        fs::write(contents, image::contents())?;
+        fs::write(&contents, image::contents())?;
         Ok(kernel)
     }
 

@@ -10,6 +10,7 @@ mod kernel;
 
 use crate::{apt, build, command, setup, stage, verifier::Work};
 use anyhow::{Context, Result, bail};
+use guest::Time;
 use kernel::Kernel;
 use std::{
     io::{BufRead, BufReader},
@@ -45,6 +46,9 @@ pub struct Options {
     /// Use what an earlier stage of `cargo xtask test` has set up and built
     #[arg(long, hide = true)]
     ready: bool,
+    /// Run this program instead, where the time is that of instructions and packets can be generated and balanced
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "test", hide = true)]
+    counted: Option<PathBuf>,
     /// Run only this test file of package lb-tests (may be given more than once)
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
@@ -65,15 +69,18 @@ pub fn run(root: &Path, options: &Options) -> Result<ExitCode> {
     if let Some(lack) = lack() {
         bail!("{lack}");
     }
-    if !options.ready {
+    if !options.ready && options.counted.is_none() {
         let toolchain = setup::run(root)?;
         build::programs(root, &toolchain)?;
     }
     let kernels = prepare(root, options.kernel)?;
-    let tests = build_tests(root, &options.test)?;
+    let (tests, time) = match &options.counted {
+        Some(program) => (vec![measuring(root, program)?], Time::Instructions),
+        None => (build_tests(root, &options.test)?, Time::Host),
+    };
     println!("prepared:      {:.1} s", start.elapsed().as_secs_f64());
     let work = Mutex::new(Work::default());
-    let run = |kernel: &Kernel| guest::run(root, kernel, &tests, &options.arguments, &work);
+    let run = |kernel: &Kernel| guest::run(root, kernel, &tests, &options.arguments, time, &work);
     let failures: Vec<String> = thread::scope(|scope| {
         let running: Vec<_> = kernels
             .iter()
@@ -157,6 +164,19 @@ fn prepare(root: &Path, which: Which) -> Result<Vec<Kernel>> {
         .iter()
         .map(|version| Kernel::ensure(root, version))
         .collect()
+}
+
+/// A program that measures, and what it needs beside what tests do.
+fn measuring(root: &Path, program: &Path) -> Result<Test> {
+    if command::find("ipvsadm").is_none() {
+        println!("programs:      ipvsadm missing");
+        apt::install(root, &["ipvsadm"])?;
+    }
+    let name = program.file_name().context("a program without a name")?;
+    Ok(Test {
+        name: name.to_string_lossy().into_owned(),
+        program: program.to_owned(),
+    })
 }
 
 /// Builds the test programs of these names, or of all that guests run. `cargo` says where each one is:
