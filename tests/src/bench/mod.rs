@@ -1,8 +1,12 @@
 //! `cargo xtask bench`: figures that anyone can repeat. docs/benchmarks.md says how each is made.
 
 pub mod figure;
+pub mod html;
 pub mod packet;
+mod plot;
+mod pool;
 pub mod publish;
+pub mod scale;
 pub mod table;
 
 use anyhow::{Context, Result};
@@ -23,12 +27,24 @@ pub struct Arguments {
     /// Write the figures to this file as one object of `name: {min, median, max, unit}`
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Show in it how figures have changed: the files *.json of this directory are earlier runs, in order of name
+    #[arg(long, value_name = "DIRECTORY", requires = "html")]
+    history: Option<PathBuf>,
     /// Compare with the figures of this file, which --json wrote; a figure that is worse is an error
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     /// How much worse a figure may be, in percent
     #[arg(long, default_value_t = 20.0)]
     tolerance: f64,
+    /// Take seconds and be less exact: for trying things out
+    #[arg(long)]
+    quick: bool,
+    /// Let each packet cost one look-up in an LRU map more, to see --compare find it
+    #[arg(long)]
+    slow_down: bool,
 }
 
 /// What can be measured.
@@ -40,6 +56,8 @@ pub enum Subject {
     Table,
     /// What a change takes until the last slot is stored
     Publish,
+    /// What many services and backends cost
+    Scale,
 }
 
 /// Measures, prints, writes and compares. The code is a failure if a figure has become worse than is tolerated.
@@ -47,7 +65,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let missing = crate::require::missing_for_bpf();
     anyhow::ensure!(missing.is_empty(), "measuring needs {}", missing.join(", "));
     let old = arguments.compare.as_deref().map(figure::read).transpose()?;
-    println!("{}", machine()?);
+    let history = arguments
+        .history
+        .as_deref()
+        .map(html::history)
+        .transpose()?;
+    let machine = machine()?;
+    println!("{machine}");
+    let effort = packet::Effort {
+        slow_down: arguments.slow_down,
+        ..if arguments.quick {
+            packet::Effort::QUICK
+        } else {
+            packet::Effort::default()
+        }
+    };
     let all = Subject::value_variants();
     let wanted = if arguments.what.is_empty() {
         all
@@ -57,9 +89,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut figures = Figures::new();
     for subject in wanted {
         let new = match subject {
-            Subject::Packet => packet::run(packet::Effort::default())?,
+            Subject::Packet => packet::run(effort)?,
             Subject::Table => table::run()?,
             Subject::Publish => publish::run()?,
+            Subject::Scale => scale::run(effort)?,
         };
         let table = Table {
             figures: &new,
@@ -70,6 +103,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(path) = &arguments.json {
         figure::write(&figures, path)?;
+    }
+    if let Some(path) = &arguments.html {
+        html::write(&figures, &history.unwrap_or_default(), &machine, path)?;
     }
     let Some(old) = old else {
         return Ok(ExitCode::SUCCESS);
