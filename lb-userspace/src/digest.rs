@@ -110,14 +110,14 @@ pub struct BackendDigest {
 
 /// The digest of a service. `members` and `availability` are what its overlay was made of and with, `live` the live owners
 /// by position in `members` counted from 1.
-pub fn service_digest(
+pub fn service_digest<N: AsRef<str>>(
     node: &DigestNode,
     service: &Service,
-    members: &[(String, u16)],
+    members: &[(N, u16)],
     availability: &[Availability],
     live: &[u32],
 ) -> ServiceDigest {
-    let names = members.iter().map(|(name, _)| name.as_str());
+    let names = members.iter().map(|(name, _)| name.as_ref());
     let parts: BTreeMap<&str, u32> = names
         .zip(availability.iter().map(|availability| availability.parts()))
         .collect();
@@ -172,10 +172,10 @@ impl From<&FlowPolicy> for FlowsDigest {
 }
 
 /// Hash over the hash of each slot's owner's name, 0 for nobody, in order of slots, little endian.
-fn table(members: &[(String, u16)], live: &[u32]) -> String {
+fn table<N: AsRef<str>>(members: &[(N, u16)], live: &[u32]) -> String {
     let hashes: Vec<u64> = members
         .iter()
-        .map(|(name, _)| xxh64(name.as_bytes(), SEED))
+        .map(|(name, _)| xxh64(name.as_ref().as_bytes(), SEED))
         .collect();
     let hash = |owner: &u32| match *owner {
         NOBODY => 0,

@@ -14,6 +14,7 @@ pub mod kit;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
+pub mod numbers;
 pub mod outer_source;
 pub mod overlay;
 pub mod plan;

@@ -22,8 +22,7 @@ mod order;
 mod tests;
 
 use crate::maglev::{self, Member};
-use deal::Deal;
-use lb_common::limits::SLOTS;
+use deal::{Card, Deal};
 use order::Order;
 use std::sync::OnceLock;
 
@@ -68,11 +67,11 @@ pub struct Overlay {
 impl Overlay {
     /// The overlay of these members (name and weight), which must be in ascending order of name and have weights. A member
     /// of weight 0 never owns a slot.
-    pub fn new(members: &[(String, u16)]) -> Self {
+    pub fn new<N: AsRef<str>>(members: &[(N, u16)]) -> Self {
         let list: Vec<Member<'_>> = (1..)
             .zip(members)
             .map(|(owner, (name, weight))| Member {
-                name,
+                name: name.as_ref(),
                 weight: *weight,
                 owner,
             })
@@ -107,84 +106,42 @@ impl Overlay {
         if self.is_whole(&parts) {
             return self.base.clone();
         }
-        let deal = self.deal();
-        (0..SLOTS)
-            .map(|slot| self.owner(slot, deal, &parts))
-            .collect()
+        let mut live = vec![NOBODY; self.base.len()];
+        for position in (NOBODY..).take(parts.len()) {
+            for card in self.deal().hand(position, 0) {
+                live[card.slot as usize] = self.owner(position, &card, &parts);
+            }
+        }
+        live
     }
 
-    /// Makes of the live owners for `before` those for `after`, looking only at slots that the difference can touch.
-    /// Returns the numbers of the slots that changed, ascending.
-    pub fn update(
-        &self,
-        live: &mut [u32],
-        before: &[Availability],
-        after: &[Availability],
-    ) -> Vec<u32> {
+    /// The slots whose live owner the step from `before` to `after` can change, with their owners for `after`. Those are the
+    /// slots that their base owner does not take before or after; each comes once, in no order.
+    pub fn update(&self, before: &[Availability], after: &[Availability]) -> Vec<(u32, u32)> {
         let (before, after) = (self.parts(before), self.parts(after));
         if before == after {
             return Vec::new();
         }
-        let pairs = || before.iter().zip(&after);
-        let lowered: Vec<bool> = pairs().map(|(before, after)| after < before).collect();
-        let raised: Vec<bool> = pairs().map(|(before, after)| after > before).collect();
-        let any_raised = raised.contains(&true);
         let deal = self.deal();
-        let mut changed = Vec::new();
-        for (slot, (owner, base)) in (0..SLOTS).zip(live.iter_mut().zip(&self.base)) {
-            // A position that does not exist has lost its slots too.
-            let is_touched = lowered.get(*owner as usize) != Some(&false)
-                || any_raised && self.is_wanted(slot, *owner, *base, deal, &before, &raised);
-            if !is_touched {
-                continue;
-            }
-            let now = self.owner(slot, deal, &after);
-            if now != *owner {
-                *owner = now;
-                changed.push(slot);
+        let mut owners = Vec::new();
+        for position in self.order.active() {
+            let taken = before[*position as usize].min(after[*position as usize]);
+            for card in deal.hand(*position, taken) {
+                owners.push((card.slot, self.owner(*position, &card, &after)));
             }
         }
-        changed
+        owners
     }
 
-    /// Whether one of the raised members may stand before the slot's owner in its list.
-    fn is_wanted(
-        &self,
-        slot: u32,
-        owner: u32,
-        base: u32,
-        deal: &Deal,
-        before: &[u32],
-        raised: &[bool],
-    ) -> bool {
-        if raised[base as usize] {
-            return true;
-        }
-        let accepts = |position: u32, rank: u32| position == owner && rank < before[owner as usize];
-        if accepts(base, deal.rank(slot)) {
-            return false;
-        }
-        for stand_in in deal.stand_ins(slot) {
-            if raised[stand_in as usize] {
-                return true;
-            }
-            if stand_in == owner && accepts(owner, self.order.rank(slot, owner)) {
-                return false;
-            }
-        }
-        // The owner comes from deep in the list, where any member may stand before it.
-        true
-    }
-
-    fn owner(&self, slot: u32, deal: &Deal, parts: &[u32]) -> u32 {
-        let base = self.base[slot as usize];
-        if deal.rank(slot) < parts[base as usize] {
+    /// The live owner of a slot of this base owner.
+    fn owner(&self, base: u32, card: &Card, parts: &[u32]) -> u32 {
+        if card.rank < parts[base as usize] {
             return base;
         }
-        deal.stand_ins(slot)
+        card.stand_ins
             .into_iter()
-            .find(|stand_in| self.order.accepts(slot, *stand_in, parts))
-            .or_else(|| self.order.deep(slot, &self.base, parts))
+            .find(|stand_in| self.order.accepts(card.slot, *stand_in, parts))
+            .or_else(|| self.order.deep(card.slot, &self.base, parts))
             .unwrap_or(NOBODY)
     }
 

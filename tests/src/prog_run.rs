@@ -113,25 +113,41 @@ impl Balancer {
         Self::of(maps::PROGRAM, flows, trace::OFF)
     }
 
+    /// Loads the program with maps for so many services and backends.
+    pub fn with_limits(services: u32, backends: u32) -> Result<Self> {
+        Self::sized(maps::PROGRAM, FLOWS, trace::OFF, services, backends)
+    }
+
     /// Loads the program as one that traces ([`trace::TRACE`]) or explains ([`trace::EXPLAIN`]).
     pub fn looking(trace: u32) -> Result<Self> {
         Self::of(maps::PROGRAM, FLOWS, trace)
     }
 
     fn of(program: &'static str, flows: u32, trace: u32) -> Result<Self> {
+        Self::sized(program, flows, trace, SERVICES, BACKENDS)
+    }
+
+    fn sized(
+        program: &'static str,
+        flows: u32,
+        trace: u32,
+        services: u32,
+        backends: u32,
+    ) -> Result<Self> {
+        let buckets = ServiceBucket::count(2 * services);
         let mut ebpf = EbpfLoader::new()
             .override_global(maps::HASH_SEED, &SEED, true)
             .override_global(maps::LOG_LEVEL, &0_u8, true)
             .override_global(maps::TRACE, &trace, true)
             .map_max_entries(maps::EVENTS, EVENTS)
-            .override_global(maps::SERVICE_MASK, &(SERVICE_BUCKETS - 1), true)
-            .map_max_entries(maps::SERVICES, SERVICE_BUCKETS + 1)
-            .map_max_entries(maps::SERVICE_PREFIXES, 2 * SERVICES)
-            .map_max_entries(maps::SLOT_TABLES, SERVICES)
-            .map_max_entries(maps::SERVICE_STATS, SERVICES)
-            .map_max_entries(maps::BACKENDS, BACKENDS)
-            .map_max_entries(maps::BACKEND_STATS, BACKENDS)
-            .map_max_entries(maps::QUIC_SERVERS, BACKENDS)
+            .override_global(maps::SERVICE_MASK, &(buckets - 1), true)
+            .map_max_entries(maps::SERVICES, buckets + 1)
+            .map_max_entries(maps::SERVICE_PREFIXES, 2 * services)
+            .map_max_entries(maps::SLOT_TABLES, services)
+            .map_max_entries(maps::SERVICE_STATS, services)
+            .map_max_entries(maps::BACKENDS, backends)
+            .map_max_entries(maps::BACKEND_STATS, backends)
+            .map_max_entries(maps::QUIC_SERVERS, backends)
             .map_max_entries(maps::FLOWS, flows)
             .map_max_entries(maps::FRAGMENTS, FRAGMENTS)
             .load(object::BALANCER)

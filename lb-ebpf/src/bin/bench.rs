@@ -1,13 +1,14 @@
 //! Measures XDP programs by BPF_PROG_TEST_RUN with many repeats, between which the kernel does not reset the frame: `wrap` calls
-//! the program that is measured, undoes what it did and varies the flow. Beside it, what a program costs at the least:
-//! `trivial` only answers, `encapsulate` puts a constant header before the packet.
+//! the program that is measured, undoes what it did and varies the flow; `wrap_and_look_up` also looks something up that nobody
+//! needs, so that a slow-down can be seen to be found. Beside it, what a program costs at the least: `trivial` only answers,
+//! `encapsulate` puts a constant header before the packet.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 use aya_ebpf::{
     Global,
     bindings::{xdp_action, xdp_md},
-    btf_maps::{Array, ProgramArray},
+    btf_maps::{Array, LruHashMap, ProgramArray},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -38,12 +39,37 @@ static START: Global<[u16; 8]> = Global::new([0; 8]);
 #[btf_map]
 static FLOW: Array<u64, 1> = Array::new();
 
+/// Services with ports in a row from [`FIRST_SERVICE`] on that flows are spread over; 1: the frame's own.
+#[unsafe(no_mangle)]
+static SERVICES: Global<u32> = Global::new(1);
+
+/// What a slowed-down wrapper looks up: as large a key as that of the flow table.
+#[btf_map]
+static NOT_NEEDED: LruHashMap<[u64; 5], u64, 1024> = LruHashMap::new();
+
+/// Port of the first of several services.
+const FIRST_SERVICE: u32 = 1_000;
 /// Flows that differ by port alone.
 const PORTS: u32 = 1 << 14;
 
 /// Measures the program in `PROGRAM`.
 #[xdp]
 fn wrap(context: XdpContext) -> u32 {
+    measured(context)
+}
+
+/// The same, with one look-up in an LRU map more.
+#[xdp]
+fn wrap_and_look_up(context: XdpContext) -> u32 {
+    let key = black_box([0_u64; 5]);
+    if NOT_NEEDED.get_ptr(key).is_none() && NOT_NEEDED.insert(key, 0_u64, 0).is_err() {
+        return xdp_action::XDP_ABORTED;
+    }
+    measured(context)
+}
+
+#[inline(always)]
+fn measured(context: XdpContext) -> u32 {
     let mut packet = Packet::new(context);
     let length = packet.length();
     if FLOWS.load() > 1 && next_flow(&mut packet).is_none() {
@@ -79,11 +105,15 @@ fn next_flow(packet: &mut Packet) -> Option<()> {
     packet.write(address, FragmentId((0x0b00_0001 + flow / PORTS).to_be()))?;
     let old: Ports = packet.read(ports)?;
     let source = (1_024 + flow % PORTS) as u16;
+    let destination = match SERVICES.load() {
+        0 | 1 => old.destination,
+        services => ((FIRST_SERVICE + flow % services) as u16).to_be(),
+    };
     packet.write(
         ports,
         Ports {
             source: source.to_be(),
-            ..old
+            destination,
         },
     )
 }

@@ -552,7 +552,7 @@ impl<P: DataPlane> Core<P> {
             capacity,
             generation,
             self.census.as_ref(),
-            &mut |service| plane.read_slots(service),
+            &mut |service, slots| plane.read_some_slots(service, slots),
         )
     }
 

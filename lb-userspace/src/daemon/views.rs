@@ -42,8 +42,8 @@ impl<P: DataPlane> Core<P> {
             .collect();
         let active = selections
             .iter()
-            .flat_map(|(_, selection)| selection.backends.values())
-            .filter(|hop| hop.is_ok());
+            .flat_map(|(_, selection)| selection.backends())
+            .filter(|chosen| chosen.refusal.is_none());
         let backends_active = active.count() as u64;
         let warnings = self.warnings(&selections);
         Status {
@@ -193,18 +193,14 @@ impl<P: DataPlane> Core<P> {
             Some(Err(unresolved)) => ("unresolved", unresolved.to_string()),
             None => ("unresolved", "being looked up".into()),
         };
-        let inactive = selection
-            .backends
-            .get(&backend.name)
-            .and_then(|hop| hop.as_ref().err())
-            .cloned();
+        let inactive = selection.refusal(&backend.name);
         let active = inactive.is_none();
         let inactive_reason = match inactive {
             // The verdict of the probes is the reason: what they found is the reason behind it.
             Some(reason) if reason == health && !memory.detail.is_empty() => {
                 format!("{reason}: {}", memory.detail)
             }
-            reason => reason.unwrap_or_default(),
+            reason => reason.unwrap_or_default().to_owned(),
         };
         BackendView {
             service: service.name.to_string(),

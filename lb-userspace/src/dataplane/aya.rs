@@ -315,6 +315,10 @@ impl DataPlane for AyaDataPlane {
         self.maps.tables.read(service)
     }
 
+    fn read_some_slots(&mut self, service: u32, numbers: &[u32]) -> Result<Vec<Slot>> {
+        self.maps.tables.read_some(service, numbers)
+    }
+
     fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
         self.maps.tables.store(service, slots)
     }

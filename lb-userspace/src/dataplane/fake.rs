@@ -315,6 +315,14 @@ impl DataPlane for FakeDataPlane {
             .with_context(|| format!("no slot table {service}"))
     }
 
+    fn read_some_slots(&mut self, service: u32, numbers: &[u32]) -> Result<Vec<Slot>> {
+        let table = self.tables.get(&service);
+        let table = table.with_context(|| format!("no slot table {service}"))?;
+        let read = |number: &u32| table.get(*number as usize).copied();
+        let words = numbers.iter().map(read).collect::<Option<_>>();
+        words.with_context(|| format!("a slot of service {service} is not below {SLOTS}"))
+    }
+
     fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()> {
         self.written()?;
         for (_, slot) in slots {

@@ -108,6 +108,9 @@ pub trait DataPlane: Send {
     /// Reads a service's slots: [`lb_common::limits::SLOTS`] of them.
     fn read_slots(&mut self, service: u32) -> Result<Vec<Slot>>;
 
+    /// Reads the words of these slots of a service, in their order.
+    fn read_some_slots(&mut self, service: u32, numbers: &[u32]) -> Result<Vec<Slot>>;
+
     /// Stores the given slots (number, word), each with one aligned 64-bit store.
     fn store_slots(&mut self, service: u32, slots: &[(u32, Slot)]) -> Result<()>;
 

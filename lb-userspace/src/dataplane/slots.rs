@@ -94,11 +94,22 @@ impl SlotTables {
             .collect())
     }
 
+    /// Reads these slots of a table, in their order.
+    pub(super) fn read_some(&self, index: u32, numbers: &[u32]) -> Result<Vec<Slot>> {
+        let words = self.table(index)?.words();
+        let read = |number: &u32| {
+            let word = words.get(*number as usize);
+            let word = word.with_context(|| out_of_range(index, *number))?;
+            Ok(Slot(word.load(Ordering::Acquire)))
+        };
+        numbers.iter().map(read).collect()
+    }
+
     /// Stores the given slots, and no others, one after the other; none when one of the numbers is out of range.
     pub(super) fn store(&self, index: u32, slots: &[(u32, Slot)]) -> Result<()> {
         let words = self.table(index)?.words();
         if let Some((number, _)) = slots.iter().find(|(number, _)| *number >= SLOTS) {
-            bail!("slot {number} of service index {index} is not below {SLOTS}");
+            bail!(out_of_range(index, *number));
         }
         for (number, slot) in slots {
             if let Some(word) = words.get(*number as usize) {
@@ -125,6 +136,10 @@ impl SlotTables {
             format!("service index {index} has no slot table: it must be created first")
         })
     }
+}
+
+fn out_of_range(index: u32, number: u32) -> String {
+    format!("slot {number} of service index {index} is not below {SLOTS}")
 }
 
 /// The inner map at `index`, if there is one.

@@ -8,11 +8,12 @@ use super::{
     order::{self, Order, mix},
 };
 use lb_common::limits::SLOTS;
+use std::ops::{Range, RangeInclusive};
 
 /// Most members for whom stand-ins are counted out. With more, a backend has so few slots that hashing is as good.
 const MOST_FOR_FIRST: usize = 1024;
 /// Members for whom a second stand-in is dealt.
-const FOR_SECOND: std::ops::RangeInclusive<usize> = 3..=256;
+const FOR_SECOND: RangeInclusive<usize> = 3..=256;
 /// Up to this many members a slot is little against a backend's share (0.3 % or less). Then what a backend hands to another
 /// is its exact part rounded, and rounding evens out when several are gone. With more members, the sum of the other's
 /// own slots and what it is handed is rounded, so that it is never a whole slot above its share.
@@ -35,48 +36,65 @@ const PAIR_COUNTS: i64 = 64;
 /// What is dealt for the slots of a service. Positions fit 16 bits: see [`MOST_FOR_FIRST`].
 #[derive(Debug)]
 pub(super) struct Deal {
-    /// Rank for the base owner.
-    ranks: Vec<u16>,
-    /// First stand-in; 0 = none. Empty when none is dealt.
+    hands: Hands,
+    /// First stand-in of each slot, in the order of the hands, so that one member's are read in a row; 0 = none. Empty when
+    /// none is dealt.
     first: Vec<u16>,
     /// Second stand-in, likewise.
     second: Vec<u16>,
 }
 
+/// One slot in the hand of its base owner.
+pub(super) struct Card {
+    /// Its number.
+    pub(super) slot: u32,
+    /// Its rank for the base owner: 0-65535, evenly spread over the hand.
+    pub(super) rank: u32,
+    /// Its dealt stand-ins, in order.
+    pub(super) stand_ins: [u32; 2],
+}
+
 impl Deal {
     pub(super) fn new(base: &[u32], weights: &[u16], order: &Order) -> Self {
         let hands = Hands::new(base, weights.len());
-        let mut deal = Self {
-            ranks: hands.ranks(),
-            first: Vec::new(),
-            second: Vec::new(),
-        };
+        let (mut first_ones, mut second_ones) = (Vec::new(), Vec::new());
         let active = order.active();
         if (2..=MOST_FOR_FIRST).contains(&active.len()) && weights.len() <= usize::from(u16::MAX) {
             let shares = Shares::new(weights, &hands, active);
-            deal.first = first(&hands, &shares, order);
+            first_ones = first(&hands, &shares, order);
             if FOR_SECOND.contains(&active.len()) {
-                deal.second = second(base, &deal.first, &shares, order);
+                second_ones = hands.order(&second(base, &first_ones, &shares, order));
             }
+            first_ones = hands.order(&first_ones);
         }
-        deal
+        Self {
+            hands,
+            first: first_ones,
+            second: second_ones,
+        }
     }
 
-    /// Rank of the slot for its base owner: 0-65535, evenly spread over the slots of each owner.
-    pub(super) fn rank(&self, slot: u32) -> u32 {
-        u32::from(self.ranks[slot as usize])
-    }
-
-    /// The dealt stand-ins of a slot, in order.
-    pub(super) fn stand_ins(&self, slot: u32) -> [u32; 2] {
-        [&self.first, &self.second].map(|dealt| match dealt.get(slot as usize) {
-            Some(position) => u32::from(*position),
-            None => NOBODY,
+    /// The slots of a member whose rank is at least `rank`, in order of rank.
+    pub(super) fn hand(&self, position: u32, rank: u32) -> impl Iterator<Item = Card> {
+        let hand = self.hands.place(position);
+        let (start, size) = (hand.start, hand.len());
+        let skipped = (rank as usize * size).div_ceil(1 << 16).min(size);
+        (skipped..size).map(move |n| {
+            let place = start + n;
+            Card {
+                slot: self.hands.slots[place],
+                rank: ((n << 16) / size) as u32,
+                stand_ins: [&self.first, &self.second].map(|dealt| match dealt.get(place) {
+                    Some(position) => u32::from(*position),
+                    None => NOBODY,
+                }),
+            }
         })
     }
 }
 
 /// The slots of each member, in order of rank.
+#[derive(Debug)]
 struct Hands {
     slots: Vec<u32>,
     /// Where in `slots` the slots of each position start, and after the last the end.
@@ -108,20 +126,20 @@ impl Hands {
         Self { slots, starts }
     }
 
-    fn of(&self, position: u32) -> &[u32] {
+    /// Where the slots of a position are.
+    fn place(&self, position: u32) -> Range<usize> {
         let position = position as usize;
-        &self.slots[self.starts[position]..self.starts[position + 1]]
+        self.starts[position]..self.starts[position + 1]
     }
 
-    fn ranks(&self) -> Vec<u16> {
-        let mut ranks = vec![0; self.slots.len()];
-        for position in 0..self.starts.len() as u32 - 1 {
-            let slots = self.of(position);
-            for (n, slot) in slots.iter().enumerate() {
-                ranks[*slot as usize] = ((n << 16) / slots.len()) as u16;
-            }
-        }
-        ranks
+    fn of(&self, position: u32) -> &[u32] {
+        &self.slots[self.place(position)]
+    }
+
+    /// What there is for each slot, in the order of the hands.
+    fn order(&self, by_slot: &[u16]) -> Vec<u16> {
+        let slots = self.slots.iter();
+        slots.map(|slot| by_slot[*slot as usize]).collect()
     }
 }
 

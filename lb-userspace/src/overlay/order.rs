@@ -22,8 +22,8 @@ pub(super) struct Order {
 }
 
 impl Order {
-    pub(super) fn new(members: &[(String, u16)]) -> Self {
-        let seed = |(name, _): &(String, u16)| xxh64(name.as_bytes(), NAME_SEED);
+    pub(super) fn new<N: AsRef<str>>(members: &[(N, u16)]) -> Self {
+        let seed = |(name, _): &(N, u16)| xxh64(name.as_ref().as_bytes(), NAME_SEED);
         let numbered = (1..).zip(members);
         Self {
             seeds: std::iter::once(0).chain(members.iter().map(seed)).collect(),

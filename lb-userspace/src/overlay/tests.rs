@@ -1,4 +1,5 @@
 use super::*;
+use lb_common::limits::SLOTS;
 use proptest::prelude::*;
 use std::{sync::LazyLock, time::Instant};
 
@@ -67,6 +68,23 @@ impl Random {
     }
 }
 
+/// Brings live owners from `before` to `after`; the numbers of the slots that changed, ascending.
+fn update(
+    overlay: &Overlay,
+    live: &mut [u32],
+    before: &[Availability],
+    after: &[Availability],
+) -> Vec<u32> {
+    let mut changed = Vec::new();
+    for (slot, owner) in overlay.update(before, after) {
+        if std::mem::replace(&mut live[slot as usize], owner) != owner {
+            changed.push(slot);
+        }
+    }
+    changed.sort_unstable();
+    changed
+}
+
 /// The list of preferences to the letter, without any shortcut.
 fn by_the_book(overlay: &Overlay, slot: u32, availability: &[Availability]) -> u32 {
     let parts = |position: u32| match position {
@@ -75,9 +93,12 @@ fn by_the_book(overlay: &Overlay, slot: u32, availability: &[Availability]) -> u
     };
     let deal = overlay.deal();
     let base = overlay.base[slot as usize];
-    let [first, second] = deal.stand_ins(slot);
-    let mut list = vec![(base, deal.rank(slot))];
-    list.extend([first, second].map(|p| (p, overlay.order.rank(slot, p))));
+    let mut hand = deal.hand(base, 0);
+    let card = hand
+        .find(|card| card.slot == slot)
+        .expect("a slot is in its owner's hand");
+    let mut list = vec![(base, card.rank)];
+    list.extend(card.stand_ins.map(|p| (p, overlay.order.rank(slot, p))));
     let tries = order::tries(slot).take(order::TRIES);
     list.extend(tries.map(|(other, rank)| (overlay.base[other as usize], rank)));
     let walk: Vec<u32> = overlay.order.walk(slot).collect();
@@ -256,7 +277,7 @@ fn unequal_weights() {
 #[test]
 fn a_ramp_takes_in_proportion_and_evenly() {
     let count = 20;
-    let overlay = equal(count);
+    let overlay = &equal(count);
     let whole = f64::from(counts(overlay.base(), count)[4]);
     let others = counts(&overlay.live(&without(count, &[3])), count);
     let mut availability = without(count, &[3]);
@@ -264,7 +285,7 @@ fn a_ramp_takes_in_proportion_and_evenly() {
     for step in 1..=10 {
         let before = availability.clone();
         availability[3] = Availability::ratio(step, 10);
-        overlay.update(&mut live, &before, &availability);
+        update(overlay, &mut live, &before, &availability);
         let now = counts(&live, count);
         let part = f64::from(now[4]) / whole;
         assert!(
@@ -337,12 +358,12 @@ fn every_walk_meets_every_member_once() {
 fn time_is_bounded() {
     for count in [100, 1000] {
         let start = Instant::now();
-        let overlay = equal(count);
+        let overlay = &equal(count);
         let mut live = overlay.live(&without(count, &[1]));
         let made = start.elapsed();
         let start = Instant::now();
         let both = without(count, &[1, 2]);
-        let changed = overlay.update(&mut live, &without(count, &[1]), &both);
+        let changed = update(overlay, &mut live, &without(count, &[1]), &both);
         println!(
             "{count} members: made in {made:?}, one of them changed in {:?} ({} slots)",
             start.elapsed(),
@@ -391,7 +412,7 @@ proptest! {
             let before = now.clone();
             now[who] = to;
             let old = live.clone();
-            let changed = overlay.update(&mut live, &before, &now);
+            let changed = update(overlay, &mut live, &before, &now);
             let position = who as u32 + 1;
             let all_changed: Vec<u32> = (0..SLOTS)
                 .filter(|slot| old[*slot as usize] != live[*slot as usize])
@@ -415,7 +436,7 @@ proptest! {
         let size = overlay.weights.len();
         let mut live = overlay.live(&tables[0][..size]);
         for pair in tables.windows(2) {
-            overlay.update(&mut live, &pair[0][..size], &pair[1][..size]);
+            update(overlay, &mut live, &pair[0][..size], &pair[1][..size]);
         }
         let last = &tables[tables.len() - 1][..size];
         prop_assert!(live == overlay.live(last));

@@ -4,6 +4,7 @@ use super::{diff::Step, mirror::Mirror};
 use crate::dataplane::DataPlane;
 use anyhow::{Context, Result};
 use lb_common::backend::BackendEntry;
+use std::sync::Arc;
 
 /// Applies the steps in order. On an error the steps before it stay applied and the mirror knows them, so that the
 /// next plan goes on from there.
@@ -57,7 +58,7 @@ fn apply_one(step: &Step, plane: &mut dyn DataPlane, mirror: &mut Mirror) -> Res
                     .store_slots(*service, slots)
                     .with_context(|| format!("storing slots of service {name}"))?;
             }
-            mirror.known.insert(*service, (**table).clone());
+            mirror.known.insert(*service, Arc::clone(table));
         }
         Step::PutServer { key, entry } => {
             plane.put_server(key, entry).context("adding a server ID")?;

@@ -15,15 +15,12 @@ use crate::{
         checker::{Target, TargetId},
         state::HealthState,
     },
+    numbers::NumberSet,
     overlay::Availability,
     spec::{AllDown, Backend, FlowPolicy, Name, OnDown, Service, State},
 };
 use lb_common::backend::BackendEntry;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// Why a backend departs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +64,7 @@ pub fn remove(
     at_once: bool,
     departures: &mut Departures,
 ) {
-    let kept: BTreeSet<u64> = ids(after).collect();
+    let kept: NumberSet<u64> = ids(after).collect();
     for service in before.services.values() {
         let stays = after
             .services
@@ -146,7 +143,9 @@ fn probe(service: &Service, backend: &Backend) -> Option<(TargetId, Target)> {
 /// Brings the departures up to date with the desired state, the facts and what the data plane holds.
 pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
     let mut departures = std::mem::take(&mut facts.departures);
-    let configured: BTreeSet<u64> = ids(state).collect();
+    let all: Vec<u64> = ids(state).collect();
+    let configured: NumberSet<u64> = all.iter().copied().collect();
+    let mut all = all.into_iter();
     departures.retain(|id, departure| match departure.reason {
         Reason::Removed => mirror.index_of.contains_key(id) && !configured.contains(id),
         Reason::Drained | Reason::Down => configured.contains(id),
@@ -188,9 +187,11 @@ pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
         for departure in departures.values_mut().filter(of_service) {
             departure.doubted = !is_believed(service, &selection);
         }
-        for backend in service.backends.values() {
-            let id = backend_id(service, backend);
-            let Some(reason) = reason(service, backend, &selection, facts) else {
+        let chosen = service.backends.values().zip(selection.backends());
+        for ((backend, chosen), id) in chosen.zip(all.by_ref()) {
+            let idle = chosen.availability == Availability::NONE;
+            let reason = idle.then(|| reason(service, backend, &selection, facts));
+            let Some(reason) = reason.flatten() else {
                 departures.remove(&id);
                 continue;
             };
@@ -236,7 +237,7 @@ fn is_believed(service: &Service, selection: &Selection) -> bool {
     }
 }
 
-/// Why a configured backend departs, if it does.
+/// Why a configured backend that gets no new flows departs, if it does.
 fn reason(
     service: &Service,
     backend: &Backend,
@@ -246,8 +247,7 @@ fn reason(
     if backend.drain || backend.weight == 0 {
         return Some(Reason::Drained);
     }
-    let idle = selection.availability(&backend.name) == Availability::NONE;
-    (idle && is_lost(service, backend, selection, facts)).then_some(Reason::Down)
+    is_lost(service, backend, selection, facts).then_some(Reason::Down)
 }
 
 /// Whether it is known that a backend cannot be reached or does not serve.
@@ -265,14 +265,17 @@ fn is_lost(service: &Service, backend: &Backend, selection: &Selection, facts: &
         .is_some_and(Result::is_err)
 }
 
-/// Whether the flows of a configured backend are given up.
-pub fn is_gone(service: &Service, backend: &Backend, selection: &Selection, facts: &Facts) -> bool {
-    if selection.availability(&backend.name) != Availability::NONE {
-        return false;
-    }
+/// Whether the flows of a configured backend with this id that gets no new ones are given up.
+pub fn is_gone(
+    service: &Service,
+    backend: &Backend,
+    id: u64,
+    selection: &Selection,
+    facts: &Facts,
+) -> bool {
     let over = facts
         .departures
-        .get(&backend_id(service, backend))
+        .get(&id)
         .is_some_and(|d| d.until <= facts.now);
     over || service.flows.on_down == OnDown::Reset && is_lost(service, backend, selection, facts)
 }

@@ -8,6 +8,7 @@ use super::{
     table::{Inputs, Table},
     target::{Target, TargetService},
 };
+use crate::numbers::{NumberMap, NumberSet};
 use anyhow::{Context, Result};
 use lb_common::{
     backend::BackendEntry,
@@ -16,10 +17,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Tables that one plan removes at the most: each waits some 10 ms for the kernel, nobody needs them gone at once, and
 /// what the plan leaves is the next one's.
@@ -51,7 +49,7 @@ pub enum Step {
         /// How many of them get another owner for new flows; the others only come to rest.
         moved: u32,
         /// The table with them.
-        table: Box<Table>,
+        table: Arc<Table>,
         /// Name of the service, for logs and metrics.
         name: String,
     },
@@ -122,7 +120,7 @@ pub struct Plan {
 }
 
 /// The steps from what the mirror says to the target. `generation` marks backend indexes taken by this plan;
-/// `read_slots` reads a table that is not known yet.
+/// `read` reads the words of slots of a service that has a table, in the order of their numbers.
 ///
 /// # Errors
 /// When service indexes run out, or a table cannot be read.
@@ -132,7 +130,7 @@ pub fn diff(
     capacity: Capacity,
     generation: u32,
     census: Option<&Census>,
-    read_slots: &mut dyn FnMut(u32) -> Result<Vec<Slot>>,
+    read: &mut dyn FnMut(u32, &[u32]) -> Result<Vec<Slot>>,
 ) -> Result<Plan> {
     let pool = backends(target, mirror, capacity, generation);
     let mut free = Free::new(
@@ -170,22 +168,26 @@ pub fn diff(
             named.extend(table.old_owners().keys().copied());
             continue;
         }
-        let words = if exists {
-            read_slots(index)?
-        } else {
-            vec![Slot::EMPTY; SLOTS as usize]
+        let mut read = |numbers: &[u32]| match exists {
+            true => read(index, numbers),
+            false => Ok(vec![Slot::EMPTY; numbers.len()]),
         };
-        let table = known.map_or_else(
-            || Cow::Owned(Table::found(&words, target.now())),
-            Cow::Borrowed,
-        );
+        let found;
+        let table = match known {
+            Some(table) => table.as_ref(),
+            None => {
+                let all: Vec<u32> = (0..SLOTS).collect();
+                found = Table::found(&read(&all)?, target.now());
+                &found
+            }
+        };
         let rules = Rules {
             now: target.now(),
             policy: &service.policy,
             unused: mirror.unused.contains(&index),
             is_gone: &|owner| !pool.alive.contains(&owner),
         };
-        let Some(due) = table.next(index, words, &inputs, &rules, census) else {
+        let Some(due) = table.next(index, &inputs, &rules, census, &mut read)? else {
             named.extend(table.old_owners().keys().copied());
             continue;
         };
@@ -194,8 +196,8 @@ pub fn diff(
             service: index,
             slots: due.slots,
             moved: due.moved,
-            table: Box::new(due.table),
-            name: service.name.clone(),
+            table: Arc::new(due.table),
+            name: service.name.to_string(),
         });
     }
     let mut steps = pool.before;
@@ -227,9 +229,9 @@ pub(super) struct Pool {
     /// Writes after slots: marks of backends whose flows are given up.
     after: Vec<Step>,
     /// The index of every backend of the target by id.
-    pub(super) index_of: BTreeMap<u64, u32>,
+    pub(super) index_of: NumberMap<u64, u32>,
     /// Indexes whose flows are not given up.
-    pub(super) alive: BTreeSet<u32>,
+    pub(super) alive: NumberSet<u32>,
     /// Indexes of backends that the target does not name and whose flows are given up.
     left: BTreeSet<u32>,
     left_out: Vec<String>,
@@ -321,7 +323,7 @@ fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation
 }
 
 /// What the table of a service follows from.
-fn inputs(service: &TargetService, index_of: &BTreeMap<u64, u32>) -> Inputs {
+fn inputs(service: &TargetService, index_of: &NumberMap<u64, u32>) -> Inputs {
     let mut inputs = Inputs {
         policy: service.policy,
         ..Inputs::default()
@@ -373,7 +375,7 @@ fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool
 
 /// Free indexes of `first..end`, starting behind a cursor and going round once.
 struct Free {
-    taken: BTreeSet<u32>,
+    taken: NumberSet<u32>,
     candidates: Box<dyn Iterator<Item = u32>>,
 }
 

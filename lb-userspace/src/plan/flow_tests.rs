@@ -373,7 +373,7 @@ impl World {
             CAPACITY,
             1,
             self.census.as_ref(),
-            &mut |service| plane.read_slots(service),
+            &mut |service, slots| plane.read_some_slots(service, slots),
         )
         .unwrap()
     }

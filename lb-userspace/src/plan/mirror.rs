@@ -3,13 +3,16 @@
 //! step applied.
 
 use super::table::Table;
-use crate::dataplane::Installed;
+use crate::{dataplane::Installed, numbers::NumberMap};
 use lb_common::{
     backend::BackendEntry,
     quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// The mirror of the maps.
 #[derive(Clone, Debug, Default)]
@@ -21,13 +24,13 @@ pub struct Mirror {
     /// Backend entries in use, by index.
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Index of each backend by its id.
-    pub index_of: BTreeMap<u64, u32>,
+    pub index_of: NumberMap<u64, u32>,
     /// Who has which server ID in QUIC connection IDs.
     pub servers: BTreeMap<ServerKey, ServerEntry>,
     /// Slot tables that exist, by service index.
     pub tables: BTreeSet<u32>,
     /// What is in each table, as far as it is known: not before the first plan, and not after a write that failed.
-    pub known: BTreeMap<u32, Table>,
+    pub known: BTreeMap<u32, Arc<Table>>,
     /// Service indexes that have not forwarded a packet yet: there is no flow that a move could break.
     pub unused: BTreeSet<u32>,
     /// Where the search for a free backend index goes on, so that an index is reused as late as possible.
@@ -40,7 +43,7 @@ impl Mirror {
     /// The mirror of what is installed. Entries with an id that another entry has as well are left out of
     /// `index_of`, and so are removed as nobody's by the next plan.
     pub fn new(installed: Installed) -> Self {
-        let mut index_of = BTreeMap::new();
+        let mut index_of = NumberMap::default();
         for (index, entry) in &installed.backends {
             index_of.entry(entry.id).or_insert(*index);
         }
@@ -78,7 +81,7 @@ impl Mirror {
 
     /// The table of a service.
     pub fn table(&self, key: &ServiceKey) -> Option<&Table> {
-        self.known.get(&self.service_index(key)?)
+        self.known.get(&self.service_index(key)?).map(Arc::as_ref)
     }
 
     /// Index of the service with this key.

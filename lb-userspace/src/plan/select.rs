@@ -3,13 +3,12 @@
 use super::Facts;
 use crate::{
     health::{checker::TargetId, state::HealthState},
-    neighbour::ResolvedHop,
     overlay::Availability,
     prefix::Prefix,
     spec::{AllDown, Backend, Name, Service, mode_name},
 };
 use lb_common::{backend::Mode, mtu};
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, time::Duration};
 
 /// How a service stands as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,28 +43,46 @@ impl Condition {
 pub struct Selection {
     /// How the service stands.
     pub condition: Condition,
-    /// Each backend: where its packets go, or why it gets none.
-    pub backends: BTreeMap<Name, Result<ResolvedHop, String>>,
-    /// The availability of those that are in their slow start.
-    rising: BTreeMap<Name, Availability>,
+    /// Its backends, in order of name.
+    backends: Vec<Chosen>,
+    is_rising: bool,
+}
+
+/// The choice for one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    name: Name,
+    /// Why it gets no traffic; nothing if it does.
+    pub refusal: Option<Cow<'static, str>>,
+    /// Which share of its slots it takes.
+    pub availability: Availability,
 }
 
 impl Selection {
+    /// The choice for each backend, in order of name.
+    pub fn backends(&self) -> &[Chosen] {
+        &self.backends
+    }
+
+    fn backend(&self, name: &Name) -> Option<&Chosen> {
+        let place = self.backends.binary_search_by(|one| one.name.cmp(name));
+        self.backends.get(place.ok()?)
+    }
+
+    /// Why a backend gets no traffic, if it does not.
+    pub fn refusal(&self, backend: &Name) -> Option<&str> {
+        self.backend(backend)?.refusal.as_deref()
+    }
+
     /// The availability of a backend.
     pub fn availability(&self, backend: &Name) -> Availability {
-        match self.backends.get(backend) {
-            Some(Ok(_)) => self
-                .rising
-                .get(backend)
-                .copied()
-                .unwrap_or(Availability::FULL),
-            Some(Err(_)) | None => Availability::NONE,
-        }
+        self.backend(backend)
+            .map_or(Availability::NONE, |chosen| chosen.availability)
     }
 
     /// Whether a backend is in its slow start.
-    pub fn is_rising(&self) -> bool {
-        !self.rising.is_empty()
+    pub const fn is_rising(&self) -> bool {
+        self.is_rising
     }
 }
 
@@ -87,19 +104,15 @@ fn rising(service: &Service, backend: &Name, facts: &Facts) -> Option<Availabili
 
 /// Chooses the backends of a service that get traffic.
 pub fn select(service: &Service, facts: &Facts) -> Selection {
-    let reachable: BTreeMap<Name, Result<ResolvedHop, String>> = service
-        .backends
-        .values()
-        .map(|backend| (backend.name.clone(), next_hop(backend, service, facts)))
+    let backends = service.backends.values();
+    let ways = backends.map(|backend| refusal(backend, service, facts));
+    // Of what cannot be reached the health does not matter.
+    let standing: Vec<Result<HealthState, String>> = ways
+        .zip(health(service, facts))
+        .map(|(way, health)| way.map_or(Ok(health), Err))
         .collect();
-    let verdicts: BTreeMap<Name, HealthState> = reachable
-        .iter()
-        .filter(|(_, hop)| hop.is_ok())
-        .map(|(name, _)| (name.clone(), health(service, name, facts)))
-        .collect();
-    let is_up = |name: &Name| verdicts.get(name) == Some(&HealthState::Up);
-    let any = |state| verdicts.values().any(|verdict| *verdict == state);
-    let condition = if verdicts.is_empty() {
+    let any = |state| standing.contains(&Ok(state));
+    let condition = if standing.iter().all(Result::is_err) {
         Condition::NoBackends
     } else if any(HealthState::Up) {
         Condition::Up
@@ -116,72 +129,76 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
         Condition::Starting => service.when_all_down == AllDown::Open,
         Condition::Up | Condition::AllDownClosed | Condition::NoBackends => false,
     };
-    let backends = reachable
-        .into_iter()
-        .map(|(name, hop)| {
-            let refusal = match verdicts.get(&name) {
-                Some(HealthState::Down) => "down",
-                _ => "no probe has ended yet",
-            };
-            let hop = hop.and_then(|hop| {
-                if all_get_traffic || is_up(&name) {
-                    Ok(hop)
-                } else {
-                    Err(refusal.into())
-                }
-            });
-            (name, hop)
-        })
-        .collect();
-    let rising = match condition {
-        Condition::Up => {
-            let up = verdicts.keys().filter(|name| is_up(name));
-            up.filter_map(|name| Some((name.clone(), rising(service, name, facts)?)))
-                .collect()
+    let mut is_rising = false;
+    let chosen = |(name, standing): (&Name, Result<HealthState, String>)| {
+        let refusal = match standing {
+            Err(refusal) => Some(refusal.into()),
+            Ok(_) if all_get_traffic => None,
+            Ok(HealthState::Up) => None,
+            Ok(HealthState::Down) => Some("down".into()),
+            Ok(HealthState::Unknown) => Some("no probe has ended yet".into()),
+        };
+        let availability = match (&refusal, condition) {
+            (Some(_), _) => Availability::NONE,
+            (None, Condition::Up) => {
+                let part = rising(service, name, facts);
+                is_rising |= part.is_some();
+                part.unwrap_or(Availability::FULL)
+            }
+            (None, _) => Availability::FULL,
+        };
+        Chosen {
+            name: name.clone(),
+            refusal,
+            availability,
         }
-        Condition::AllDownOpen
-        | Condition::AllDownClosed
-        | Condition::NoBackends
-        | Condition::Starting => BTreeMap::new(),
     };
+    let backends = service.backends.keys().zip(standing).map(chosen).collect();
     Selection {
         condition,
         backends,
-        rising,
+        is_rising,
     }
 }
 
-/// The health of a backend; backends of services without probes count as up.
-fn health(service: &Service, backend: &Name, facts: &Facts) -> HealthState {
-    if service.health.is_none() {
-        return HealthState::Up;
-    }
-    let id = TargetId {
+/// The health of each backend in order of name; backends of services without probes count as up. Facts are in that order too, so
+/// both are gone through once.
+fn health(service: &Service, facts: &Facts) -> impl Iterator<Item = HealthState> {
+    let first = service.backends.keys().next().map(|backend| TargetId {
         service: service.name.clone(),
         backend: backend.clone(),
-    };
-    facts
-        .health
-        .get(&id)
-        .copied()
-        .unwrap_or(HealthState::Unknown)
+    });
+    let mut known = first.map(|first| facts.health.range(first..).peekable());
+    let is_probed = service.health.is_some();
+    service.backends.keys().map(move |name| {
+        let Some(known) = known.as_mut().filter(|_| is_probed) else {
+            return HealthState::Up;
+        };
+        let of_service = |id: &TargetId| id.service == service.name;
+        while known
+            .next_if(|(id, _)| of_service(id) && id.backend < *name)
+            .is_some()
+        {}
+        let found = known.next_if(|(id, _)| of_service(id) && id.backend == *name);
+        found.map_or(HealthState::Unknown, |(_, state)| *state)
+    })
 }
 
-/// Where packets for a backend would go, or why it cannot have any, health apart.
-fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<ResolvedHop, String> {
+/// Why a backend cannot have packets, health apart.
+fn refusal(backend: &Backend, service: &Service, facts: &Facts) -> Option<String> {
     if backend.drain {
-        return Err("draining".into());
+        return Some("draining".into());
     }
     if backend.weight == 0 {
-        return Err("weight is 0".into());
+        return Some("weight is 0".into());
     }
     let hop = match facts.next_hops.get(&backend.address) {
-        None => return Err("next hop: being looked up".into()),
-        Some(Err(unresolved)) => return Err(format!("next hop: {unresolved}")),
+        None => return Some("next hop: being looked up".into()),
+        Some(Err(unresolved)) => return Some(format!("next hop: {unresolved}")),
         Some(Ok(hop)) => hop,
     };
     if !facts.interfaces.contains(&hop.interface) {
-        return Err(format!(
+        return Some(format!(
             "next hop: behind {}, on which no program is attached; add it to `interfaces` in the node config, or \
              route the backend another way",
             hop.interface_name
@@ -189,14 +206,14 @@ fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<Resol
     }
     if let (Mode::L2, Some(gateway)) = (service.mode, hop.gateway) {
         // The gateway would get a packet for the VIP, and send it back to the balancer.
-        return Err(format!(
+        return Some(format!(
             "next hop: behind gateway {gateway}, but mode l2 needs the backend on this link; use mode ipip or gue"
         ));
     }
     let carried = mtu::inner(hop.mtu, service.mode, backend.address.is_ipv4());
     let least = least_mtu(service.address);
     if carried < least {
-        return Err(format!(
+        return Some(format!(
             "next hop: the MTU of the way by {}, {} bytes, leaves {carried} for packets in mode {}, which is less than \
              the {least} that every host may send; raise the MTU, or use mode l2",
             hop.interface_name,
@@ -204,7 +221,7 @@ fn next_hop(backend: &Backend, service: &Service, facts: &Facts) -> Result<Resol
             mode_name(service.mode),
         ));
     }
-    Ok(hop.clone())
+    None
 }
 
 /// The IP packets that every host may send without asking, in bytes: RFC 8200, section 5, and RFC 1122, section 3.3.3.

@@ -7,21 +7,19 @@ use super::{
     life::{self, Life, Rules},
 };
 use crate::{
+    numbers::NumberMap,
     overlay::{Availability, NOBODY, Overlay},
-    spec::{FlowPolicy, Tracking},
+    spec::{FlowPolicy, Name, Tracking},
 };
-use lb_common::slot::Slot;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use anyhow::Result;
+use lb_common::{limits::SLOTS, slot::Slot};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// What a table follows from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inputs {
     /// Name and weight of each backend that has a weight, in order of name.
-    pub members: Vec<(String, u16)>,
+    pub members: Vec<(Name, u16)>,
     /// The backend index of each member.
     pub owners: Vec<u32>,
     /// The availability of each member.
@@ -38,7 +36,7 @@ pub struct Table {
     policy: FlowPolicy,
     overlay: Arc<Overlay>,
     /// Since when each slot that has something to wait for is as it is.
-    since: BTreeMap<u32, Duration>,
+    since: NumberMap<u32, Duration>,
     /// Number of slots of each owner for new flows, by backend index.
     shares: BTreeMap<u32, u32>,
     /// Number of slots of each owner that has them for old flows only, by backend index.
@@ -60,17 +58,17 @@ impl Table {
     /// A table of which only the words are known: from an earlier daemon, or empty. What it waits for begins anew.
     pub fn found(words: &[Slot], now: Duration) -> Self {
         let waiting = (0..).zip(words).filter(|(_, word)| word.is_tracked());
+        let mut recount = Recount::default();
+        words.iter().for_each(|word| recount.count(*word, 1));
         let mut table = Self {
             inputs: None,
             policy: FlowPolicy::default(),
-            overlay: Arc::new(Overlay::new(&[])),
+            overlay: Arc::new(Overlay::new::<Name>(&[])),
             since: waiting.map(|(number, _)| (number, now)).collect(),
             shares: BTreeMap::new(),
             old_owners: BTreeMap::new(),
         };
-        for word in words {
-            table.count(*word, 1);
-        }
+        table.recount(recount);
         table
     }
 
@@ -114,29 +112,35 @@ impl Table {
         self.since.is_empty() && self.inputs.as_ref() == Some(inputs)
     }
 
-    /// What is due now; nothing when the table is as it should be. `words` are those in the data plane.
+    /// What is due now; nothing when the table is as it should be. `read` reads the words of slots from the data plane, in the
+    /// order of their numbers.
+    ///
+    /// # Errors
+    /// When they cannot be read.
     pub fn next(
         &self,
         service: u32,
-        mut words: Vec<Slot>,
         inputs: &Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
-    ) -> Option<Due> {
+        read: &mut dyn FnMut(&[u32]) -> Result<Vec<Slot>>,
+    ) -> Result<Option<Due>> {
         let before = self.inputs.as_ref();
         let overlay = match before {
             Some(before) if before.members == inputs.members => Arc::clone(&self.overlay),
             Some(_) | None => Arc::new(Overlay::new(&inputs.members)),
         };
-        let step = |(number, owner): (u32, u32)| {
-            let word = words.get(number as usize)?;
-            self.step((service, number), *word, owner, inputs, rules, census)
+        let (numbers, owners) = self.wanted(&overlay, inputs);
+        let words = read(&numbers)?;
+        let wanted = numbers.into_iter().zip(words).zip(owners);
+        let step = |((number, word), owner): ((u32, Slot), Option<u32>)| {
+            let owner = owner.unwrap_or_else(|| word.new_owner());
+            self.step((service, number), word, owner, inputs, rules, census)
         };
-        let wanted = self.wanted(&overlay, inputs, &words);
-        let steps: Vec<SlotStep> = wanted.into_iter().filter_map(step).collect();
+        let steps: Vec<SlotStep> = wanted.filter_map(step).collect();
         // Most of the time nothing is due to the slots that wait: no copy is made then.
         if steps.is_empty() && before == Some(inputs) {
-            return None;
+            return Ok(None);
         }
         let mut table = Self {
             inputs: Some(inputs.clone()),
@@ -144,38 +148,50 @@ impl Table {
             overlay,
             ..self.clone()
         };
-        let (mut slots, mut moved) = (Vec::new(), 0);
-        for step in steps {
-            match step.waits_since {
-                Some(since) => table.since.insert(step.number, since),
-                None => table.since.remove(&step.number),
-            };
-            let Some(word) = words.get_mut(step.number as usize) else {
-                continue;
-            };
-            let stored = std::mem::replace(word, step.word);
-            if stored != step.word {
-                slots.push((step.number, step.word));
-                moved += u32::from(stored.new_owner() != step.word.new_owner());
-                table.recount(stored, step.word);
-            }
-        }
-        Some(Due {
+        let (slots, moved) = table.take(steps);
+        Ok(Some(Due {
             slots,
             moved,
             table,
-        })
+        }))
     }
 
-    /// The slots that can have to change, with the backend index of the owner that each should have (0 = nobody).
-    fn wanted(&self, overlay: &Overlay, inputs: &Inputs, words: &[Slot]) -> Vec<(u32, u32)> {
+    /// Takes steps in: what is to be stored, and how many slots get another owner for new flows.
+    fn take(&mut self, steps: Vec<SlotStep>) -> (Vec<(u32, Slot)>, u32) {
+        let (mut slots, mut moved) = (Vec::with_capacity(steps.len()), 0);
+        let mut recount = Recount::default();
+        for step in steps {
+            match step.waits_since {
+                Some(since) => self.since.insert(step.number, since),
+                None => self.since.remove(&step.number),
+            };
+            if step.before == step.word {
+                continue;
+            }
+            slots.push((step.number, step.word));
+            moved += u32::from(step.before.new_owner() != step.word.new_owner());
+            recount.count(step.before, -1);
+            recount.count(step.word, 1);
+        }
+        self.recount(recount);
+        (slots, moved)
+    }
+
+    /// Takes changed owners of slots into the counts.
+    fn recount(&mut self, recount: Recount) {
+        add(&mut self.shares, recount.shares);
+        add(&mut self.old_owners, recount.old_owners);
+    }
+
+    /// The slots that can have to change, and beside each the backend index of the owner that it should have (0 = nobody);
+    /// nothing: the one that it has.
+    fn wanted(&self, overlay: &Overlay, inputs: &Inputs) -> (Vec<u32>, Vec<Option<u32>>) {
         let owner = |position: u32| match position {
-            NOBODY => 0,
-            position => inputs
-                .owners
-                .get(position as usize - 1)
-                .copied()
-                .unwrap_or(0),
+            NOBODY => Some(0),
+            position => {
+                let owner = inputs.owners.get(position as usize - 1);
+                Some(owner.copied().unwrap_or(0))
+            }
         };
         let known = self.inputs.as_ref().filter(|before| {
             (&before.members, &before.owners, before.policy)
@@ -183,18 +199,25 @@ impl Table {
         });
         let Some(before) = known else {
             let live = overlay.live(&inputs.availability);
-            return (0..).zip(live.into_iter().map(owner)).collect();
+            return (0..).zip(live.into_iter().map(owner)).unzip();
         };
-        if before.availability == inputs.availability {
-            let as_it_is = |number: &u32| Some((*number, words.get(*number as usize)?.new_owner()));
-            return self.since.keys().filter_map(as_it_is).collect();
+        let touched = overlay.update(&before.availability, &inputs.availability);
+        let mut is_touched = Vec::new();
+        if !self.since.is_empty() && !touched.is_empty() {
+            is_touched.resize(SLOTS as usize, false);
+            for (number, _) in &touched {
+                if let Some(place) = is_touched.get_mut(*number as usize) {
+                    *place = true;
+                }
+            }
         }
-        let mut live = positions(words, &inputs.owners);
-        let changed = overlay.update(&mut live, &before.availability, &inputs.availability);
-        let waiting = self.since.keys().copied();
-        let touched: BTreeSet<u32> = changed.into_iter().chain(waiting).collect();
-        let wanted = |number: u32| Some((number, owner(*live.get(number as usize)?)));
-        touched.into_iter().filter_map(wanted).collect()
+        let waits = |number: &u32| is_touched.get(*number as usize) != Some(&true);
+        let waiting = self.since.keys().copied().filter(waits);
+        let touched = touched.into_iter();
+        touched
+            .map(|(number, position)| (number, owner(position)))
+            .chain(waiting.map(|number| (number, None)))
+            .unzip()
     }
 
     /// The next step of one slot (service index, number), if one is due.
@@ -225,40 +248,47 @@ impl Table {
         };
         let step = SlotStep {
             number,
+            before: word,
             word: after.slot(),
             waits_since: waits.then_some(since),
         };
         (step.word != word || step.waits_since != waited).then_some(step)
     }
+}
 
-    /// Counts the owners of a slot that has changed.
-    fn recount(&mut self, before: Slot, after: Slot) {
-        self.count(before, -1);
-        self.count(after, 1);
-    }
+/// By how much the counts of owners change, by backend index: summed up first, for there may be many slots.
+#[derive(Default)]
+struct Recount {
+    shares: NumberMap<u32, i32>,
+    old_owners: NumberMap<u32, i32>,
+}
 
-    /// Adds the owners of a slot to the counts, or takes them away: `times` is 1 or -1.
+impl Recount {
+    /// Adds the owners of a slot, or takes them away: `times` is 1 or -1.
     fn count(&mut self, word: Slot, times: i32) {
         let (new, old) = (word.new_owner(), word.old_owner());
-        add(&mut self.shares, new, times);
+        *self.shares.entry(new).or_default() += times;
         if old != new {
-            add(&mut self.old_owners, old, times);
+            *self.old_owners.entry(old).or_default() += times;
         }
     }
 }
 
-/// Changes a count; an owner of no slot has none.
-fn add(counts: &mut BTreeMap<u32, u32>, owner: u32, times: i32) {
-    let count = counts.entry(owner).or_default();
-    *count = count.saturating_add_signed(times);
-    if *count == 0 {
-        counts.remove(&owner);
+/// Changes counts; an owner of no slot has none.
+fn add(counts: &mut BTreeMap<u32, u32>, changes: NumberMap<u32, i32>) {
+    for (owner, change) in changes {
+        let count = counts.entry(owner).or_default();
+        *count = count.saturating_add_signed(change);
+        if *count == 0 {
+            counts.remove(&owner);
+        }
     }
 }
 
 /// What one slot comes to.
 struct SlotStep {
     number: u32,
+    before: Slot,
     word: Slot,
     /// Since when it waits for something, if it does.
     waits_since: Option<Duration>,

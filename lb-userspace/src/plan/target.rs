@@ -4,15 +4,20 @@ use super::{Facts, departure, select::select};
 use crate::{
     neighbour::ResolvedHop,
     overlay::Availability,
-    spec::{Backend, FlowPolicy, ServerId, Service, State},
+    spec::{Backend, FlowPolicy, Name, ServerId, Service, State},
 };
 use lb_common::{
     backend::{BackendEntry, Mode, NextHop},
     quic::QuicConfig,
     service::{ServiceEntry, ServiceKey},
 };
-use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr, time::Duration};
-use xxhash_rust::xxh64::xxh64;
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+    net::IpAddr,
+    time::Duration,
+};
+use xxhash_rust::xxh64::Xxh64;
 
 /// Everything the data plane should hold.
 #[derive(Debug)]
@@ -62,7 +67,7 @@ pub struct TargetService {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TargetBackend {
     /// Its name: what its slots follow from.
-    pub name: String,
+    pub name: Name,
     /// Its weight.
     pub weight: u16,
     /// Which share of its slots it takes.
@@ -88,14 +93,52 @@ pub fn service_key(service: &Service) -> ServiceKey {
 /// What tells a backend entry apart for good. Changing the address, the mode or its port makes it another one, so that an
 /// entry's identity never changes while slots name it.
 pub fn backend_id(service: &Service, backend: &Backend) -> u64 {
-    let mut text = format!(
-        "{}\0{}\0{}\0{}",
-        service.name, backend.name, backend.address, service.mode as u8
-    );
-    if let Some(port) = service.gue_port {
-        let _ = write!(text, "\0{port}");
+    let mut identity = Identity(Xxh64::new(0));
+    identity.add(service.name.as_str());
+    identity.add("\0");
+    identity.add(backend.name.as_str());
+    identity.add("\0");
+    // This is done for each backend on every change: what is common is spelled without the machinery of formatting.
+    match backend.address {
+        IpAddr::V4(address) => {
+            for (byte, dot) in address.octets().into_iter().zip(["", ".", ".", "."]) {
+                identity.add(dot);
+                identity.number(byte);
+            }
+        }
+        IpAddr::V6(address) => {
+            let _ = write!(identity, "{address}");
+        }
     }
-    xxh64(text.as_bytes(), 0)
+    identity.add("\0");
+    identity.number(service.mode as u8);
+    if let Some(port) = service.gue_port {
+        let _ = write!(identity, "\0{port}");
+    }
+    identity.0.digest()
+}
+
+/// A hash of text.
+struct Identity(Xxh64);
+
+impl Identity {
+    fn add(&mut self, text: &str) {
+        self.0.update(text.as_bytes());
+    }
+
+    /// Adds a number as decimal text.
+    fn number(&mut self, number: u8) {
+        let digits = [number / 100, number / 10 % 10, number % 10].map(|digit| b'0' + digit);
+        let leading = usize::from(number < 100) + usize::from(number < 10);
+        self.0.update(digits.get(leading..).unwrap_or_default());
+    }
+}
+
+impl fmt::Write for Identity {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.add(text);
+        Ok(())
+    }
 }
 
 /// The target of a state.
@@ -126,18 +169,21 @@ fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
 
 fn target_service(service: &Service, facts: &Facts) -> TargetService {
     let selection = select(service, facts);
-    let backends = service.backends.values().map(|backend| {
+    let chosen = service.backends.values().zip(selection.backends());
+    let backends = chosen.map(|(backend, chosen)| {
         // Also a backend that gets no slots has its next hop kept: the last packets on their way to it still find it.
         let hop = facts
             .next_hops
             .get(&backend.address)
             .and_then(|hop| hop.as_ref().ok());
-        let lost = departure::is_gone(service, backend, &selection, facts);
+        let entry = entry(service, backend, hop, facts);
+        let idle = chosen.availability == Availability::NONE;
+        let lost = idle && departure::is_gone(service, backend, entry.id, &selection, facts);
         TargetBackend {
-            name: backend.name.to_string(),
+            name: backend.name.clone(),
             weight: backend.weight,
-            availability: selection.availability(&backend.name),
-            entry: entry(service, backend, hop, facts).with_lost(lost),
+            availability: chosen.availability,
+            entry: entry.with_lost(lost),
             server_id: backend.server_id,
         }
     });
@@ -181,5 +227,41 @@ fn with_hop(entry: BackendEntry, hop: &ResolvedHop, facts: &Facts) -> BackendEnt
         mtu: hop.mtu,
         flags: if filled { BackendEntry::ENTROPY } else { 0 },
         ..entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Limits, yaml};
+    use xxhash_rust::xxh64::xxh64;
+
+    /// Entries that an earlier daemon wrote are found by their ids.
+    #[test]
+    fn ids_are_of_names_address_mode_and_port_and_never_change() {
+        let text = "services:
+- { name: www, address: 10.0.0.1, protocol: tcp, port: 80, backends: [
+    { name: a, address: 10.1.0.255 }, { name: b, address: 9.0.90.100 }, { name: c, address: 'fd00::7:0:0:1' }] }
+- { name: udp, address: 10.0.0.1, protocol: udp, port: 80, mode: gue, backends: [{ name: d, address: 192.168.1.10 }] }
+";
+        let spec = yaml::parse(text, "test").unwrap();
+        let limits = Limits {
+            services: 8,
+            backends: 8,
+        };
+        let state = State::parse(&spec, &limits).unwrap();
+        let mut ids = Vec::new();
+        for service in state.services.values() {
+            for backend in service.backends.values() {
+                ids.push(backend_id(service, backend));
+            }
+        }
+        let texts = [
+            "udp\0d\0192.168.1.10\03\06080",
+            "www\0a\010.1.0.255\02",
+            "www\0b\09.0.90.100\02",
+            "www\0c\0fd00::7:0:0:1\02",
+        ];
+        assert_eq!(ids, texts.map(|text| xxh64(text.as_bytes(), 0)));
     }
 }

@@ -121,6 +121,8 @@ fn all_well(state: &State) -> Facts {
 struct World {
     plane: FakeDataPlane,
     mirror: Mirror,
+    /// Slot words that plans have read.
+    read: usize,
 }
 
 impl World {
@@ -128,18 +130,22 @@ impl World {
         Self {
             plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends),
             mirror: Mirror::default(),
+            read: 0,
         }
     }
 
     fn plan(&mut self, state: &State, facts: &Facts) -> Vec<Step> {
-        let plane = &mut self.plane;
+        let (plane, read) = (&mut self.plane, &mut self.read);
         diff(
             &target(state, facts),
             &self.mirror,
             CAPACITY,
             1,
             None,
-            &mut |service| plane.read_slots(service),
+            &mut |service, slots| {
+                *read += slots.len();
+                plane.read_some_slots(service, slots)
+            },
         )
         .unwrap()
         .steps
@@ -150,6 +156,22 @@ impl World {
         apply(&steps, &mut self.plane, &mut self.mirror).unwrap();
         let left = self.plan(state, facts);
         assert!(left.is_empty(), "the second run is empty: {left:?}");
+        self.check_counts();
+    }
+
+    /// What is counted of a table step by step is what counting its words gives.
+    fn check_counts(&mut self) {
+        for (service, table) in &self.mirror.known {
+            let (mut shares, mut old_owners) = (BTreeMap::new(), BTreeMap::new());
+            for word in self.plane.read_slots(*service).unwrap() {
+                let (new, old) = (word.new_owner(), word.old_owner());
+                *shares.entry(new).or_default() += 1;
+                if old != new {
+                    *old_owners.entry(old).or_default() += 1;
+                }
+            }
+            assert_eq!((table.shares(), table.old_owners()), (&shares, &old_owners));
+        }
     }
 
     /// Slots of a service by the name's last octet of the backend that a packet would reach; `None`: nobody.
@@ -201,10 +223,40 @@ fn slots_follow_health_weights_and_next_hops() {
 
     let selection = select(&www, &facts);
     assert_eq!(selection.condition, Condition::Up);
-    let reason = |backend: &str| selection.backends[&name(backend)].clone().unwrap_err();
+    let reason = |backend: &str| selection.refusal(&name(backend)).unwrap();
     assert_eq!(reason("b1"), "down");
     assert_eq!(reason("b3"), "weight is 0");
     assert!(reason("b4").starts_with("next hop: "), "{}", reason("b4"));
+}
+
+#[test]
+fn a_change_reads_only_the_slots_that_it_can_touch() {
+    let backends: Vec<Backend> = (1..=10).map(|number| backend(number, 1)).collect();
+    let services = [service("www", 1, &backends), service("api", 2, &backends)];
+    let state = state(&services);
+    let mut facts = all_well(&state);
+    let mut world = World::new();
+    world.reconcile(&state, &facts);
+    for (down, tables) in [(HealthState::Down, 1), (HealthState::Up, 1)] {
+        world.mirror.unused.clear();
+        world.read = 0;
+        facts.health.insert(id(&name("www"), &name("b3")), down);
+        let steps = world.plan(&state, &facts);
+        let stored = steps.iter().filter_map(|step| match step {
+            Step::StoreSlots { slots, .. } => Some(slots.len()),
+            _ => None,
+        });
+        let stored: Vec<usize> = stored.collect();
+        assert_eq!(stored.len(), tables, "{down:?}");
+        let share = SLOTS as usize / 10;
+        assert!(
+            world.read.abs_diff(share) < 10,
+            "{down:?}: {} read",
+            world.read
+        );
+        assert!(stored[0].abs_diff(share) < 10, "{down:?}: {stored:?}");
+        world.reconcile(&state, &facts);
+    }
 }
 
 #[test]
@@ -236,7 +288,7 @@ fn a_backend_behind_an_interface_without_a_program_gets_nothing() {
     facts.interfaces = [9].into();
     let selection = select(&www, &facts);
     assert_eq!(selection.condition, Condition::NoBackends);
-    let reason = selection.backends[&name("b1")].clone().unwrap_err();
+    let reason = selection.refusal(&name("b1")).unwrap();
     assert!(
         reason.contains("eth0") && reason.contains("`interfaces`"),
         "{reason}"
@@ -254,9 +306,8 @@ fn mode_l2_does_not_send_through_a_gateway() {
         ..hop(1)
     };
     facts.next_hops.insert([10, 20, 0, 1].into(), Ok(behind));
-    let reason = select(&www, &facts).backends[&name("b1")]
-        .clone()
-        .unwrap_err();
+    let selection = select(&www, &facts);
+    let reason = selection.refusal(&name("b1")).unwrap();
     assert!(
         reason.contains("10.9.0.1") && reason.contains("use mode ipip"),
         "{reason}"
@@ -279,9 +330,10 @@ fn a_way_that_is_too_narrow_for_the_tunnel_is_refused() {
         let mut facts = all_well(&state(std::slice::from_ref(&www)));
         let narrow = ResolvedHop { mtu, ..hop(1) };
         facts.next_hops.insert([10, 20, 0, 1].into(), Ok(narrow));
-        let chosen = select(&www, &facts).backends[&name("b1")].clone();
-        assert_eq!(chosen.is_ok(), good, "{mode:?} {vip} {mtu}: {chosen:?}");
-        if let Err(reason) = chosen {
+        let selection = select(&www, &facts);
+        let refusal = selection.refusal(&name("b1"));
+        assert_eq!(refusal.is_none(), good, "{mode:?} {vip} {mtu}: {refusal:?}");
+        if let Some(reason) = refusal {
             let said = format!("the MTU of the way by eth0, {mtu} bytes, leaves");
             assert!(reason.contains(&said), "{reason}");
         }

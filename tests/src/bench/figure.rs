@@ -53,7 +53,7 @@ impl Figure {
     }
 }
 
-/// Figures as lines of a table, the smallest of each also as a multiple of that of `unit_of`.
+/// Figures as lines of a table, the smallest of each also as a multiple of that of `unit_of`, if that is one of them.
 pub struct Table<'a> {
     /// What it shows.
     pub figures: &'a Figures,
@@ -65,22 +65,29 @@ impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.figures.keys().map(String::len).max().unwrap_or(0);
         let unit = self.figures.get(self.unit_of).map(Figure::min);
-        writeln!(
+        write!(
             f,
-            "{:width$} {:>10} {:>10} {:>8}        {:>8}",
-            "", "min", "median", "spread", "multiple"
+            "{:width$} {:>10} {:>10} {:>8}",
+            "", "min", "median", "spread"
         )?;
+        match unit {
+            Some(_) => writeln!(f, "        {:>8}", "multiple")?,
+            None => writeln!(f)?,
+        }
         for (name, figure) in self.figures {
             write!(
                 f,
-                "{name:width$} {:>10.1} {:>10.1} {:>7.0}% {:<6}",
+                "{name:width$} {:>10.1} {:>10.1} {:>7.0}% {}",
                 figure.min(),
                 figure.median(),
                 figure.spread(),
                 figure.unit
             )?;
             match unit {
-                Some(unit) => writeln!(f, " {:>8.2}", figure.min() / unit)?,
+                Some(unit) => {
+                    let rest = 7_usize.saturating_sub(figure.unit.len());
+                    writeln!(f, "{:rest$}{:>8.2}", "", figure.min() / unit)?;
+                }
                 None => writeln!(f)?,
             }
         }
@@ -179,6 +186,27 @@ mod tests {
             (3.25, 3.25 * 1.1)
         );
         assert_eq!((read["c"].max(), read["c"].unit.as_str()), (10.5, "ms"));
+    }
+
+    #[test]
+    fn multiples_are_told_only_where_there_is_a_figure_to_multiply() {
+        let all = figures(&[("one", 2.0, "ns"), ("other", 7.0, "ns")]);
+        let table = |unit_of| {
+            let figures = &all;
+            Table { figures, unit_of }.to_string()
+        };
+        assert!(table("one").contains("multiple"), "{}", table("one"));
+        assert!(
+            table("one").trim_end().ends_with("3.50"),
+            "{}",
+            table("one")
+        );
+        assert!(!table("none").contains("multiple"), "{}", table("none"));
+        assert!(
+            table("none").trim_end().ends_with("ns"),
+            "{}",
+            table("none")
+        );
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 pub mod figure;
 pub mod guest;
+pub mod html;
 pub mod live;
 pub mod packet;
 pub mod pktgen;
+mod plot;
+mod pool;
 pub mod publish;
+pub mod scale;
 pub mod table;
 pub mod vm;
 pub mod wire;
@@ -28,18 +32,27 @@ pub struct Arguments {
     /// Write the figures to this file as one object of `name: {min, median, max, unit}`
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write a page with plots to this file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Show in it how figures have changed: the files *.json of this directory are earlier runs, in order of name
+    #[arg(long, value_name = "DIRECTORY", requires = "html")]
+    history: Option<PathBuf>,
     /// Compare with the figures of this file, which --json wrote; a figure that is worse is an error
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     /// How much worse a figure may be, in percent
     #[arg(long, default_value_t = 20.0)]
     tolerance: f64,
-    /// Fewer runs of frames that are sent for real
-    #[arg(long)]
-    quick: bool,
     /// Measure what is measured in a virtual machine, which this is, so many times
     #[arg(long, value_name = "ROUNDS", hide = true)]
     in_guest: Option<usize>,
+    /// Take less time and be less exact: for trying things out
+    #[arg(long)]
+    quick: bool,
+    /// Let each packet cost one look-up in an LRU map more, to see --compare find it
+    #[arg(long)]
+    slow_down: bool,
 }
 
 /// What can be measured.
@@ -51,6 +64,8 @@ pub enum Subject {
     Table,
     /// What a change takes until the last slot is stored
     Publish,
+    /// What many services and backends cost
+    Scale,
     /// Frames sent for real through the balancer, on this machine
     Live,
     /// The same and pktgen in a virtual machine, beside IPVS, as counted instructions
@@ -65,7 +80,21 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         return guest::run(rounds).map(|()| ExitCode::SUCCESS);
     }
     let old = arguments.compare.as_deref().map(figure::read).transpose()?;
-    println!("{}", machine()?);
+    let history = arguments
+        .history
+        .as_deref()
+        .map(html::history)
+        .transpose()?;
+    let machine = machine()?;
+    println!("{machine}");
+    let effort = packet::Effort {
+        slow_down: arguments.slow_down,
+        ..if arguments.quick {
+            packet::Effort::QUICK
+        } else {
+            packet::Effort::default()
+        }
+    };
     let all = Subject::value_variants();
     let wanted = if arguments.what.is_empty() {
         all
@@ -75,9 +104,10 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut figures = Figures::new();
     for subject in wanted {
         let new = match subject {
-            Subject::Packet => packet::run(packet::Effort::default())?,
+            Subject::Packet => packet::run(effort)?,
             Subject::Table => table::run()?,
             Subject::Publish => publish::run()?,
+            Subject::Scale => scale::run(effort)?,
             Subject::Live => live::run(live::Effort::of(arguments.quick))?,
             Subject::Vm => match vm::lack().filter(|_| arguments.what.is_empty()) {
                 Some(lack) => {
@@ -96,6 +126,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     if let Some(path) = &arguments.json {
         figure::write(&figures, path)?;
+    }
+    if let Some(path) = &arguments.html {
+        html::write(&figures, &history.unwrap_or_default(), &machine, path)?;
     }
     let Some(old) = old else {
         return Ok(ExitCode::SUCCESS);

@@ -30,6 +30,8 @@ pub struct Effort {
     pub rounds: usize,
     /// Packets of a run. A case with more flows than that, and less than two million, takes as many packets as flows.
     pub repeats: u32,
+    /// Whether each packet costs one more look-up in an LRU map, to see `--compare` find that.
+    pub slow_down: bool,
 }
 
 impl Default for Effort {
@@ -38,8 +40,27 @@ impl Default for Effort {
         Self {
             rounds: 9,
             repeats: 1 << 20,
+            slow_down: false,
         }
     }
+}
+
+impl Effort {
+    /// Less exact, in some seconds.
+    pub const QUICK: Self = Self {
+        rounds: 7,
+        repeats: 1 << 16,
+        slow_down: false,
+    };
+}
+
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Measured {
+    /// The balancer.
+    Balancer,
+    /// What encapsulation takes at the least.
+    Floor,
 }
 
 /// Entries of the flow table: twice the flows of the largest case.
@@ -50,18 +71,23 @@ const ALWAYS_NEW: u32 = 1 << 30;
 const PROGRAMS: &str = "PROGRAM";
 
 /// A frame, and how often it comes as another flow.
-struct Case {
-    name: String,
+pub(super) struct Case {
+    pub(super) name: String,
+    measured: Measured,
     frame: Vec<u8>,
     is_v6: bool,
-    flows: u32,
+    pub(super) flows: u32,
+    /// Services with ports in a row, from 1,000 on, that the flows are spread over.
+    pub(super) services: u32,
     action: XdpAction,
 }
 
 /// A wrapper for a case, and what was measured.
-struct Wrapped {
+pub(super) struct Wrapped {
     case: Case,
     ebpf: Ebpf,
+    /// What calls the trivial program, and what calls the one that is measured.
+    wrappers: [ProgramFd; 2],
     with_target: Vec<f64>,
     with_trivial: Vec<f64>,
 }
@@ -69,17 +95,24 @@ struct Wrapped {
 /// Measures all cases in turn, round by round, so that what disturbs a round disturbs all.
 pub fn run(effort: Effort) -> Result<Figures> {
     let balancer = balancer()?;
+    measure(effort, cases(), |_| Ok(&balancer))
+}
+
+/// Measures cases in turn, each with the balancer that `balancer` names for it.
+pub(super) fn measure<'a>(
+    effort: Effort,
+    cases: Vec<Case>,
+    balancer: impl Fn(&Case) -> Result<&'a Balancer>,
+) -> Result<Figures> {
     let mut runner = Runner::default();
     let mut bench = Ebpf::load(object::BENCH).context("loading what measures")?;
-    for name in ["trivial", "encapsulate"] {
-        xdp(&mut bench, name)?.load()?;
-    }
-    let trivial = xdp(&mut bench, "trivial")?.fd()?.try_clone()?;
-    let floor = xdp(&mut bench, "encapsulate")?.fd()?.try_clone()?;
-    let program = balancer.program_fd()?;
-    let mut cases = cases()
+    let (trivial, floor) = (
+        loaded(&mut bench, "trivial")?,
+        loaded(&mut bench, "encapsulate")?,
+    );
+    let mut cases = cases
         .into_iter()
-        .map(Wrapped::new)
+        .map(|case| Wrapped::new(case, effort.slow_down))
         .collect::<Result<Vec<_>>>()?;
     let mut bare = Vec::new();
     let frame = v4(Protocol::Tcp).frame();
@@ -90,10 +123,9 @@ pub fn run(effort: Effort) -> Result<Figures> {
             bare.push(f64::from(nanoseconds));
         }
         for case in &mut cases {
-            let target = if case.case.name == "encapsulate" {
-                &floor
-            } else {
-                program
+            let target = match case.case.measured {
+                Measured::Balancer => balancer(&case.case)?.program_fd()?,
+                Measured::Floor => &floor,
             };
             let repeats = effort.repeats.max(case.case.flows.min(2 * MILLION));
             case.measure(&mut runner, target, &trivial, repeats, round > 0)?;
@@ -114,8 +146,17 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
+/// A program of the object, once it is loaded.
+fn loaded(ebpf: &mut Ebpf, name: &str) -> Result<ProgramFd> {
+    let program = xdp(ebpf, name)?;
+    program
+        .load()
+        .with_context(|| format!("the verifier refused {name}"))?;
+    Ok(program.fd()?.try_clone()?)
+}
+
 impl Wrapped {
-    fn new(case: Case) -> Result<Self> {
+    fn new(case: Case, slow_down: bool) -> Result<Self> {
         let mut start = [0_u16; 8];
         for (word, bytes) in start.iter_mut().zip(case.frame.as_chunks::<2>().0) {
             *word = u16::from_ne_bytes(*bytes);
@@ -123,15 +164,20 @@ impl Wrapped {
         let mut ebpf = EbpfLoader::new()
             .override_global("FLOWS", &case.flows, true)
             .override_global("IS_V6", &u32::from(case.is_v6), true)
+            .override_global("SERVICES", &case.services, true)
             .override_global("START", &start, true)
             .load(object::BENCH)
             .context("loading what measures")?;
-        xdp(&mut ebpf, "wrap")?
-            .load()
-            .context("the verifier refused the wrapper")?;
+        let plain = loaded(&mut ebpf, "wrap")?;
+        let with_target = if slow_down {
+            loaded(&mut ebpf, "wrap_and_look_up")?
+        } else {
+            plain.try_clone()?
+        };
         Ok(Self {
             case,
             ebpf,
+            wrappers: [plain, with_target],
             with_target: Vec::new(),
             with_trivial: Vec::new(),
         })
@@ -145,13 +191,13 @@ impl Wrapped {
         repeats: u32,
         counts: bool,
     ) -> Result<()> {
-        for (program, action, samples) in [
-            (trivial, XdpAction::Tx, &mut self.with_trivial),
-            (target, self.case.action, &mut self.with_target),
+        let [plain, wrapper] = &self.wrappers;
+        for (program, wrap, action, samples) in [
+            (trivial, plain, XdpAction::Tx, &mut self.with_trivial),
+            (target, wrapper, self.case.action, &mut self.with_target),
         ] {
             let map = self.ebpf.map_mut(PROGRAMS).context("no map of programs")?;
             ProgramArray::try_from(map)?.set(0, program, 0)?;
-            let wrap = xdp(&mut self.ebpf, "wrap")?.fd()?;
             let (answer, nanoseconds) = runner.time(wrap.as_fd(), &self.case.frame, repeats)?;
             let answer = XdpAction::try_from(answer)?;
             ensure!(answer == action, "{}: {answer:?}", self.case.name);
@@ -167,10 +213,7 @@ impl Wrapped {
         let wrapper = Figure::new(self.with_trivial, "ns").min() - bare;
         let samples = self.with_target.into_iter();
         let samples = samples.map(|sample| sample - wrapper).collect();
-        (
-            format!("packet.{}", self.case.name),
-            Figure::new(samples, "ns"),
-        )
+        (self.case.name, Figure::new(samples, "ns"))
     }
 }
 
@@ -264,20 +307,25 @@ fn cases() -> Vec<Case> {
     });
     cases.push(case("pass", &tcp, NOT_OURS, 1, XdpAction::Pass));
     cases.push(case("drop", &tcp, EMPTY, 1, XdpAction::Drop));
-    cases.push(forwarded("encapsulate", &tcp, STEADY, 1));
+    cases.push(Case {
+        measured: Measured::Floor,
+        ..forwarded("encapsulate", &tcp, STEADY, 1)
+    });
     cases
 }
 
-fn case(name: &str, packet: &Packet, port: u16, flows: u32, action: XdpAction) -> Case {
+pub(super) fn case(name: &str, packet: &Packet, port: u16, flows: u32, action: XdpAction) -> Case {
     let mut packet = packet.clone();
     packet.to.set_port(port);
     // Frames of 64 bytes or a little more: every byte that is there is in a cache line that is touched anyway.
     packet.payload.truncate(6);
     Case {
-        name: name.into(),
+        name: format!("packet.{name}"),
+        measured: Measured::Balancer,
         frame: packet.frame(),
         is_v6: packet.to.is_ipv6(),
         flows,
+        services: 1,
         action,
     }
 }

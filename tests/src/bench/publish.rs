@@ -1,98 +1,72 @@
-//! What a change takes from its cause to the last slot stored in the kernel: the daemon's core with real maps, told of health and
-//! next hops by hand.
+//! What a change takes from its cause to the last slot stored in the kernel.
 
 use super::{
     figure::{Figure, Figures},
+    pool::{Node, Pool},
     table::{members, micros},
 };
 use crate::{netns::Namespace, session::Session};
 use anyhow::{Result, ensure};
 use lb_common::{limits::SLOTS, slot::Slot};
 use lb_userspace::{
-    api::{
-        handle::{Change, ChangeOptions},
-        protocol::ErrorBody,
-    },
-    daemon::core::Core,
-    dataplane::{Attachment, AyaDataPlane, DataPlane as _, Settings, aya, clock::monotonic},
-    desired::Store,
-    health::{HealthReport, HealthState, TargetId, state::Outcome},
+    dataplane::{DataPlane as _, clock::monotonic},
+    health::HealthState,
     maglev,
-    neighbour::{NextHopUpdate, ResolvedHop},
-    spec::{Limits, Name, yaml},
 };
-use std::{fmt::Write as _, fs, hint::black_box, time::Duration};
+use std::{hint::black_box, time::Duration};
 
 const ROUNDS: usize = 15;
-const SERVICES: usize = 64;
-const BACKENDS: usize = 100;
-const LIMITS: Limits = Limits {
-    services: 128,
-    backends: 16_384,
+const POOL: Pool = Pool {
+    services: 64,
+    backends: 100,
 };
+/// Longer than anything waits.
+const LONG: Duration = Duration::from_secs(3_600);
 
 /// A host that is a backend of all services goes down and comes back.
 pub fn run() -> Result<Figures> {
     let session = Session::unique();
     let namespace = Namespace::create(&session.namespace("bench"))?;
     namespace.run(|| {
-        fs::create_dir_all(session.directory())?;
-        let settings = Settings {
-            pin_directory: session.pins(),
-            interfaces: Vec::new(),
-            hash_seed: 7,
-            services: 2 * LIMITS.services,
-            backends: 2 * LIMITS.backends,
-            flows: 1 << 16,
-        };
-        let (plane, _) = aya::open(&settings)?;
-        let store = Store::open(&session.directory())?;
-        let mut core = Core::new(plane, false, store, LIMITS, monotonic())?;
-        fill(&mut core)?;
-        let figures = measure(&mut core);
-        drop(core);
-        aya::detach(&settings.pin_directory)?;
+        let mut node = Node::new(&session, POOL)?;
+        node.fill()?;
+        let mut node = node.restart()?;
+        let figures = measure(&mut node);
+        node.remove()?;
         figures
     })
 }
 
-fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
+fn measure(node: &mut Node<'_>) -> Result<Figures> {
     let (mut lost, mut back) = (Vec::new(), Vec::new());
+    let mut now = monotonic();
     for round in 0..=ROUNDS {
-        let host = format!("backend-{}", round % BACKENDS);
-        // As the loop does when nothing else is to be done.
-        for _ in 0..SERVICES {
-            core.make_ready();
-        }
+        settle(node, &mut now)?;
         for (state, samples) in [(HealthState::Down, &mut lost), (HealthState::Up, &mut back)] {
-            let before = words(core)?;
-            let time = micros(|| {
-                for service in 0..SERVICES {
-                    core.on_health(report(service, &host, state), monotonic());
-                }
-                core.reconcile(monotonic());
-            });
-            ensure!(!core.must_retry(), "the data plane could not be written");
-            let after = words(core)?;
+            let before = words(node)?;
+            let mut result = Ok(());
+            let time = micros(|| result = node.verdict(round % POOL.backends, state, now));
+            result?;
+            let after = words(node)?;
             let moved = before.iter().zip(&after).filter(|(before, after)| {
                 let pairs = before.iter().zip(*after);
                 let changed =
                     |(before, after): &(&Slot, &Slot)| before.new_owner() != after.new_owner();
-                pairs.filter(changed).count() >= SLOTS as usize / BACKENDS
+                pairs.filter(changed).count() >= SLOTS as usize / POOL.backends
             });
-            ensure!(moved.count() == SERVICES, "a table has not changed");
+            ensure!(
+                moved.count() == POOL.services,
+                "a table has not changed as it should"
+            );
             // The first round grows what grows once.
             if round > 0 {
                 samples.push(time);
             }
         }
-        // Slots that came back are waited for; the next round is to find them at rest.
-        core.count_flows(monotonic() + Duration::from_secs(3_600));
-        core.reconcile(monotonic() + Duration::from_secs(3_600));
     }
-    let names: Vec<String> = (0..BACKENDS).map(|n| format!("backend-{n}")).collect();
+    let names: Vec<String> = (0..POOL.backends).map(|n| format!("backend-{n}")).collect();
     let members = members(&names);
-    let tables = || (0..SERVICES).for_each(|_| drop(black_box(maglev::table(&members))));
+    let tables = || (0..POOL.services).for_each(|_| drop(black_box(maglev::table(&members))));
     let tables = (0..ROUNDS).map(|_| micros(tables)).collect();
     Ok([
         ("publish.health_change", lost),
@@ -104,85 +78,24 @@ fn measure(core: &mut Core<AyaDataPlane>) -> Result<Figures> {
     .collect())
 }
 
-/// The slots of all tables.
-fn words(core: &mut Core<AyaDataPlane>) -> Result<Vec<Vec<Slot>>> {
-    let installed = core.plane.installed()?;
-    let tables = installed.services.values();
-    tables
-        .map(|entry| core.plane.read_slots(entry.index))
-        .collect()
-}
-
-fn fill(core: &mut Core<AyaDataPlane>) -> Result<()> {
-    let mut text = String::from("services:\n");
-    for service in 0..SERVICES {
-        writeln!(
-            text,
-            "  - name: service-{service}\n    address: 10.0.0.{service}\n    protocol: tcp\n    port: 80\n    health: {{}}\n    backends:"
-        )?;
-        for backend in 0..BACKENDS {
-            writeln!(
-                text,
-                "      - {{ name: backend-{backend}, address: 10.1.0.{backend} }}"
-            )?;
-        }
+/// Lets all that waits come to rest, and does what the loop does when nothing else is to be done.
+fn settle(node: &mut Node<'_>, now: &mut Duration) -> Result<()> {
+    for _ in 0..2 {
+        *now += LONG;
+        node.core.count_flows(*now);
+        node.core.reconcile(*now);
     }
-    let spec = yaml::parse(&text, "bench")?;
-    let make = ChangeOptions {
-        dry_run: false,
-        if_revision: None,
-        max_move: None,
-        now: false,
-    };
-    let refused = |error: ErrorBody| anyhow::anyhow!("{}", error.message);
-    core.change(&Change::Apply(spec), &make).map_err(refused)?;
-    // Nothing is attached to it: next hops behind it count, and no packet comes.
-    let lo = Attachment {
-        name: "lo".into(),
-        index: 1,
-        mode: None,
-        program_id: 0,
-        note: String::new(),
-    };
-    core.on_attachments(vec![lo], false);
-    for address in core.addresses() {
-        core.on_next_hop(NextHopUpdate {
-            address,
-            resolution: Ok(ResolvedHop {
-                mac: [2, 0, 0, 0, 0, 1],
-                interface: 1,
-                interface_name: "lo".into(),
-                gateway: None,
-                source: [10, 2, 0, 1].into(),
-                mtu: 1_500,
-            }),
-        });
+    ensure!(!node.core.has_more_to_do(), "slots still wait");
+    for _ in 0..POOL.services {
+        node.core.make_ready();
     }
-    for service in 0..SERVICES {
-        for backend in 0..BACKENDS {
-            let name = format!("backend-{backend}");
-            core.on_health(report(service, &name, HealthState::Up), monotonic());
-        }
-    }
-    core.reconcile(monotonic());
-    ensure!(!core.must_retry(), "the data plane could not be filled");
     Ok(())
 }
 
-fn report(service: usize, backend: &str, state: HealthState) -> HealthReport {
-    let name = |text: &str| Name::parse(text).unwrap_or_else(|| panic!("{text} is a name"));
-    HealthReport {
-        target: TargetId {
-            service: name(&format!("service-{service}")),
-            backend: name(backend),
-        },
-        state,
-        changed: true,
-        outcome: match state {
-            HealthState::Up => Outcome::Success,
-            HealthState::Unknown | HealthState::Down => Outcome::Failure,
-        },
-        detail: String::new(),
-        latency: None,
-    }
+/// The slots of all tables.
+fn words(node: &mut Node<'_>) -> Result<Vec<Vec<Slot>>> {
+    let plane = &mut node.core.plane;
+    let services = plane.installed()?.services;
+    let tables = services.values();
+    tables.map(|entry| plane.read_slots(entry.index)).collect()
 }
