@@ -67,6 +67,7 @@ fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
         vec![Attachment {
             name: "eth0".into(),
             index: 3,
+            up: true,
             mode: None,
             program_id: 0,
             note: String::new(),

@@ -140,6 +140,7 @@ fn fill(core: &mut Core<AyaDataPlane>) -> Result<()> {
     let lo = Attachment {
         name: "lo".into(),
         index: 1,
+        up: true,
         mode: None,
         program_id: 0,
         note: String::new(),
