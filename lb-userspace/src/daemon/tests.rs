@@ -1,5 +1,7 @@
 //! The core against the in-memory data plane: what each event does, what survives a restart, what is refused.
 
+mod announce;
+
 use super::core::Core;
 use crate::{
     api::{
