@@ -18,6 +18,8 @@ pub struct Facts {
     pub plane: Result<(), String>,
     /// Whether the node is leaving.
     pub node: Phase,
+    /// Whether tables are about to be written: what is not announced yet waits for that, what must go does not.
+    pub pending: bool,
     /// The VIPs of all services.
     pub vips: BTreeMap<Prefix, Vec<ServiceFacts>>,
 }
@@ -229,6 +231,9 @@ impl Decider {
         }
         if !reaches(up) {
             return Err(format!("{share}, less than {} %", percent(up)));
+        }
+        if facts.pending {
+            return Err(format!("{share}, and tables are about to be written"));
         }
         let held = memory.held(self.hold_down, now);
         if !held.is_zero() {

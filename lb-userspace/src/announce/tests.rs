@@ -47,6 +47,7 @@ fn facts(address: &str, service: ServiceFacts) -> Facts {
     Facts {
         plane: Ok(()),
         node: Phase::Serving,
+        pending: false,
         vips: [(prefix(address), vec![service])].into(),
     }
 }

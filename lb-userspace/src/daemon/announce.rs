@@ -51,12 +51,13 @@ impl<P: DataPlane> Core<P> {
     }
 
     /// Decides what is announced; what the driver is to do, if that differs. Nothing is decided without a usable state.
-    pub fn announce(&mut self, now: Duration) -> Option<Order> {
+    /// `pending`: tables are about to be written.
+    pub fn announce(&mut self, pending: bool, now: Duration) -> Option<Order> {
         if self.unreadable.is_some() {
             return None;
         }
         let mut announcing = self.announcing.take()?;
-        let facts = self.announce_facts(&announcing);
+        let facts = self.announce_facts(&announcing, pending);
         let next = announcing.decide(facts, now);
         self.announcing = Some(announcing);
         if let Some(phase) = next.phase {
@@ -65,10 +66,11 @@ impl<P: DataPlane> Core<P> {
         next.order
     }
 
-    fn announce_facts(&self, announcing: &Announcing) -> Facts {
+    fn announce_facts(&self, announcing: &Announcing, pending: bool) -> Facts {
         let mut facts = Facts {
             plane: balances(&self.attachments),
             node: announcing.phase(),
+            pending,
             vips: Default::default(),
         };
         for service in self.state.services.values() {
@@ -81,7 +83,8 @@ impl<P: DataPlane> Core<P> {
                     name: service.name.to_string(),
                     healthy,
                     total,
-                    published: self.mirror.table(&service_key(service)).is_some(),
+                    // Its entry is what is written last.
+                    published: self.mirror.service_index(&service_key(service)).is_some(),
                     test: announcing.test_of(&service.name),
                 });
         }
@@ -184,13 +187,23 @@ pub(super) fn start(
 }
 
 impl Daemon {
-    /// Decides what is announced and has the driver do it.
+    /// Tests services that are due, decides what is announced, and has the driver do it.
     pub(super) fn announce(&mut self) {
-        if self.settling.is_some() {
-            return;
+        if self.settling.is_none() {
+            self_test::run(self);
+            self.decide(false);
         }
-        self_test::run(self);
-        let order = self.core.announce(monotonic());
+    }
+
+    /// Withdraws what must go before tables are written, which may take a while.
+    pub(super) fn withdraw(&mut self) {
+        if self.settling.is_none() {
+            self.decide(true);
+        }
+    }
+
+    fn decide(&mut self, pending: bool) {
+        let order = self.core.announce(pending, monotonic());
         if let (Some(order), Some((worker, _))) = (order, &self.announcer) {
             worker.order(order);
         }

@@ -140,6 +140,7 @@ impl Daemon {
             return;
         }
         let leaving = self.core.leaving();
+        self.withdraw();
         self.core.reconcile(monotonic());
         self.announce();
         if self.core.leaving() != leaving {

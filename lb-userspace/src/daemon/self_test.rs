@@ -3,6 +3,7 @@
 
 use super::{core::Core, look::mac_of, run::Daemon};
 use crate::{
+    announce::Announcing,
     dataplane::{DataPlane, Explained, clock::monotonic},
     explain::frame::{self, Words},
     plan::target::service_key,
@@ -34,8 +35,8 @@ struct Probe {
 /// Tests the services that are due, for a few milliseconds.
 pub(super) fn run(daemon: &mut Daemon) {
     let now = monotonic();
-    let probes = daemon.core.probes(now);
-    if probes.is_empty() {
+    let due = daemon.core.due_tests(now);
+    if due.is_empty() {
         return;
     }
     let present = |attachment: &&crate::dataplane::Attachment| attachment.mode.is_some();
@@ -47,18 +48,21 @@ pub(super) fn run(daemon: &mut Daemon) {
         return;
     };
     let started = Instant::now();
-    for probe in probes {
+    for service in due {
         // Another port each time: another slot.
         let port = 1_024 + (now.subsec_micros() % 60_000) as u16;
-        let result = probe
-            .frame(port, mac)
-            .and_then(|frame| {
-                explainer
-                    .run(&frame, index)
-                    .map_err(|problem| format!("{problem:#}"))
-            })
-            .and_then(|explained| daemon.core.judge(&probe, &explained));
-        daemon.core.on_test(&probe.service, result, now);
+        let result = match daemon.core.probe(&service) {
+            Some(probe) => probe
+                .frame(port, mac)
+                .and_then(|frame| {
+                    let explained = explainer.run(&frame, index);
+                    explained.map_err(|problem| format!("{problem:#}"))
+                })
+                .and_then(|explained| daemon.core.judge(&probe, &explained)),
+            // More specific services have all its addresses that were looked at: no packet can tell.
+            None => Ok(()),
+        };
+        daemon.core.on_test(&service, result, now);
         if started.elapsed() > BUDGET {
             return;
         }
@@ -84,29 +88,29 @@ impl Probe {
 }
 
 impl<P: DataPlane> Core<P> {
-    /// Packets for the services whose self-test is due, those that have waited longest first.
-    fn probes(&mut self, now: Duration) -> Vec<Probe> {
-        let Some(announcing) = self
-            .announcing
-            .as_mut()
-            .filter(|announcing| announcing.is_testable())
-        else {
+    /// Services whose self-test is due, those that have waited longest first.
+    fn due_tests(&mut self, now: Duration) -> Vec<Name> {
+        let testable = |announcing: &&mut Announcing| announcing.is_testable();
+        let Some(announcing) = self.announcing.as_mut().filter(testable) else {
             return Vec::new();
         };
         announcing.keep_tests(|name| self.state.services.contains_key(name));
-        let mut due: Vec<(Duration, &Service)> = self
+        let mut due: Vec<(Duration, &Name)> = self
             .state
             .services
             .values()
-            .filter(|service| self.mirror.table(&service_key(service)).is_some())
-            .map(|service| (announcing.test_due(&service.name), service))
+            .filter(|service| self.mirror.service_index(&service_key(service)).is_some())
+            .map(|service| (announcing.test_due(&service.name), &service.name))
             .filter(|(due, _)| *due <= now)
             .collect();
-        due.sort_by_key(|(due, _)| *due);
+        due.sort();
+        due.into_iter().map(|(_, name)| name.clone()).collect()
+    }
+
+    /// A packet for a service.
+    fn probe(&self, name: &Name) -> Option<Probe> {
         let all: Vec<&Service> = self.state.services.values().collect();
-        due.into_iter()
-            .filter_map(|(_, service)| probe(service, &all))
-            .collect()
+        probe(self.state.services.get(name)?, &all)
     }
 
     /// Whether a packet came out as it should.

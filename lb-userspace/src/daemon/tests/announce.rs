@@ -37,7 +37,7 @@ fn adopt(core: &mut Core<FakeDataPlane>, found: Announced) {
 
 /// What the driver is told, if it is told anything; it does it.
 fn told(core: &mut Core<FakeDataPlane>, at: Duration) -> Option<Wanted> {
-    let order = core.announce(at)?;
+    let order = core.announce(false, at)?;
     let announced = order.wanted.iter();
     let announced = announced.filter_map(|(prefix, role)| Some((*prefix, (*role)?)));
     let outcome = Outcome {
@@ -79,11 +79,23 @@ fn a_vip_comes_when_all_is_known_of_it_and_goes_with_its_backends() {
     all_well(&mut core);
     assert_eq!(told(&mut core, NOW), None, "nothing is tested");
     pass(&mut core, Ok(()));
-    assert_eq!(told(&mut core, NOW), Some(serving));
+    assert_eq!(told(&mut core, NOW), Some(serving.clone()));
     core.on_health(report(target("www", "b1"), HealthState::Down), NOW);
     assert_eq!(told(&mut core, NOW), None, "one backend is left");
     core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
-    assert_eq!(told(&mut core, NOW), Some(none));
+    assert!(
+        core.announce(true, NOW).is_some(),
+        "before tables are written"
+    );
+    core.on_health(report(target("www", "b2"), HealthState::Up), NOW);
+    let later = NOW + Duration::from_secs(60);
+    assert!(
+        core.announce(true, later).is_none(),
+        "not before tables are written"
+    );
+    assert_eq!(told(&mut core, later), Some(serving));
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
+    assert_eq!(told(&mut core, later), Some(none));
     let view = core.announcements().unwrap().remove(0);
     assert_eq!(
         (view.state.as_str(), view.healthy_weight, view.total_weight),
