@@ -80,11 +80,14 @@ impl Daemon {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if !self.fresh {
-            // The maps are in use already: the new program can take over at once.
-            let attachments = self.core.plane.activate();
-            self.take_attachments(attachments);
-        }
+        // Next hops count by the interface that they are behind, so these come first. Where the maps are in use already, the
+        // new program can take over at once.
+        let attachments = if self.fresh {
+            self.core.plane.attachments()
+        } else {
+            self.core.plane.activate()
+        };
+        self.take_attachments(attachments);
         self.follow();
         let mut due = true;
         loop {
@@ -149,7 +152,10 @@ impl Daemon {
         if self.fresh && !self.core.must_retry() && !self.core.is_frozen() {
             let attachments = self.core.plane.activate();
             self.fresh = false;
-            self.take_attachments(attachments);
+            if self.take_attachments(attachments) {
+                self.core.reconcile(monotonic());
+            }
+            self.announce();
         }
     }
 
