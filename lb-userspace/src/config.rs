@@ -2,6 +2,7 @@
 //! desired state (`spec`).
 
 use crate::{
+    announce::setting::{self, RawAnnounce, Settings as AnnounceSettings},
     api::socket::DEFAULT_SOCKET,
     dataplane::{AttachMode, InterfaceSetting},
     outer_source::{self, OuterSource},
@@ -38,6 +39,8 @@ pub struct NodeConfig {
     pub hash_seed: u64,
     /// Source address of outer headers.
     pub outer_source: OuterSource,
+    /// How VIPs are announced; none: they are not.
+    pub announce: Option<AnnounceSettings>,
     /// Most services.
     pub max_services: u32,
     /// Most backends over all services.
@@ -62,6 +65,8 @@ struct RawConfig {
     hash_seed: u64,
     #[serde(default, deserialize_with = "group")]
     outer_source: Option<RawOuterSource>,
+    #[serde(default, deserialize_with = "group")]
+    announce: Option<RawAnnounce>,
     #[serde(default, deserialize_with = "group")]
     limits: Option<RawLimits>,
 }
@@ -200,6 +205,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         metrics.address.parse().map_err(problem).ok()
     });
     let outer_source = outer_source(&raw.outer_source.unwrap_or_default(), &mut found);
+    let announce = raw.announce.map(|raw| setting::check(&raw, &mut found));
     let mut limit = |field: &str, value: Option<i64>, default: u32, min: u32, max: u32| {
         let value = value.unwrap_or_else(|| i64::from(default));
         match u32::try_from(value) {
@@ -245,6 +251,7 @@ fn check(raw: RawConfig) -> Result<NodeConfig, Problems> {
         metrics,
         hash_seed: raw.hash_seed,
         outer_source,
+        announce,
         max_services,
         max_backends,
         max_flows,
@@ -430,7 +437,7 @@ outer_source:
 
     #[test]
     fn a_group_with_nothing_behind_it_is_refused() {
-        for group in ["api", "metrics", "outer_source", "limits"] {
+        for group in ["api", "metrics", "outer_source", "announce", "limits"] {
             let text = format!("interfaces:\n  - name: eth0\n{group}:\n");
             let said = NodeConfig::parse(&text).unwrap_err().to_string();
             let expected = format!("{group}: is empty; write its fields, or leave it out");

@@ -1,6 +1,7 @@
 //! Guideway's user space. `lbd` keeps the XDP program's maps true to a desired state; `lbctl` changes that state
 //! through `lbd`'s API. The modules stand in the order in which a change travels: see ARCHITECTURE.md.
 
+pub mod announce;
 pub mod api;
 pub mod cli;
 pub mod config;
@@ -14,6 +15,7 @@ pub mod kit;
 pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
+mod netlink;
 pub mod numbers;
 pub mod outer_source;
 pub mod overlay;

@@ -16,7 +16,10 @@ mod traffic;
 pub use server::serve;
 
 use crate::{
-    api::protocol::{ServiceView, Stats, Status},
+    api::{
+        announce::AnnouncementView,
+        protocol::{ServiceView, Stats, Status},
+    },
     health::state::Outcome,
 };
 use events::EventMetrics;
@@ -83,6 +86,11 @@ impl Metrics {
             self.events.begin(service);
         }
         self.seen = present;
+    }
+
+    /// Sets what is announced.
+    pub fn set_announcements(&self, views: &[AnnouncementView]) {
+        self.node.set_announcements(views);
     }
 
     /// Counts a probe; `latency` is how long the last successful one took.

@@ -60,6 +60,11 @@ impl Prefix {
         self.length
     }
 
+    /// With its length, also where that is a whole address: `192.0.2.1/32`.
+    pub fn cidr(&self) -> String {
+        format!("{}/{}", self.address, self.length)
+    }
+
     /// Whether it is one address.
     pub const fn is_address(&self) -> bool {
         self.length == most(self.address)

@@ -3,11 +3,12 @@
 //!
 //! From the bottom up: [`require`] says whether the machine can do it, [`session`] names what a process makes and
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
-//! [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
+//! [`bird`], [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
 //! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network:
 //! those of [`fixtures`], each with all that must become of it, and those of [`fuzz`], which [`model`] judges.
 
 pub mod bench;
+pub mod bird;
 pub mod chaos;
 pub mod counters;
 pub mod demo;

@@ -2,6 +2,7 @@
 //! what to do, whether `lbd` refused or could not be asked ([`ErrorCode::Unavailable`]).
 
 use super::{
+    announce::{AnnouncementView, NodeView},
     handle::{Change, ChangeOptions},
     path::{ExplainRequest, Explanation, TraceLine, TraceRequest},
     protocol::{
@@ -122,6 +123,22 @@ impl Client {
     /// Revisions that are kept, newest first.
     pub async fn history(&self) -> Result<Vec<RevisionView>, ErrorBody> {
         self.get(&["history"]).await
+    }
+
+    /// VIPs and whether they are announced.
+    pub async fn announcements(&self) -> Result<Vec<AnnouncementView>, ErrorBody> {
+        self.get(&["announcements"]).await
+    }
+
+    /// How the node as a whole attracts traffic.
+    pub async fn node(&self) -> Result<NodeView, ErrorBody> {
+        self.get(&["node"]).await
+    }
+
+    /// Begins or ends the drain of the node.
+    pub async fn drain_node(&self, drain: bool) -> Result<NodeView, ErrorBody> {
+        let method = if drain { Method::PUT } else { Method::DELETE };
+        self.send(self.request(method, &["node", "drain"])?).await
     }
 
     /// What the program would do with a packet.

@@ -2,6 +2,7 @@
 
 pub use super::options::{ChangeOptions, NoPercent, Percent};
 
+use super::announce::{AnnouncementView, NodeView};
 use super::path::{ExplainRequest, Explanation, TraceRequest};
 use super::protocol::{
     ChangeReport, DrainView, ErrorBody, ErrorCode, RevisionView, ServiceView, StateView, Stats,
@@ -132,6 +133,17 @@ pub enum Request {
         request: TraceRequest,
         /// Where they come from.
         reply: Reply<Result<Lines, ErrorBody>>,
+    },
+    /// VIPs and whether they are announced.
+    Announcements(Reply<Result<Vec<AnnouncementView>, ErrorBody>>),
+    /// How the node as a whole attracts traffic.
+    Node(Reply<Result<NodeView, ErrorBody>>),
+    /// Begin or end the drain of the node.
+    DrainNode {
+        /// Begin it; false: end it.
+        drain: bool,
+        /// How the node stands then.
+        reply: Reply<Result<NodeView, ErrorBody>>,
     },
     /// Metrics in Prometheus text format.
     Metrics(Reply<String>),

@@ -1,5 +1,6 @@
 //! Requests and answers of the API. Names and types here are stable: scripts depend on them.
 
+use super::announce::NodeView;
 use crate::{problem::Problem, spec::StateSpec};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -27,6 +28,9 @@ pub struct Status {
     pub backends: u64,
     /// Backends that get traffic now.
     pub backends_active: u64,
+    /// How it attracts traffic; absent when it announces nothing itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeView>,
 }
 
 /// One interface of the node.

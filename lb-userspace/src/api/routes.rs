@@ -2,6 +2,7 @@
 //! part of the OpenAPI document. One list, [`router`], makes both the server's routes and the document.
 
 use super::{
+    announce::{AnnouncementView, NodeView},
     extract::{
         Body, ChangeParameters, DrainParameters, Names, NoParameters, Parameters, Refusal,
         RemovalParameters,
@@ -42,6 +43,9 @@ pub(super) fn router(base: utoipa::openapi::OpenApi) -> OpenApiRouter<Handle> {
         .routes(routes!(get_digest))
         .routes(routes!(get_drains))
         .routes(routes!(put_drain, delete_drain))
+        .routes(routes!(get_announcements))
+        .routes(routes!(get_node))
+        .routes(routes!(put_node_drain, delete_node_drain))
         .routes(routes!(post_explain))
         .routes(routes!(get_trace))
         .routes(routes!(get_history))
@@ -323,6 +327,57 @@ async fn post_rollback(
     Parameters(parameters): Parameters<RemovalParameters>,
 ) -> Answer<ChangeReport> {
     change(&lbd, Change::Rollback { revision }, parameters).await
+}
+
+/// VIPs of all services, whether they are announced, and why or why not.
+#[utoipa::path(get, path = "/v1/announcements", tag = "node",
+    responses((status = 200, description = "All of them, in order of address.", body = Vec<AnnouncementView>)))]
+async fn get_announcements(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+) -> Answer<Vec<AnnouncementView>> {
+    lbd.ask(Request::Announcements)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
+}
+
+/// How the node as a whole attracts traffic.
+#[utoipa::path(get, path = "/v1/node", tag = "node",
+    responses((status = 200, description = "The node.", body = NodeView)))]
+async fn get_node(State(lbd): State<Handle>, _: Parameters<NoParameters>) -> Answer<NodeView> {
+    lbd.ask(Request::Node)
+        .await
+        .flatten()
+        .map(Json)
+        .map_err(Refusal)
+}
+
+/// Begin the drain of the node: its VIPs are announced so that routers avoid it, then withdrawn. One that is being drained
+/// already is left as it is.
+#[utoipa::path(put, path = "/v1/node/drain", tag = "node",
+    responses((status = 200, description = "How the node stands now.", body = NodeView)))]
+async fn put_node_drain(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+) -> Answer<NodeView> {
+    drain_node(&lbd, true).await
+}
+
+/// End the drain of the node: it announces again what it can serve.
+#[utoipa::path(delete, path = "/v1/node/drain", tag = "node",
+    responses((status = 200, description = "How the node stands now.", body = NodeView)))]
+async fn delete_node_drain(
+    State(lbd): State<Handle>,
+    _: Parameters<NoParameters>,
+) -> Answer<NodeView> {
+    drain_node(&lbd, false).await
+}
+
+async fn drain_node(lbd: &Handle, drain: bool) -> Answer<NodeView> {
+    let answer = lbd.ask(|reply| Request::DrainNode { drain, reply }).await;
+    answer.flatten().map(Json).map_err(Refusal)
 }
 
 /// This document.

@@ -2,9 +2,15 @@
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use lb_userspace::{config::DEFAULT_PATH, daemon::start, dataplane::aya};
+use lb_userspace::{
+    announce::{self, watchdog},
+    config::{DEFAULT_PATH, NodeConfig},
+    daemon::start,
+    dataplane::aya,
+};
 use nix::net::if_::{Interface, if_nameindex};
-use std::{path::PathBuf, process::ExitCode};
+use std::{os::unix::net::UnixStream, path::PathBuf, process::ExitCode};
+use tokio::runtime::Runtime;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 /// Keeps the XDP load balancer's maps true: services and backends, health, next hops.
@@ -17,6 +23,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
   lbd --config /etc/guideway/lbd.yaml          run in the foreground
   lbd check-config --config lbd.yaml           check a configuration and change nothing
   lbd detach --config /etc/guideway/lbd.yaml   take the data plane down
+  lbd watchdog --config /etc/guideway/lbd.yaml  withdraw VIPs when packets are not balanced any more
   lbd --log info,lb_ebpf=debug                 say every packet that is dropped, too"
 )]
 struct Arguments {
@@ -36,8 +43,10 @@ struct Arguments {
 enum Command {
     /// Check the configuration, say what is wrong, change nothing.
     CheckConfig,
-    /// Take the data plane down: programs, maps and pins. Traffic for services is no longer balanced.
+    /// Take the data plane down: announcements, programs, maps and pins. Traffic for services is no longer balanced.
     Detach,
+    /// Run beside lbd: withdraw what is announced when packets are not balanced any more, by whatever cause.
+    Watchdog,
 }
 
 /// Variables that name the log filter, the first that is set before the others.
@@ -59,12 +68,17 @@ fn main() -> ExitCode {
 fn start(arguments: &Arguments) -> Result<()> {
     match arguments.command {
         None => serve(arguments),
+        Some(Command::Watchdog) => watch(arguments),
         Some(Command::CheckConfig) => check_config(arguments),
         Some(Command::Detach) => {
             let config = start::read_config(&arguments.config)?;
             aya::check_privileges()?;
+            let withdrawn = withdraw(&config)?;
+            for address in &withdrawn {
+                println!("withdrew {address}");
+            }
             let done = aya::detach(&config.pin_directory)?;
-            if done.is_empty() {
+            if done.is_empty() && withdrawn.is_empty() {
                 println!("nothing was attached");
             }
             for line in done {
@@ -73,6 +87,28 @@ fn start(arguments: &Arguments) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Withdraws what is announced, so that routers send nothing here any more. Not under a running `lbd`, which would announce it
+/// again.
+fn withdraw(config: &NodeConfig) -> Result<Vec<String>> {
+    let Some(settings) = &config.announce else {
+        return Ok(Vec::new());
+    };
+    if UnixStream::connect(&config.socket).is_ok() {
+        bail!(
+            "lbd is running on {}; stop it first",
+            config.socket.display()
+        );
+    }
+    let withdrawn = runtime()?.block_on(announce::withdraw_all(settings, &config.state_directory));
+    withdrawn.map_err(|problem| anyhow::anyhow!("what is announced cannot be withdrawn: {problem}"))
+}
+
+fn watch(arguments: &Arguments) -> Result<()> {
+    let config = start::read_config(&arguments.config)?;
+    begin_log(arguments)?;
+    runtime()?.block_on(watchdog::run(&config))
 }
 
 fn check_config(arguments: &Arguments) -> Result<()> {
@@ -94,18 +130,26 @@ fn interfaces() -> Result<Vec<String>> {
 }
 
 fn serve(arguments: &Arguments) -> Result<()> {
+    begin_log(arguments)?;
+    runtime()?.block_on(start::run(&arguments.config))
+}
+
+fn begin_log(arguments: &Arguments) -> Result<()> {
     let filter = log_filter(arguments)?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    Ok(())
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("starting the runtime")?;
-    runtime.block_on(start::run(&arguments.config))
+        .context("starting the runtime")
 }
 
 fn log_filter(arguments: &Arguments) -> Result<EnvFilter> {
@@ -153,10 +197,11 @@ mod tests {
     use super::*;
 
     const UNIT: &str = include_str!("../../../deploy/lbd.service");
+    const WATCHDOG_UNIT: &str = include_str!("../../../deploy/lbd-watchdog.service");
 
-    /// Values of a key of the unit, in order.
-    fn unit(key: &str) -> Vec<&'static str> {
-        UNIT.lines()
+    /// Values of a key of a unit, in order.
+    fn values(unit: &'static str, key: &str) -> Vec<&'static str> {
+        unit.lines()
             .filter_map(|line| line.strip_prefix(key)?.strip_prefix('='))
             .collect()
     }
@@ -207,21 +252,29 @@ mod tests {
 
     #[test]
     fn the_unit_sets_what_the_program_reads() {
-        let variables: Vec<(&str, &str)> = unit("Environment")
-            .into_iter()
-            .map(|setting| setting.split_once('=').unwrap())
-            .collect();
-        assert_eq!(variables, [(LOG_VARIABLES[0], "info")]);
+        for unit in [UNIT, WATCHDOG_UNIT] {
+            let variables: Vec<(&str, &str)> = values(unit, "Environment")
+                .into_iter()
+                .map(|setting| setting.split_once('=').unwrap())
+                .collect();
+            assert_eq!(variables, [(LOG_VARIABLES[0], "info")]);
+        }
     }
 
     #[test]
     fn the_unit_s_commands_are_understood() {
-        for key in ["ExecStartPre", "ExecStart"] {
-            let [line] = unit(key)[..] else {
+        for (unit, key) in [
+            (UNIT, "ExecStartPre"),
+            (UNIT, "ExecStart"),
+            (WATCHDOG_UNIT, "ExecStart"),
+        ] {
+            let [line] = values(unit, key)[..] else {
                 panic!("not one {key}")
             };
             let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
             assert_eq!(arguments.config, std::path::Path::new(DEFAULT_PATH));
+            let is_watchdog = matches!(arguments.command, Some(Command::Watchdog));
+            assert_eq!(is_watchdog, unit == WATCHDOG_UNIT);
         }
     }
 }

@@ -145,6 +145,18 @@ Examples:
 While it runs, a slower program is attached in place of the usual one; end it with Ctrl-C. A capture
 has two interfaces: `in` for packets as they came, `out` for them as they left.")]
     Trace(Box<Trace>),
+    /// Show which VIPs are announced to routers, and why or why not
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl announce list\n  lbctl announce show 192.0.2.1"
+    )]
+    Announce(AnnounceCommand),
+    /// Take this node out of traffic and back
+    #[command(
+        subcommand,
+        after_help = "Examples:\n  lbctl node drain --wait\n  lbctl node undrain"
+    )]
+    Node(NodeCommand),
     /// List the newest revisions of the services and backends
     #[command(after_help = "Examples:\n  lbctl history\n  lbctl history --output json")]
     History,
@@ -180,6 +192,52 @@ Examples:
     /// Write the OpenAPI document of lbd's API
     #[command(hide = true, after_help = "Examples:\n  lbctl openapi > guideway.json")]
     Openapi,
+}
+
+/// Commands on announcements.
+#[derive(Debug, Subcommand)]
+pub enum AnnounceCommand {
+    /// List the VIPs
+    #[command(
+        after_help = "Examples:\n  lbctl announce list\n  lbctl announce list --output json | jq -r '.[].reason'"
+    )]
+    List,
+    /// Show one VIP
+    #[command(after_help = "Examples:\n  lbctl announce show 192.0.2.1")]
+    Show {
+        /// Its address or prefix
+        address: Prefix,
+    },
+}
+
+/// Commands on the node.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Show how the node attracts traffic
+    #[command(
+        after_help = "Examples:\n  lbctl node show\n  lbctl node show --output json | jq -r .state"
+    )]
+    Show,
+    /// Have routers send traffic elsewhere, so that the node can be stopped
+    #[command(after_help = "\
+Examples:
+  lbctl node drain
+  lbctl node drain --wait --timeout 5m
+
+Its VIPs are announced as draining, then withdrawn; it goes on forwarding. With --wait the exit status
+is 0 once the node can be stopped, and 1 if it is not known to be; the drain then goes on. The drain
+survives a restart of lbd.")]
+    Drain {
+        /// Wait until it can be stopped
+        #[arg(long)]
+        wait: bool,
+        /// Wait at most this long, such as 5m
+        #[arg(long, value_name = "DURATION", requires = "wait", value_parser = humantime::parse_duration)]
+        timeout: Option<Duration>,
+    },
+    /// End the drain: announce again what can be served
+    #[command(after_help = "Examples:\n  lbctl node undrain")]
+    Undrain,
 }
 
 /// A packet to explain, or a capture of some.

@@ -1,6 +1,7 @@
 //! One command: the question to `lbd` and the answer as text.
 
 use super::{
+    announce,
     args::{BackendCommand, BackendName, Cli, Command, Output, ServiceCommand},
     drain, explain, file, kit, print,
     report::{self, Failure},
@@ -41,6 +42,8 @@ pub(super) async fn run(command: Command, socket: &Path, output: Output) -> Answ
         Command::Digest { compare } => digest(compare.as_deref(), &client, output).await,
         Command::Trace(arguments) => trace::run(*arguments, &client, output).await,
         Command::Explain(arguments) => explain::run(*arguments, &client, output).await,
+        Command::Announce(command) => announce::announce(command, &client, output).await,
+        Command::Node(command) => announce::node(command, &client, output).await,
         Command::History => Ok(say(output, &client.history().await?, |revisions| {
             tables::history(revisions)
         })),

@@ -20,7 +20,7 @@ const LINE: Duration = Duration::from_secs(5);
 /// Looks without a word of the drain before it counts as ended: an `lbd` that has just started first waits for verdicts.
 const PATIENCE: u32 = 15;
 /// What counts as no time limit: a clock can hold it.
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+pub(super) const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 /// Waits until a backend can be stopped, in one service or in all that have it. Tells how it goes on standard error.
 /// Returns the drains as they were last seen.
@@ -203,13 +203,13 @@ impl Watch {
 }
 
 /// Lines about how it goes, on standard error.
-struct Progress {
+pub(super) struct Progress {
     terminal: bool,
     last: Option<Instant>,
 }
 
 impl Progress {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             terminal: io::stderr().is_terminal(),
             last: None,
@@ -217,7 +217,7 @@ impl Progress {
     }
 
     /// On a terminal the line is rewritten; elsewhere it is written when there are news, and every few seconds.
-    fn say(&mut self, line: &str, news: bool) {
+    pub(super) fn say(&mut self, line: &str, news: bool) {
         let due = self.last.is_none_or(|last| last.elapsed() >= LINE);
         let text = match (self.terminal, news || due) {
             // Back to the start of the line, and clear it.
@@ -230,7 +230,7 @@ impl Progress {
         let _ = io::stderr().write_all(text.as_bytes());
     }
 
-    fn finish(&self) {
+    pub(super) fn finish(&self) {
         if self.terminal && self.last.is_some() {
             let _ = io::stderr().write_all(b"\r\x1b[K");
         }

@@ -24,6 +24,15 @@ pub(super) fn status(status: &Status) -> String {
             status.backends, status.backends_active
         ),
     ]);
+    if let Some(node) = &status.node {
+        facts.add_row([
+            "node",
+            &format!(
+                "{}, {} announced by {}",
+                node.state, node.announced, node.driver
+            ),
+        ]);
+    }
     text += &plain(facts, &[]);
     for warning in &status.warnings {
         let _ = writeln!(text, "warning: {warning}");
@@ -342,7 +351,7 @@ fn known(text: &str) -> String {
 }
 
 /// A table with a header, or what to say when it has no rows.
-fn listing(table: Table, numbers: &[usize], when_empty: &str) -> String {
+pub(super) fn listing(table: Table, numbers: &[usize], when_empty: &str) -> String {
     if table.is_empty() {
         format!("{when_empty}\n")
     } else {
@@ -351,7 +360,7 @@ fn listing(table: Table, numbers: &[usize], when_empty: &str) -> String {
 }
 
 /// The table as lines without trailing blanks; the columns `numbers` are aligned to the right.
-fn plain(mut table: Table, numbers: &[usize]) -> String {
+pub(super) fn plain(mut table: Table, numbers: &[usize]) -> String {
     table.load_style(NOTHING);
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));

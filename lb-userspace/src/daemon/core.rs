@@ -6,6 +6,7 @@
 
 use super::{drains::Rates, target_id, views::ProbeMemory};
 use crate::{
+    announce::Announcing,
     api::protocol::{ErrorBody, ErrorCode, StateView},
     dataplane::{Attachment, DataPlane},
     desired::{Document, Loaded, Store},
@@ -68,6 +69,8 @@ pub struct Core<P> {
     /// Traffic of departing backends.
     pub(super) rates: Rates,
     pub(super) attachments: Vec<Attachment>,
+    /// Which VIPs are announced; none: this node announces nothing.
+    pub(super) announcing: Option<Announcing>,
     /// Addresses of backends that had slots when the daemon started.
     serving: BTreeSet<IpAddr>,
     /// Why the state on disk cannot be used, while it cannot: until a whole state is applied nothing is written.
@@ -107,6 +110,7 @@ impl<P: DataPlane> Core<P> {
             evicted: 0,
             rates: Rates::default(),
             attachments: Vec::new(),
+            announcing: None,
             serving: BTreeSet::new(),
             unreadable: None,
             failure: None,
@@ -559,6 +563,9 @@ impl<P: DataPlane> Core<P> {
     fn reconciled(&mut self, steps: &[Step], started: Instant) {
         if self.failure.take().is_some() {
             info!("the data plane is up to date again");
+        }
+        if let Some(announcing) = self.announcing.as_mut().filter(|_| !steps.is_empty()) {
+            announcing.published();
         }
         for step in steps {
             if let Step::StoreSlots {

@@ -11,7 +11,7 @@ use crate::{
         path::{ExplainRequest, Explanation},
         protocol::{ErrorBody, ErrorCode},
     },
-    dataplane::{Explainer, SHORTEST, Tracer},
+    dataplane::{AyaDataPlane, Explainer, SHORTEST, Tracer},
     explain::{frame, hex},
     problem::Problem,
 };
@@ -34,6 +34,8 @@ pub(super) enum Loaded {
 pub(super) struct Looking {
     pub(super) loaded: mpsc::Sender<Loaded>,
     explainer: Option<Explainer>,
+    /// Whether it is being loaded.
+    is_loading: bool,
     /// Questions that wait for the explainer.
     waiting: Vec<Question>,
     /// Who waits for the program that traces.
@@ -50,11 +52,24 @@ impl Looking {
         Self {
             loaded,
             explainer: None,
+            is_loading: false,
             waiting: Vec::new(),
             pending: None,
             session: None,
             due: false,
         }
+    }
+
+    /// The program that explains; when it is not loaded yet, loading it begins.
+    pub(super) fn explainer_or_load(&mut self, plane: &AyaDataPlane) -> Option<&mut Explainer> {
+        if self.explainer.is_none() && !std::mem::replace(&mut self.is_loading, true) {
+            let (loader, loaded) = (plane.loader(), self.loaded.clone());
+            tokio::task::spawn_blocking(move || {
+                // Nobody waits for it only when the daemon has ended.
+                drop(loaded.blocking_send(Loaded::Explainer(loader.explainer())));
+            });
+        }
+        self.explainer.as_mut()
     }
 
     /// Whether a trace is under way, or about to be.
@@ -75,17 +90,10 @@ impl Daemon {
         request: ExplainRequest,
         reply: Reply<Result<Explanation, ErrorBody>>,
     ) {
-        if self.looking.explainer.is_some() {
+        if self.looking.explainer_or_load(&self.core.plane).is_some() {
             drop(reply.send(self.explain(&request)));
-            return;
-        }
-        self.looking.waiting.push((request, reply));
-        if self.looking.waiting.len() == 1 {
-            let (loader, loaded) = (self.core.plane.loader(), self.looking.loaded.clone());
-            tokio::task::spawn_blocking(move || {
-                // Nobody waits for it only when the daemon has ended.
-                drop(loaded.blocking_send(Loaded::Explainer(loader.explainer())));
-            });
+        } else {
+            self.looking.waiting.push((request, reply));
         }
     }
 
@@ -95,12 +103,17 @@ impl Daemon {
             Loaded::Explainer(explainer) => explainer,
             Loaded::Tracer(tracer) => return self.on_tracer(tracer),
         };
+        self.looking.is_loading = false;
         let problem = match explainer {
             Ok(explainer) => {
                 self.looking.explainer = Some(explainer);
+                self.announce();
                 None
             }
-            Err(problem) => Some(failed(&problem)),
+            Err(problem) => {
+                self.core.set_untestable(&problem);
+                Some(failed(&problem))
+            }
         };
         for (request, reply) in std::mem::take(&mut self.looking.waiting) {
             let answer = match &problem {
@@ -227,7 +240,7 @@ fn frame_of(request: &ExplainRequest, interface: &str) -> Result<Vec<u8>, Proble
 }
 
 /// The MAC address of an interface; all zero when it cannot be read, which changes no decision.
-fn mac_of(interface: &str) -> [u8; 6] {
+pub(super) fn mac_of(interface: &str) -> [u8; 6] {
     let Ok(mut addresses) = getifaddrs() else {
         return [0; 6];
     };

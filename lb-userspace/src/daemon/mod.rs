@@ -3,6 +3,7 @@
 //! [`core`] holds the state and is told what happened (`change`: changes of the desired state); `run` listens to the API, probes, next hops, signals and the
 //! clock, tells the core, and reconciles once for everything that came together.
 
+mod announce;
 mod change;
 pub mod core;
 mod digest;
@@ -13,6 +14,7 @@ mod impact;
 mod look;
 mod names;
 mod run;
+mod self_test;
 pub mod start;
 #[cfg(test)]
 mod tests;

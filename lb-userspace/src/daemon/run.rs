@@ -12,6 +12,7 @@ use super::{
     trace::POLL,
 };
 use crate::{
+    announce::worker::{Report, Worker},
     api::{
         handle::Request,
         protocol::{ErrorBody, ErrorCode},
@@ -54,6 +55,8 @@ pub(super) struct Daemon {
     pub(super) fresh: bool,
     /// What looks on.
     pub(super) looking: Looking,
+    /// The driver that announces VIPs, and where it reports to; none: nothing is announced.
+    pub(super) announcer: Option<(Worker, mpsc::Sender<Report>)>,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
 }
@@ -64,6 +67,7 @@ pub(super) struct Events {
     pub(super) health: mpsc::Receiver<HealthReport>,
     pub(super) next_hops: mpsc::Receiver<NextHopUpdate>,
     pub(super) loaded: mpsc::Receiver<Loaded>,
+    pub(super) reports: mpsc::Receiver<Report>,
     pub(super) terminate: Signal,
     pub(super) interrupt: Signal,
     pub(super) reload: Signal,
@@ -76,11 +80,14 @@ impl Daemon {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        if !self.fresh {
-            // The maps are in use already: the new program can take over at once.
-            let attachments = self.core.plane.activate();
-            self.take_attachments(attachments);
-        }
+        // Next hops count by the interface that they are behind, so these come first. Where the maps are in use already, the
+        // new program can take over at once.
+        let attachments = if self.fresh {
+            self.core.plane.attachments()
+        } else {
+            self.core.plane.activate()
+        };
+        self.take_attachments(attachments);
         self.follow();
         let mut due = true;
         loop {
@@ -98,6 +105,10 @@ impl Daemon {
                     self.answer(request);
                 }
                 Some(loaded) = events.loaded.recv() => self.on_loaded(loaded),
+                Some(report) = events.reports.recv() => {
+                    self.core.on_announced(report);
+                    self.announce();
+                }
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
@@ -132,14 +143,19 @@ impl Daemon {
             return;
         }
         let leaving = self.core.leaving();
+        self.withdraw();
         self.core.reconcile(monotonic());
+        self.announce();
         if self.core.leaving() != leaving {
             self.follow();
         }
         if self.fresh && !self.core.must_retry() && !self.core.is_frozen() {
             let attachments = self.core.plane.activate();
             self.fresh = false;
-            self.take_attachments(attachments);
+            if self.take_attachments(attachments) {
+                self.core.reconcile(monotonic());
+            }
+            self.announce();
         }
     }
 
@@ -159,11 +175,14 @@ impl Daemon {
         } else {
             plane.activate()
         };
+        self.revive_announcer();
         if self.settling.is_none() {
             self.core.count_flows(monotonic());
             self.core.make_ready();
         }
-        self.take_attachments(attachments) | self.core.has_more_to_do()
+        let due = self.take_attachments(attachments) | self.core.has_more_to_do();
+        self.announce();
+        due
     }
 
     /// Starts again what has died. Only a defect can end these tasks, and without them the node would go on with what it
@@ -248,6 +267,9 @@ impl Daemon {
                 drop(reply.send(self.core.digest(self.config.hash_seed)));
             }
             Request::Drains(reply) => drop(reply.send(self.core.drains())),
+            Request::Announcements(reply) => drop(reply.send(self.core.announcements())),
+            Request::Node(reply) => drop(reply.send(self.core.node())),
+            Request::DrainNode { drain, reply } => drop(reply.send(self.drain_node(drain))),
             Request::History(reply) => {
                 let history = self.core.history();
                 // A hundred states take longer to read than the loop may stand still.

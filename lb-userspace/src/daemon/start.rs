@@ -3,6 +3,7 @@
 //! **Invariant.** A start that fails leaves the data plane as it was.
 
 use super::{
+    announce,
     core::Core,
     look::Looking,
     run::{Daemon, Events, SETTLE},
@@ -62,6 +63,9 @@ pub async fn run(config_path: &Path) -> Result<()> {
     };
     let mut core = Core::new(plane, running, store, limits, monotonic())?;
     core.set_outer_source(config.outer_source);
+    if let Some(settings) = &config.announce {
+        core.begin_announcing(settings.clone());
+    }
 
     let (handle, requests) = Handle::new(QUEUE);
     let (stop, stopped) = watch::channel(());
@@ -77,6 +81,11 @@ pub async fn run(config_path: &Path) -> Result<()> {
     let (health_sender, health) = mpsc::channel(QUEUE);
     let (hop_sender, next_hops) = mpsc::channel(QUEUE);
     let (loaded_sender, loaded) = mpsc::channel(QUEUE);
+    let (report_sender, reports) = mpsc::channel(QUEUE);
+    let announcer = config.announce.as_ref().map(|settings| {
+        let worker = announce::start(settings, &config.state_directory, report_sender.clone());
+        (worker, report_sender)
+    });
     let mut daemon = Daemon {
         core,
         config_path: config_path.to_path_buf(),
@@ -87,6 +96,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         settling: Some(tokio::time::Instant::now() + SETTLE),
         fresh: !is_filled(&adoption),
         looking: Looking::new(loaded_sender),
+        announcer,
         blind: false,
         config,
     };
@@ -95,6 +105,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         health,
         next_hops,
         loaded,
+        reports,
         terminate: signal(SignalKind::terminate())?,
         interrupt: signal(SignalKind::interrupt())?,
         reload: signal(SignalKind::hangup())?,

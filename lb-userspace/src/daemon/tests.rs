@@ -1,5 +1,7 @@
 //! The core against the in-memory data plane: what each event does, what survives a restart, what is refused.
 
+mod announce;
+
 use super::core::Core;
 use crate::{
     api::{
@@ -67,6 +69,7 @@ fn start(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
         vec![Attachment {
             name: "eth0".into(),
             index: 3,
+            up: true,
             mode: None,
             program_id: 0,
             note: String::new(),

@@ -67,6 +67,10 @@ impl<P: DataPlane> Core<P> {
                 .map(|service| service.backends.len() as u64)
                 .sum(),
             backends_active,
+            node: self
+                .announcing
+                .as_ref()
+                .map(|announcing| announcing.node(self.facts.now)),
         }
     }
 
@@ -112,6 +116,9 @@ impl<P: DataPlane> Core<P> {
                 }
             };
             warnings.push(format!("service {}: {said}", service.name));
+        }
+        if let Some(announcing) = &self.announcing {
+            warnings.extend(announcing.warnings());
         }
         warnings.extend(self.notices.iter().cloned());
         warnings
@@ -282,6 +289,11 @@ impl<P: DataPlane> Core<P> {
             Ok(stats) => {
                 let (services, status) = (self.service_views(), self.status(uptime));
                 self.metrics.set_views(&services, &stats, &status);
+                let views = self
+                    .announcing
+                    .as_ref()
+                    .map(|announcing| announcing.views());
+                self.metrics.set_announcements(&views.unwrap_or_default());
             }
             Err(problem) => {
                 tracing::warn!(problem = %format!("{problem:#}"), "the counters could not be read")

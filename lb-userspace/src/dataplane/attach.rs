@@ -46,6 +46,8 @@ pub struct Attachment {
     pub name: String,
     /// Its index; 0 when it does not exist.
     pub index: u32,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
     /// How our program is attached; `None` when it is not.
     pub mode: Option<XdpMode>,
     /// Id of our program on it, which may be an earlier daemon's; 0 when there is none.
@@ -240,6 +242,7 @@ mod tests {
                 .map(|(index, mode)| Attachment {
                     name: format!("eth{index}"),
                     index,
+                    up: true,
                     mode,
                     program_id: 5,
                     note: String::new(),
@@ -250,6 +253,7 @@ mod tests {
                     name: format!("eth{index}"),
                     index,
                     mtu: 1_500,
+                    up: true,
                     mac: (index < 3).then_some([2, 0, 0, 0, 0, index as u8]),
                     xdp: None,
                 })

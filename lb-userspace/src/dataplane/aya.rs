@@ -192,6 +192,40 @@ pub fn detach(pin_directory: &Path) -> Result<Vec<String>> {
     Ok(done)
 }
 
+/// What is on these interfaces, for somebody who holds no pin directory: a program by one of our names counts as ours.
+///
+/// # Errors
+/// When the kernel does not say which interfaces there are.
+pub fn observe(settings: &[InterfaceSetting]) -> Result<Vec<Attachment>> {
+    let present = interfaces::list()?;
+    let look = |setting: &InterfaceSetting| {
+        let found = present
+            .iter()
+            .find(|interface| interface.name == setting.name);
+        let ours = found.and_then(|interface| interface.xdp).filter(|xdp| {
+            let info = adopt::program(xdp.program);
+            let name = info
+                .as_ref()
+                .and_then(|info| info.name_as_str())
+                .unwrap_or_default();
+            [lb_common::maps::PROGRAM, lb_common::maps::FRAGS_PROGRAM].contains(&name)
+        });
+        Attachment {
+            name: setting.name.clone(),
+            index: found.map_or(0, |interface| interface.index),
+            up: found.is_some_and(|interface| interface.up),
+            mode: ours.map(|xdp| xdp.mode),
+            program_id: ours.map_or(0, |xdp| xdp.program),
+            note: if ours.is_some() {
+                String::new()
+            } else {
+                "no program of ours is on it".into()
+            },
+        }
+    };
+    Ok(settings.iter().map(look).collect())
+}
+
 impl AyaDataPlane {
     /// Writes what the program has logged since to the daemon's log. Nothing unless that was asked for at the start.
     pub fn flush_drop_log(&mut self) {

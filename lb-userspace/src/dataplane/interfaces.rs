@@ -5,7 +5,7 @@ use rtnetlink::{
     packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp},
+        link::{LinkAttribute, LinkFlags, LinkMessage, LinkXdp},
     },
     sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
@@ -18,6 +18,8 @@ pub(super) struct Interface {
     pub(super) index: u32,
     /// Largest IP packet in bytes.
     pub(super) mtu: u32,
+    /// Whether it is up and has a carrier.
+    pub(super) up: bool,
     /// Its own MAC, if it has one of that length.
     pub(super) mac: Option<[u8; 6]>,
     /// The XDP program on it, whoever attached it.
@@ -113,6 +115,10 @@ fn interface(link: LinkMessage) -> Interface {
         name: String::new(),
         index: link.header.index,
         mtu: 0,
+        up: link
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::LowerUp),
         mac: None,
         xdp: None,
     };

@@ -138,29 +138,34 @@ impl Port {
                 names.join(", ")
             ));
         };
-        let index = interface.index;
+        let (index, up) = (interface.index, interface.up);
         match (own_link(pins, interface), interface.xdp) {
             (Err(error), _) => Attachment {
                 index,
+                up,
                 ..self.unknown(format!("{error:#}"))
             },
             (Ok(Some(_)), Some(xdp)) => Attachment {
                 name: name.clone(),
                 index,
+                up,
                 mode: Some(xdp.mode),
                 program_id: xdp.program,
                 note: self.note(interface, xdp.mode),
             },
             (Ok(None), Some(xdp)) => Attachment {
                 index,
+                up,
                 ..self.unknown(foreign(name, xdp))
             },
             (Ok(_), None) if self.problem.is_empty() => Attachment {
                 index,
+                up,
                 ..self.unknown("not attached yet".into())
             },
             (Ok(_), None) => Attachment {
                 index,
+                up,
                 ..self.unknown(self.problem.clone())
             },
         }
@@ -186,6 +191,7 @@ impl Port {
         Attachment {
             name: self.setting.name.clone(),
             index: 0,
+            up: false,
             mode: None,
             program_id: 0,
             note,
@@ -280,6 +286,7 @@ mod tests {
             name: "eth0".into(),
             index: 7,
             mtu: 1_500,
+            up: true,
             mac: None,
             xdp: None,
         };

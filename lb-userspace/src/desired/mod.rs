@@ -6,7 +6,7 @@
 
 pub mod history;
 
-use crate::spec::StateSpec;
+use crate::{announce::drain::Phase, spec::StateSpec};
 use anyhow::{Context, Result, bail};
 use history::{History, Origin};
 use nix::fcntl::{Flock, FlockArg};
@@ -26,6 +26,7 @@ const MAIN: &str = "state.json";
 const COPY: &str = "state.copy.json";
 const LOCK: &str = "lbd.lock";
 const SEED: &str = "hash_seed";
+const NODE_DRAIN: &str = "node_drain";
 
 /// The desired state with its revision, as on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +139,37 @@ impl Store {
                 .with_context(|| format!("writing {}", path.display()))?;
         }
         Ok(before.filter(|before| *before != seed))
+    }
+
+    /// The phase of the node's drain that was remembered last; none: nothing was. What cannot be read is the error.
+    ///
+    /// # Errors
+    /// What the file has, or why it cannot be read, with what to do.
+    pub fn node_drain(&self) -> Result<Option<Phase>, String> {
+        let path = self.directory.join(NODE_DRAIN);
+        let said = match fs::read_to_string(&path) {
+            Ok(text) => match Phase::parse(text.trim()) {
+                Some(phase) => return Ok(Some(phase)),
+                None => format!("holds {:?}", text.trim()),
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => format!("cannot be read: {error}"),
+        };
+        Err(format!(
+            "{} {said}: whether this node was drained is not known, so it is taken for drained; `lbctl node undrain` has it \
+             serve",
+            path.display()
+        ))
+    }
+
+    /// Remembers the phase of the node's drain.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn remember_node_drain(&self, phase: Phase) -> Result<()> {
+        let path = self.directory.join(NODE_DRAIN);
+        replace_file(&path, format!("{}\n", phase.as_str()).as_bytes())
+            .with_context(|| format!("writing {}", path.display()))
     }
 
     /// Reads the state. A damaged main file is moved aside when the copy is good.
@@ -286,6 +318,13 @@ fn new(path: &Path) -> PathBuf {
 }
 
 /// Writes a file and waits until it is on disk.
+/// Replaces a file's content as a whole.
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let other = new(path);
+    write_synced(&other, content)?;
+    fs::rename(other, path)
+}
+
 fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .create(true)

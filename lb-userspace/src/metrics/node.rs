@@ -1,6 +1,6 @@
 //! The daemon and its node: what never changes while it runs, and its status.
 
-use crate::api::protocol::Status;
+use crate::api::{announce::AnnouncementView, protocol::Status};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge, info::Info},
@@ -22,6 +22,11 @@ struct InterfaceLabels {
     mode: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AddressLabels {
+    address: String,
+}
+
 /// The node as a whole.
 #[derive(Debug, Default)]
 pub(super) struct NodeMetrics {
@@ -30,6 +35,9 @@ pub(super) struct NodeMetrics {
     backends: Count,
     backends_active: Count,
     state_revision: Count,
+    draining: Gauge,
+    announced: Family<AddressLabels, Gauge>,
+    announce_failing: Family<AddressLabels, Gauge>,
 }
 
 /// Registers what never changes while the daemon runs.
@@ -84,6 +92,21 @@ impl NodeMetrics {
             "Revision of the desired state",
             node.state_revision.clone(),
         );
+        registry.register(
+            "node_draining",
+            "1 if the node is drained or on its way there",
+            node.draining.clone(),
+        );
+        registry.register(
+            "announced",
+            "1 if the VIP is announced, 0 if it is withdrawn",
+            node.announced.clone(),
+        );
+        registry.register(
+            "announce_failing",
+            "1 if the driver could not do what is wanted for the VIP",
+            node.announce_failing.clone(),
+        );
         node
     }
 
@@ -102,5 +125,25 @@ impl NodeMetrics {
         self.backends.set(status.backends);
         self.backends_active.set(status.backends_active);
         self.state_revision.set(status.revision);
+        let node = status.node.as_ref();
+        self.draining
+            .set(node.is_some_and(|node| node.state != "serving").into());
+    }
+
+    pub(super) fn set_announcements(&self, views: &[AnnouncementView]) {
+        self.announced.clear();
+        self.announce_failing.clear();
+        for view in views {
+            let labels = AddressLabels {
+                address: view.address.clone(),
+            };
+            let is_announced = view.state != "withdrawn";
+            self.announced
+                .get_or_create(&labels)
+                .set(is_announced.into());
+            self.announce_failing
+                .get_or_create(&labels)
+                .set((!view.problem.is_empty()).into());
+        }
     }
 }

@@ -113,6 +113,7 @@ fn status() -> Status {
         services: 1,
         backends: 2,
         backends_active: 1,
+        node: None,
     }
 }
 

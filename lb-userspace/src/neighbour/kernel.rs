@@ -2,15 +2,14 @@
 //! that a flood of events cannot push an answer out.
 
 use super::facts::{self, Event, Hop, Link, Neighbour, Route};
+use crate::netlink::{self, Message, collect, family};
 use anyhow::{Context, Result, anyhow, bail};
-use futures::{
-    FutureExt, Stream, StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver, stream,
-};
+use futures::{FutureExt, StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver, stream};
 use rtnetlink::{
     Handle, MulticastGroup,
-    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage,
+        RouteNetlinkMessage,
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags,
             NeighbourMessage,
@@ -19,8 +18,8 @@ use rtnetlink::{
     },
     sys::{AsyncSocket, SocketAddr},
 };
-use std::{collections::HashMap, net::IpAddr, time::Duration};
-use tokio::{task::JoinSet, time::timeout};
+use std::{collections::HashMap, net::IpAddr};
+use tokio::task::JoinSet;
 
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
@@ -32,14 +31,10 @@ const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Ipv4Rule,
     MulticastGroup::Ipv6Rule,
 ];
-/// The kernel answers within microseconds; more than this means that something is broken.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests on their way at once: few enough for the socket's receive buffer.
 const PARALLEL: usize = 64;
 /// Receive buffer for events, in bytes; the kernel gives at most `net.core.rmem_max`.
 const EVENT_BUFFER: usize = 1 << 20;
-
-type Message = NetlinkMessage<RouteNetlinkMessage>;
 
 /// Both sockets. Dropping it closes them.
 pub(super) struct Connection {
@@ -158,9 +153,8 @@ impl Connection {
         request
             .attributes
             .push(RouteAttribute::Destination(RouteAddress::from(address)));
-        let answer = self
-            .request(RouteNetlinkMessage::GetRoute(request), NLM_F_REQUEST)
-            .await;
+        let request = RouteNetlinkMessage::GetRoute(request);
+        let answer = netlink::request(&self.handle, request, NLM_F_REQUEST).await;
         match answer.with_context(|| format!("looking up the route to {address}"))? {
             Some(NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))) => {
                 Ok(facts::route(&route))
@@ -192,10 +186,8 @@ impl Connection {
                 .attributes
                 .push(NeighbourAttribute::ExtFlags(extended));
             let flags = NLM_F_REQUEST | NLM_F_ACK | create;
-            match self
-                .request(RouteNetlinkMessage::NewNeighbour(entry), flags)
-                .await?
-            {
+            let entry = RouteNetlinkMessage::NewNeighbour(entry);
+            match netlink::request(&self.handle, entry, flags).await? {
                 Some(NetlinkPayload::Error(error)) => anyhow::Ok(Some((hop, -error.raw_code()))),
                 _ => Ok(None),
             }
@@ -205,35 +197,5 @@ impl Connection {
             .try_filter_map(|refusal| async move { Ok(refusal) })
             .try_collect()
             .await
-    }
-
-    /// One request with at most one answer; none means acknowledged.
-    async fn request(
-        &self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> Result<Option<NetlinkPayload<RouteNetlinkMessage>>> {
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = flags;
-        let mut answers = self.handle.clone().request(message)?;
-        let answer = timeout(ANSWER_TIMEOUT, answers.next())
-            .await
-            .context("the kernel does not answer on netlink")?;
-        Ok(answer.map(|answer| answer.payload))
-    }
-}
-
-async fn collect<T>(messages: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>> {
-    let all = timeout(ANSWER_TIMEOUT, messages.try_collect());
-    Ok(all
-        .await
-        .context("the kernel does not answer on netlink")??)
-}
-
-fn family(address: IpAddr) -> AddressFamily {
-    if address.is_ipv4() {
-        AddressFamily::Inet
-    } else {
-        AddressFamily::Inet6
     }
 }

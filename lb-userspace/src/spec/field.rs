@@ -11,13 +11,13 @@ use std::{
 
 /// What is wrong with a value, and what to do about it.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) message: String,
-    pub(super) hint: String,
+pub(crate) struct Fault {
+    pub(crate) message: String,
+    pub(crate) hint: String,
 }
 
 impl Fault {
-    pub(super) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: hint.into(),
@@ -216,7 +216,7 @@ where
 }
 
 /// A time span from `least` to `most`.
-pub(super) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, Fault> {
+pub(crate) fn duration(text: &str, least: Duration, most: Duration) -> Result<Duration, Fault> {
     let hint = || {
         let (least, most) = (
             humantime::format_duration(least),

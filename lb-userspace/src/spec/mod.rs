@@ -3,7 +3,7 @@
 
 pub mod change;
 mod export;
-mod field;
+pub(crate) mod field;
 mod parse;
 pub mod raw;
 pub mod valid;

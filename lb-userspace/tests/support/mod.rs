@@ -164,6 +164,10 @@ fn answer(request: Request, changes: &Changes, drains: &Drains) -> Option<Unansw
         Request::Stats(reply) => drop(reply.send(Ok(stats()))),
         Request::Metrics(reply) => drop(reply.send(String::new())),
         Request::Digest(reply) => drop(reply.send(Ok(digest()))),
+        Request::Announcements(reply) => drop(reply.send(Ok(Vec::new()))),
+        Request::Node(reply) | Request::DrainNode { reply, .. } => {
+            drop(reply.send(Ok(lb_userspace::api::announce::NodeView::default())));
+        }
         Request::Drains(reply) => {
             let mut answers = drains.lock().unwrap();
             let answer = match answers.len() {
@@ -433,6 +437,7 @@ fn status() -> Status {
         services: 2,
         backends: 3,
         backends_active: 2,
+        node: None,
     }
 }
 

@@ -78,6 +78,7 @@ impl<'a> Node<'a> {
         let lo = Attachment {
             name: "lo".into(),
             index: 1,
+            up: true,
             mode: None,
             program_id: 0,
             note: String::new(),

@@ -63,6 +63,7 @@ fn all_well(core: &mut Core<FakeDataPlane>) {
     let attachment = Attachment {
         name: "eth0".into(),
         index: 3,
+        up: true,
         mode: None,
         program_id: 0,
         note: String::new(),

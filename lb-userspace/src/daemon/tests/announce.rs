@@ -1,0 +1,173 @@
+//! Announcing in the core: what is wanted of the driver, and the node's drain on disk.
+
+use super::*;
+use crate::{
+    announce::{Announced, Outcome, Role, Wanted, worker::Report},
+    config::NodeConfig,
+    dataplane::XdpMode,
+    prefix::Prefix,
+};
+
+fn vip() -> Prefix {
+    "10.0.0.1".parse().unwrap()
+}
+
+/// A core that announces, with the program on its interface. The driver has found nothing announced.
+fn announcing(directory: &Path, plane: FakeDataPlane) -> Core<FakeDataPlane> {
+    let text = "interfaces: [{ name: eth0 }]\nannounce: { allow: [10.0.0.0/24] }\n";
+    let mut core = start(directory, plane);
+    core.begin_announcing(NodeConfig::parse(text).unwrap().announce.unwrap());
+    core.on_attachments(
+        vec![Attachment {
+            name: "eth0".into(),
+            index: 3,
+            up: true,
+            mode: Some(XdpMode::Native),
+            program_id: 9,
+            note: String::new(),
+        }],
+        true,
+    );
+    core
+}
+
+fn adopt(core: &mut Core<FakeDataPlane>, found: Announced) {
+    core.on_announced(Report::Adopted(Ok(found)));
+}
+
+/// What the driver is told, if it is told anything; it does it.
+fn told(core: &mut Core<FakeDataPlane>, at: Duration) -> Option<Wanted> {
+    let order = core.announce(false, at)?;
+    let announced = order.wanted.iter();
+    let announced = announced.filter_map(|(prefix, role)| Some((*prefix, (*role)?)));
+    let outcome = Outcome {
+        announced: announced.collect(),
+        ..Outcome::default()
+    };
+    core.on_announced(Report::Done {
+        number: order.number,
+        outcome,
+    });
+    Some((*order.wanted).clone())
+}
+
+fn pass(core: &mut Core<FakeDataPlane>, result: Result<(), String>) {
+    let announcing = core.announcing.as_mut().unwrap();
+    announcing.on_test(&Name::parse("www").unwrap(), result, NOW);
+}
+
+#[test]
+fn a_vip_comes_when_all_is_known_of_it_and_goes_with_its_backends() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    assert_eq!(
+        told(&mut core, NOW),
+        None,
+        "the driver has said nothing yet"
+    );
+    adopt(&mut core, Announced::new());
+    let (none, serving) = (
+        Wanted::from([(vip(), None)]),
+        Wanted::from([(vip(), Some(Role::Serving))]),
+    );
+    assert_eq!(
+        told(&mut core, NOW),
+        Some(none.clone()),
+        "nothing is published"
+    );
+    all_well(&mut core);
+    assert_eq!(told(&mut core, NOW), None, "nothing is tested");
+    pass(&mut core, Ok(()));
+    assert_eq!(told(&mut core, NOW), Some(serving.clone()));
+    core.on_health(report(target("www", "b1"), HealthState::Down), NOW);
+    assert_eq!(told(&mut core, NOW), None, "one backend is left");
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
+    assert!(
+        core.announce(true, NOW).is_some(),
+        "before tables are written"
+    );
+    core.on_health(report(target("www", "b2"), HealthState::Up), NOW);
+    let later = NOW + Duration::from_secs(60);
+    assert!(
+        core.announce(true, later).is_none(),
+        "not before tables are written"
+    );
+    assert_eq!(told(&mut core, later), Some(serving));
+    core.on_health(report(target("www", "b2"), HealthState::Down), NOW);
+    assert_eq!(told(&mut core, later), Some(none));
+    let view = core.announcements().unwrap().remove(0);
+    assert_eq!(
+        (view.state.as_str(), view.healthy_weight, view.total_weight),
+        ("withdrawn", 0, 200)
+    );
+    let warnings = core.status(Duration::ZERO).warnings;
+    let said = "10.0.0.1 (www) is not announced: 0 of 200 weight is healthy";
+    assert!(
+        warnings.iter().any(|warning| warning == said),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn what_an_earlier_daemon_announced_stays_until_something_is_wrong_with_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    adopt(&mut core, [(vip(), Role::Serving)].into());
+    let serving = Wanted::from([(vip(), Some(Role::Serving))]);
+    assert_eq!(
+        told(&mut core, NOW),
+        Some(serving),
+        "untested, and not withdrawn"
+    );
+    pass(&mut core, Err("it is dropped".into()));
+    assert_eq!(told(&mut core, NOW), None, "one failure may be chance");
+    pass(&mut core, Err("it is dropped".into()));
+    assert_eq!(told(&mut core, NOW), Some([(vip(), None)].into()));
+    let view = core.announcements().unwrap().remove(0);
+    assert!(
+        view.reason
+            .ends_with("the self-test of www failed: it is dropped"),
+        "{view:?}"
+    );
+}
+
+#[test]
+fn the_node_s_drain_outlives_its_daemon_and_a_damaged_file_means_drained() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = |core: &Core<FakeDataPlane>| core.node().unwrap().state;
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    assert_eq!(core.drain_node(true).unwrap().state, "draining");
+    adopt(&mut core, Announced::new());
+    for seconds in [0, 1, 10, 11, 12, 80] {
+        told(&mut core, NOW + Duration::from_secs(seconds));
+    }
+    assert_eq!(
+        core.announcing.as_ref().unwrap().phase().as_str(),
+        "withdrawn"
+    );
+    drop(core);
+    let core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    assert_eq!(state(&core), "lingering", "its wait begins anew");
+    drop(core);
+    std::fs::write(directory.path().join("node_drain"), "drai").unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    assert_eq!(state(&core), "lingering");
+    let warned = |core: &Core<FakeDataPlane>| {
+        let warnings = core.status(Duration::ZERO).warnings;
+        warnings
+            .iter()
+            .any(|warning| warning.contains("holds \"drai\""))
+    };
+    assert!(warned(&core));
+    assert_eq!(core.drain_node(false).unwrap().state, "serving");
+    assert!(!warned(&core));
+    drop(core);
+    let core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    assert_eq!(state(&core), "serving");
+    drop(core);
+    let refused = new(directory.path()).drain_node(true).unwrap_err();
+    assert!(refused.message.contains("announces nothing"), "{refused:?}");
+}
