@@ -16,7 +16,6 @@ pub mod maglev;
 pub mod metrics;
 pub mod neighbour;
 mod netlink;
-pub mod numbers;
 pub mod outer_source;
 pub mod overlay;
 pub mod plan;

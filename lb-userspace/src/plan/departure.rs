@@ -15,11 +15,11 @@ use crate::{
         checker::{Target, TargetId},
         state::HealthState,
     },
-    numbers::NumberSet,
     overlay::Availability,
     spec::{AllDown, Backend, FlowPolicy, Name, OnDown, Service, State},
 };
 use lb_common::backend::BackendEntry;
+use rustc_hash::FxHashSet;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// Why a backend departs.
@@ -64,7 +64,7 @@ pub fn remove(
     at_once: bool,
     departures: &mut Departures,
 ) {
-    let kept: NumberSet<u64> = ids(after).collect();
+    let kept: FxHashSet<u64> = ids(after).collect();
     for service in before.services.values() {
         let stays = after
             .services
@@ -144,7 +144,7 @@ fn probe(service: &Service, backend: &Backend) -> Option<(TargetId, Target)> {
 pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
     let mut departures = std::mem::take(&mut facts.departures);
     let all: Vec<u64> = ids(state).collect();
-    let configured: NumberSet<u64> = all.iter().copied().collect();
+    let configured: FxHashSet<u64> = all.iter().copied().collect();
     let mut all = all.into_iter();
     departures.retain(|id, departure| match departure.reason {
         Reason::Removed => mirror.index_of.contains_key(id) && !configured.contains(id),

@@ -8,7 +8,6 @@ use super::{
     table::{Inputs, Table},
     target::{Target, TargetService},
 };
-use crate::numbers::{NumberMap, NumberSet};
 use anyhow::{Context, Result};
 use lb_common::{
     backend::BackendEntry,
@@ -17,6 +16,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::{collections::BTreeSet, sync::Arc};
 
 /// Tables that one plan removes at the most: each waits some 10 ms for the kernel, nobody needs them gone at once, and
@@ -119,6 +119,9 @@ pub struct Plan {
     pub left_out: Vec<String>,
 }
 
+/// Reads the words of slots, by the index of a service that has a table and by the numbers of slots.
+pub type ReadSlots<'a> = dyn FnMut(u32, &[u32]) -> Result<Vec<Slot>> + 'a;
+
 /// The steps from what the mirror says to the target. `generation` marks backend indexes taken by this plan;
 /// `read` reads the words of slots of a service that has a table, in the order of their numbers.
 ///
@@ -130,7 +133,7 @@ pub fn diff(
     capacity: Capacity,
     generation: u32,
     census: Option<&Census>,
-    read: &mut dyn FnMut(u32, &[u32]) -> Result<Vec<Slot>>,
+    read: &mut ReadSlots<'_>,
 ) -> Result<Plan> {
     let pool = backends(target, mirror, capacity, generation);
     let mut free = Free::new(
@@ -229,9 +232,9 @@ pub(super) struct Pool {
     /// Writes after slots: marks of backends whose flows are given up.
     after: Vec<Step>,
     /// The index of every backend of the target by id.
-    pub(super) index_of: NumberMap<u64, u32>,
+    pub(super) index_of: FxHashMap<u64, u32>,
     /// Indexes whose flows are not given up.
-    pub(super) alive: NumberSet<u32>,
+    pub(super) alive: FxHashSet<u32>,
     /// Indexes of backends that the target does not name and whose flows are given up.
     left: BTreeSet<u32>,
     left_out: Vec<String>,
@@ -323,7 +326,7 @@ fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation
 }
 
 /// What the table of a service follows from.
-fn inputs(service: &TargetService, index_of: &NumberMap<u64, u32>) -> Inputs {
+fn inputs(service: &TargetService, index_of: &FxHashMap<u64, u32>) -> Inputs {
     let mut inputs = Inputs {
         policy: service.policy,
         ..Inputs::default()
@@ -375,7 +378,7 @@ fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool
 
 /// Free indexes of `first..end`, starting behind a cursor and going round once.
 struct Free {
-    taken: NumberSet<u32>,
+    taken: FxHashSet<u32>,
     candidates: Box<dyn Iterator<Item = u32>>,
 }
 

@@ -3,12 +3,13 @@
 //! step applied.
 
 use super::table::Table;
-use crate::{dataplane::Installed, numbers::NumberMap};
+use crate::dataplane::Installed;
 use lb_common::{
     backend::BackendEntry,
     quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
 };
+use rustc_hash::FxHashMap;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -24,7 +25,7 @@ pub struct Mirror {
     /// Backend entries in use, by index.
     pub backends: BTreeMap<u32, BackendEntry>,
     /// Index of each backend by its id.
-    pub index_of: NumberMap<u64, u32>,
+    pub index_of: FxHashMap<u64, u32>,
     /// Who has which server ID in QUIC connection IDs.
     pub servers: BTreeMap<ServerKey, ServerEntry>,
     /// Slot tables that exist, by service index.
@@ -43,7 +44,7 @@ impl Mirror {
     /// The mirror of what is installed. Entries with an id that another entry has as well are left out of
     /// `index_of`, and so are removed as nobody's by the next plan.
     pub fn new(installed: Installed) -> Self {
-        let mut index_of = NumberMap::default();
+        let mut index_of = FxHashMap::default();
         for (index, entry) in &installed.backends {
             index_of.entry(entry.id).or_insert(*index);
         }

@@ -7,12 +7,12 @@ use super::{
     life::{self, Life, Rules},
 };
 use crate::{
-    numbers::NumberMap,
     overlay::{Availability, NOBODY, Overlay},
     spec::{FlowPolicy, Name, Tracking},
 };
 use anyhow::Result;
 use lb_common::{limits::SLOTS, slot::Slot};
+use rustc_hash::FxHashMap;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// What a table follows from.
@@ -36,7 +36,7 @@ pub struct Table {
     policy: FlowPolicy,
     overlay: Arc<Overlay>,
     /// Since when each slot that has something to wait for is as it is.
-    since: NumberMap<u32, Duration>,
+    since: FxHashMap<u32, Duration>,
     /// Number of slots of each owner for new flows, by backend index.
     shares: BTreeMap<u32, u32>,
     /// Number of slots of each owner that has them for old flows only, by backend index.
@@ -259,8 +259,8 @@ impl Table {
 /// By how much the counts of owners change, by backend index: summed up first, for there may be many slots.
 #[derive(Default)]
 struct Recount {
-    shares: NumberMap<u32, i32>,
-    old_owners: NumberMap<u32, i32>,
+    shares: FxHashMap<u32, i32>,
+    old_owners: FxHashMap<u32, i32>,
 }
 
 impl Recount {
@@ -275,7 +275,7 @@ impl Recount {
 }
 
 /// Changes counts; an owner of no slot has none.
-fn add(counts: &mut BTreeMap<u32, u32>, changes: NumberMap<u32, i32>) {
+fn add(counts: &mut BTreeMap<u32, u32>, changes: FxHashMap<u32, i32>) {
     for (owner, change) in changes {
         let count = counts.entry(owner).or_default();
         *count = count.saturating_add_signed(change);

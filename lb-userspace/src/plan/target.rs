@@ -257,11 +257,12 @@ mod tests {
             }
         }
         let texts = [
-            "udp\0d\0192.168.1.10\03\06080",
-            "www\0a\010.1.0.255\02",
-            "www\0b\09.0.90.100\02",
-            "www\0c\0fd00::7:0:0:1\02",
+            "udp d 192.168.1.10 3 6080",
+            "www a 10.1.0.255 2",
+            "www b 9.0.90.100 2",
+            "www c fd00::7:0:0:1 2",
         ];
-        assert_eq!(ids, texts.map(|text| xxh64(text.as_bytes(), 0)));
+        let with_zeros = |text: &str| xxh64(text.replace(' ', "\0").as_bytes(), 0);
+        assert_eq!(ids, texts.map(with_zeros));
     }
 }
