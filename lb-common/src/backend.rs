@@ -44,11 +44,12 @@ impl NextHop {
         Self { mac, zero: 0 }
     }
 
-    /// The next hop of an entry's first word, as it lies in memory.
+    /// The MAC in an entry's first word, which is read as a whole, as it is written to a frame.
     #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        let [a, b, c, d, e, f, ..] = word.to_ne_bytes();
-        Self::new([a, b, c, d, e, f])
+    pub const fn words_of(word: u64) -> Mac {
+        // SAFETY: both are eight bytes, and valid for every bit pattern.
+        let [first, second, third, _]: [u16; 4] = unsafe { core::mem::transmute(word) };
+        [first, second, third]
     }
 
     /// The MAC as it is written to a frame.

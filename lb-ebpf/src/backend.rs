@@ -4,6 +4,7 @@ use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
+    header::Mac,
     limits::DEFAULT_BACKENDS,
     mtu,
     verdict::Verdict,
@@ -15,42 +16,63 @@ use lb_ebpf::verifier;
 static BACKENDS: Array<BackendEntry, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 
-/// A backend that can be sent to.
+/// A backend that can be sent to. What not every packet needs is read from its entry when it is needed: kept, it would have to
+/// be kept on the stack.
 pub struct Backend {
     /// How.
     pub mode: Mode,
-    /// The resolved next hop.
-    pub next_hop: NextHop,
+    /// MAC of the next hop.
+    pub next_hop: Mac,
     /// The interface behind which the next hop is.
     pub interface: u32,
-    /// Largest IP packet that the way takes, outer header included.
-    pub mtu: u16,
-    /// Outer destination.
-    pub address: Address,
-    /// Outer source, or its prefix.
-    pub outer_source: Address,
-    /// Outer destination port of mode `gue`, network order.
-    pub port: u16,
-    flags: u8,
+    entry: *const BackendEntry,
 }
 
 impl Backend {
+    /// Outer destination.
+    #[inline(always)]
+    pub fn address(&self) -> Address {
+        // SAFETY: as in `get`.
+        unsafe { (*self.entry).address }
+    }
+
+    /// Outer source, or its prefix.
+    #[inline(always)]
+    pub fn outer_source(&self) -> Address {
+        // SAFETY: as in `get`.
+        unsafe { (*self.entry).outer_source }
+    }
+
     /// The outer source of a flow's packets.
     #[inline(always)]
     pub fn outer_source_of(&self, flow_hash: u64) -> Address {
-        if self.flags & BackendEntry::ENTROPY == 0 {
-            self.outer_source
+        // SAFETY: as in `get`.
+        let flags = unsafe { (*self.entry).flags };
+        if flags & BackendEntry::ENTROPY == 0 {
+            self.outer_source()
         } else {
-            BackendEntry::entropic(self.outer_source, flow_hash)
+            BackendEntry::entropic(self.outer_source(), flow_hash)
         }
     }
-}
 
-impl Backend {
+    /// Outer destination port of mode `gue`, network order.
+    #[inline(always)]
+    pub fn port(&self) -> u16 {
+        // SAFETY: as in `get`.
+        unsafe { (*self.entry).port }
+    }
+
+    /// Largest IP packet that the way takes, outer header included.
+    #[inline(always)]
+    pub fn mtu(&self) -> u16 {
+        // SAFETY: as in `get`.
+        unsafe { (*self.entry).mtu }
+    }
+
     /// Largest IP packet that can be sent to it, without what its mode adds.
     #[inline(always)]
     pub fn inner_mtu(&self) -> u16 {
-        mtu::inner(self.mtu, self.mode, self.address.is_v4())
+        mtu::inner(self.mtu(), self.mode, self.address().is_v4())
     }
 }
 
@@ -61,18 +83,9 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
     // SAFETY: an element of an array map stays where it is while the program runs. The daemon may change the fields
     // that BackendEntry's invariant names: the next hop is read as the one word it is written as, and a torn outer
     // source spoils one packet's source address and nothing else.
-    let (mode, word, interface, mtu, address, outer_source, port, flags) = unsafe {
+    let (mode, word, interface) = unsafe {
         let word = (&raw const (*entry).next_hop).cast::<u64>().read_volatile();
-        (
-            (*entry).mode,
-            word,
-            (*entry).interface,
-            (*entry).mtu,
-            (*entry).address,
-            (*entry).outer_source,
-            (*entry).port,
-            (*entry).flags,
-        )
+        ((*entry).mode, word, (*entry).interface)
     };
     let mode = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
     if word == 0 {
@@ -80,13 +93,9 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
     }
     Ok(Backend {
         mode,
-        next_hop: NextHop::from_word(word),
+        next_hop: NextHop::words_of(word),
         interface,
-        mtu,
-        address,
-        outer_source,
-        port,
-        flags,
+        entry,
     })
 }
 

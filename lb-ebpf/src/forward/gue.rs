@@ -29,10 +29,10 @@ pub fn encapsulate(
     exit: Exit,
 ) -> Result<(), Verdict> {
     let inner = inner(ip);
-    let (source, port) = (backend.outer_source, backend.port);
-    match (source.is_v4(), backend.address.is_v4()) {
+    let (source, port) = (backend.outer_source(), backend.port());
+    match (source.is_v4(), backend.address().is_v4()) {
         (true, true) => {
-            let (source, destination) = (source.v4_word(), backend.address.v4_word());
+            let (source, destination) = (source.v4_word(), backend.address().v4_word());
             let outer = GueOverIpv4::encapsulating(&inner, source, destination, port, hash);
             prepend(
                 packet,
@@ -44,7 +44,7 @@ pub fn encapsulate(
             )
         }
         (false, false) => {
-            let outer = GueOverIpv6::encapsulating(&inner, source, backend.address, port, hash);
+            let outer = GueOverIpv6::encapsulating(&inner, source, backend.address(), port, hash);
             prepend(
                 packet,
                 ip,

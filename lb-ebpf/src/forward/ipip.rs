@@ -19,14 +19,14 @@ pub fn encapsulate(
 ) -> Result<(), Verdict> {
     let inner = inner(ip);
     let source = backend.outer_source_of(hash);
-    match (source.is_v4(), backend.address.is_v4()) {
+    match (source.is_v4(), backend.address().is_v4()) {
         (true, true) => {
-            let (source, destination) = (source.v4_word(), backend.address.v4_word());
+            let (source, destination) = (source.v4_word(), backend.address().v4_word());
             let outer = Ipv4Header::encapsulating(&inner, source, destination);
             prepend(packet, ip, backend, ETHERTYPE_IPV4, (outer, 0), exit)
         }
         (false, false) => {
-            let outer = Ipv6Header::encapsulating(&inner, source, backend.address, hash);
+            let outer = Ipv6Header::encapsulating(&inner, source, backend.address(), hash);
             prepend(packet, ip, backend, ETHERTYPE_IPV6, (outer, 0), exit)
         }
         (true, false) | (false, true) => Err(Verdict::DropBadState),

@@ -12,7 +12,7 @@ pub fn rewrite(packet: &mut Packet, ip: &Ip, backend: &Backend, exit: Exit) -> R
     check_size(usize::from(ip.length), backend)?;
     let old: EthernetHeader = packet.read(0).ok_or(Verdict::PassTruncated)?;
     let new = EthernetHeader {
-        destination: backend.next_hop.words(),
+        destination: backend.next_hop,
         source: exit.source(old.destination),
         ethertype: old.ethertype,
     };

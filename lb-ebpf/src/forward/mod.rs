@@ -33,7 +33,7 @@ pub fn send(packet: &mut Packet, ip: &Ip, hash: u64, backend: &Backend) -> Resul
 /// included.
 #[inline(always)]
 fn check_size(length: usize, backend: &Backend) -> Result<(), Verdict> {
-    if length > usize::from(backend.mtu) {
+    if length > usize::from(backend.mtu()) {
         Err(Verdict::DropTooBig)
     } else {
         Ok(())

@@ -59,11 +59,7 @@ fn write<L: Header + LinkHeader, T: Header>(
     exit: Exit,
 ) -> Result<(), Verdict> {
     let old: L = packet.read(0).ok_or(Verdict::PassTruncated)?;
-    let new = old.readdressed(
-        backend.next_hop.words(),
-        exit.source(old.destination()),
-        ethertype,
-    );
+    let new = old.readdressed(backend.next_hop, exit.source(old.destination()), ethertype);
     packet
         .move_head(-(T::LENGTH as i32))
         .ok_or(Verdict::DropNoHeadroom)?;
