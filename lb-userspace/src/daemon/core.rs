@@ -24,10 +24,9 @@ use crate::{
         departure,
         diff::{Capacity, Plan, Step, diff},
         mirror::Mirror,
-        select::select,
         target::{backend_id, service_key, target},
     },
-    spec::{Limits, State, StateSpec, Tracking},
+    spec::{Limits, Service, State, StateSpec, Tracking},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -491,15 +490,19 @@ impl<P: DataPlane> Core<P> {
         departures.any(|departure| departure.until > self.brought_up)
     }
 
-    /// Whether a backend is in its slow start.
+    /// Whether a backend was in its slow start at the last reconcile: requests move the time on between two.
     fn is_rising(&self) -> bool {
-        let slow = self
-            .state
-            .services
-            .values()
-            .filter(|service| service.flows.slow_start.is_some());
-        slow.into_iter()
-            .any(|service| select(service, &self.facts).is_rising())
+        let rises = |service: &Service| {
+            let Some(span) = service.flows.slow_start else {
+                return false;
+            };
+            let mut backends = service.backends.values();
+            backends.any(|backend| {
+                let risen = self.facts.risen.get(&target_id(service, backend));
+                risen.is_some_and(|risen| *risen + span > self.brought_up)
+            })
+        };
+        self.state.services.values().any(rises)
     }
 
     /// Counts the flow table, and what departing backends still get, if it is time to.

@@ -184,6 +184,33 @@ fn views_tell_policy_drain_and_slow_start() {
     }
 }
 
+/// A request moves the time on: the last step is due all the same.
+#[test]
+fn a_slow_start_ends_whoever_asks_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    let yaml = WWW.replace("    backends:", "    slow_start: 60s\n    backends:");
+    core.change(&Change::Apply(spec(&yaml)), &MAKE).unwrap();
+    all_well(&mut core);
+    core.reconcile(NOW + Duration::from_secs(59));
+    let end = NOW + Duration::from_secs(61);
+    core.advance(end);
+    assert!(core.has_more_to_do());
+    core.reconcile(end);
+    assert!(
+        www(&core)
+            .backends
+            .iter()
+            .all(|b| b.slow_start_percent.is_none())
+    );
+    // Slots on their way are waited for, and then nothing.
+    core.count_flows(end);
+    core.reconcile(end + Duration::from_secs(86_400));
+    core.count_flows(end + Duration::from_secs(86_401));
+    core.reconcile(end + Duration::from_secs(86_402));
+    assert!(!core.has_more_to_do());
+}
+
 #[test]
 fn a_backend_that_goes_down_loses_its_slots_and_says_why() {
     let directory = tempfile::tempdir().unwrap();

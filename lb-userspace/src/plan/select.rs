@@ -45,7 +45,6 @@ pub struct Selection {
     pub condition: Condition,
     /// Its backends, in order of name.
     backends: Vec<Chosen>,
-    is_rising: bool,
 }
 
 /// The choice for one backend.
@@ -78,11 +77,6 @@ impl Selection {
     pub fn availability(&self, backend: &Name) -> Availability {
         self.backend(backend)
             .map_or(Availability::NONE, |chosen| chosen.availability)
-    }
-
-    /// Whether a backend is in its slow start.
-    pub const fn is_rising(&self) -> bool {
-        self.is_rising
     }
 }
 
@@ -129,7 +123,6 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
         Condition::Starting => service.when_all_down == AllDown::Open,
         Condition::Up | Condition::AllDownClosed | Condition::NoBackends => false,
     };
-    let mut is_rising = false;
     let chosen = |(name, standing): (&Name, Result<HealthState, String>)| {
         let refusal = match standing {
             Err(refusal) => Some(refusal.into()),
@@ -140,11 +133,7 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
         };
         let availability = match (&refusal, condition) {
             (Some(_), _) => Availability::NONE,
-            (None, Condition::Up) => {
-                let part = rising(service, name, facts);
-                is_rising |= part.is_some();
-                part.unwrap_or(Availability::FULL)
-            }
+            (None, Condition::Up) => rising(service, name, facts).unwrap_or(Availability::FULL),
             (None, _) => Availability::FULL,
         };
         Chosen {
@@ -157,7 +146,6 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
     Selection {
         condition,
         backends,
-        is_rising,
     }
 }
 
