@@ -42,6 +42,12 @@ impl ServiceBucket {
         port as u64 | (protocol as u64) << 16 | 1 << 24
     }
 
+    /// The rest of the key of the same protocol and any port.
+    #[inline(always)]
+    pub const fn of_any_port(rest: u64) -> u64 {
+        rest & !(u16::MAX as u64)
+    }
+
     /// Where a key is at home, before it is cut to the number of buckets: the upper half of a product (Knuth, The Art of Computer
     /// Programming 3, section 6.4, multiplicative hashing).
     #[inline(always)]

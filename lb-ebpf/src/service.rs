@@ -63,11 +63,16 @@ fn entry(word: u64) -> Option<ServiceEntry> {
     }
 }
 
+/// The word of the entry of the key or of the next best one, 0 if there is none.
 #[inline(always)]
 fn search(start: u64, end: u64, rest: u64) -> u64 {
-    match probe(start, end, rest) {
+    let exact = probe(start, end, rest);
+    if exact != 0 {
+        return exact;
+    }
+    match probe(start, end, ServiceBucket::of_any_port(rest)) {
         0 => longest_prefix(start, end, rest),
-        word => word,
+        any_port => any_port,
     }
 }
 
@@ -111,29 +116,19 @@ fn has_exact_alone() -> bool {
     others == Some(0)
 }
 
-/// The word of the entry of this key, or of that for any port, 0 if there is none: the halves of the address, and the rest.
+/// The word of the entry of this very key, 0 if there is none: the halves of the address, and the rest.
 ///
 /// To the kernel this and [`longest_prefix`] are global functions: the verifier goes through them once, and not for each way that
 /// leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn probe(start: u64, end: u64, rest: u64) -> u64 {
-    let any_port = rest & !u64::from(u16::MAX);
-    let mut wanted = rest;
-    let mut at = ServiceBucket::home(start, end, wanted);
-    for step in 1..=2 * ServiceBucket::PROBES {
-        let is_last = match look(at, start, end, wanted) {
+    let home = ServiceBucket::home(start, end, rest);
+    for step in 0..ServiceBucket::PROBES {
+        match look(home.wrapping_add(step), start, end, rest) {
             Seen::Entry(word) => return word,
-            Seen::Nothing => true,
-            Seen::Another => step == ServiceBucket::PROBES,
-        };
-        if !is_last {
-            at = at.wrapping_add(1);
-        } else if wanted == any_port {
-            return 0;
-        } else {
-            wanted = any_port;
-            at = ServiceBucket::home(start, end, wanted);
+            Seen::Nothing => return 0,
+            Seen::Another => {}
         }
     }
     0
