@@ -171,7 +171,7 @@ impl Packet {
     /// the kernel does not allow it.
     #[inline(always)]
     pub fn truncate(&mut self, length: usize) -> Option<()> {
-        let surplus = core::hint::black_box(self.length()) as i32 - length as i32;
+        let surplus = self.length() as i32 - length as i32;
         // SAFETY: as in `move_head`.
         let status = unsafe { bpf_xdp_adjust_tail(self.context.ctx, -surplus) };
         (status == 0).then_some(())

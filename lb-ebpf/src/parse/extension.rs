@@ -7,7 +7,10 @@ use lb_common::{
     header::{ExtensionHeader, FragmentId, PROTOCOL_FRAGMENT, PROTOCOL_ROUTING},
     verdict::Verdict,
 };
-use lb_ebpf::packet::{Header, Packet};
+use lb_ebpf::{
+    packet::{Header, Packet},
+    verifier,
+};
 
 /// Most extension headers of a packet that are followed.
 const MAX_HEADERS: usize = 6;
@@ -84,22 +87,7 @@ pub fn payload(
 /// way: 175,000 instructions in place of 27,000.
 #[inline(always)]
 fn forget(offset: usize) -> usize {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut offset = offset;
-        // SAFETY: swapping twice restores the lower 16 bits. No offset here reaches 4,096: at most 62 bytes of Ethernet, tags
-        // and IPv6 before the headers, MAX_BYTES of them, and the 2,048 of one that is refused for its length.
-        unsafe {
-            core::arch::asm!(
-                "{0} = be16 {0}",
-                "{0} = be16 {0}",
-                "{0} &= 0xfff",
-                inout(reg) offset,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        offset
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    offset
+    // No offset here reaches 4,096: at most 62 bytes of Ethernet, tags and IPv6 before the headers, MAX_BYTES of them, and the
+    // 2,048 of one that is refused for its length.
+    (verifier::forget(offset as u32) & 0xfff) as usize
 }
