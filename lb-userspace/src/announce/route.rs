@@ -8,11 +8,11 @@
 
 use super::{Announced, Announcer, Outcome, Role, Wanted, setting::RouteSettings};
 use crate::{
-    netlink::{self, Message, collect},
+    netlink::{self, Connection, Message, collect},
     prefix::Prefix,
 };
 use anyhow::{Context, Result, anyhow};
-use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
+use futures::{FutureExt, StreamExt};
 use rtnetlink::{
     Handle, MulticastGroup,
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkPayload},
@@ -20,7 +20,6 @@ use rtnetlink::{
         AddressFamily, RouteNetlinkMessage,
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
     },
-    sys::SocketAddr,
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +27,6 @@ use std::{
     io,
     net::IpAddr,
 };
-use tokio::task::JoinSet;
 
 /// Metric of the route to a VIP that the node serves.
 pub const SERVING: u32 = 100;
@@ -46,33 +44,6 @@ pub struct RouteDriver {
     connection: Option<Connection>,
 }
 
-/// A socket for requests, and one that hears of routes. Dropping it closes them.
-#[derive(Debug)]
-struct Connection {
-    handle: Handle,
-    events: UnboundedReceiver<(Message, SocketAddr)>,
-    _tasks: JoinSet<()>,
-}
-
-impl Connection {
-    fn open() -> Result<Self> {
-        // Strict: the kernel lists our table alone, not those with the routes of the whole internet.
-        let (requests, handle, _) =
-            rtnetlink::new_connection_with_strict_check().context("for requests")?;
-        let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
-        let (listener, _, events) =
-            rtnetlink::new_multicast_connection(&groups).context("for events")?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(requests);
-        tasks.spawn(listener);
-        Ok(Self {
-            handle,
-            events,
-            _tasks: tasks,
-        })
-    }
-}
-
 impl RouteDriver {
     /// A driver; nothing is opened yet.
     pub const fn new(settings: RouteSettings) -> Self {
@@ -84,7 +55,10 @@ impl RouteDriver {
 
     fn connection(&mut self) -> Result<&Connection> {
         if self.connection.is_none() {
-            self.connection = Some(Connection::open().context("cannot open a netlink socket")?);
+            // Strict: the kernel lists our table alone, not those with the routes of the whole internet.
+            let groups = [MulticastGroup::Ipv4Route, MulticastGroup::Ipv6Route];
+            let connection = Connection::open(true, &groups);
+            self.connection = Some(connection.context("cannot open a netlink socket")?);
         }
         self.connection.as_ref().context("no netlink socket")
     }

@@ -1,12 +1,11 @@
-//! What we ask of the kernel, over two netlink sockets: one for requests and their answers, one that only listens, so
-//! that a flood of events cannot push an answer out.
+//! What we ask of the kernel over netlink.
 
 use super::facts::{self, Event, Hop, Link, Neighbour, Route};
-use crate::netlink::{self, Message, collect, family};
+use crate::netlink::{self, Connection, collect, family};
 use anyhow::{Context, Result, anyhow, bail};
-use futures::{FutureExt, StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver, stream};
+use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use rtnetlink::{
-    Handle, MulticastGroup,
+    MulticastGroup,
     packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
@@ -16,10 +15,8 @@ use rtnetlink::{
         },
         route::{RouteAddress, RouteAttribute, RouteMessage},
     },
-    sys::{AsyncSocket, SocketAddr},
 };
 use std::{collections::HashMap, net::IpAddr};
-use tokio::task::JoinSet;
 
 const GROUPS: [MulticastGroup; 8] = [
     MulticastGroup::Link,
@@ -33,17 +30,6 @@ const GROUPS: [MulticastGroup; 8] = [
 ];
 /// Requests on their way at once: few enough for the socket's receive buffer.
 const PARALLEL: usize = 64;
-/// Receive buffer for events, in bytes; the kernel gives at most `net.core.rmem_max`.
-const EVENT_BUFFER: usize = 1 << 20;
-
-/// Both sockets. Dropping it closes them.
-pub(super) struct Connection {
-    handle: Handle,
-    events: UnboundedReceiver<(Message, SocketAddr)>,
-    /// Drives the sockets; aborted on drop.
-    _tasks: JoinSet<()>,
-}
-
 /// What was heard.
 pub(super) enum Heard {
     /// Events, in order.
@@ -52,27 +38,12 @@ pub(super) enum Heard {
     Lost,
 }
 
-impl Connection {
-    /// Opens the sockets in the network namespace of the calling thread, within a tokio runtime.
-    pub(super) fn open() -> Result<Self> {
-        let (requests, handle, _) = rtnetlink::new_connection().context("for requests")?;
-        let (mut listener, _, events) =
-            rtnetlink::new_multicast_connection(&GROUPS).context("for events")?;
-        listener
-            .socket_mut()
-            .socket_mut()
-            .set_rx_buf_sz(EVENT_BUFFER)
-            .context("receive buffer")?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(requests);
-        tasks.spawn(listener);
-        Ok(Self {
-            handle,
-            events,
-            _tasks: tasks,
-        })
-    }
+/// Opens the sockets: see [`Connection::open`].
+pub(super) fn connect() -> Result<Connection> {
+    Connection::open(false, &GROUPS)
+}
 
+impl Connection {
     /// Waits for an event and takes those that are there already with it: a burst is worked through once. Loses nothing
     /// when the future is dropped.
     pub(super) async fn listen(&mut self) -> Result<Heard> {

@@ -116,8 +116,8 @@ pub struct Resolver {
 /// # Errors
 /// When the netlink sockets cannot be opened.
 pub fn start(updates: mpsc::Sender<NextHopUpdate>) -> Result<Resolver> {
-    let connection = kernel::Connection::open()
-        .context("cannot open a netlink socket to watch routes and neighbours")?;
+    let connection =
+        kernel::connect().context("cannot open a netlink socket to watch routes and neighbours")?;
     let (addresses, wanted) = mpsc::unbounded_channel();
     let task = tokio::spawn(watch::run(connection, wanted, updates));
     Ok(Resolver { addresses, task })

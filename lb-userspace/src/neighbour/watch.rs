@@ -3,10 +3,11 @@
 use super::{
     NextHopUpdate,
     facts::Hop,
-    kernel::{Connection, Heard},
+    kernel::{self, Heard},
     path_mtu::Listener,
     table::Table,
 };
+use crate::netlink::Connection;
 use anyhow::Result;
 use std::{
     collections::BTreeSet,
@@ -50,7 +51,7 @@ pub(super) async fn run(
 async fn reopen() -> Connection {
     loop {
         sleep(REOPEN).await;
-        match Connection::open() {
+        match kernel::connect() {
             Ok(connection) => return connection,
             Err(error) => warn!("next hops are not current, cannot open netlink: {error:#}"),
         }
