@@ -33,6 +33,15 @@ impl Phase {
         }
     }
 
+    /// The phase once the operator has begun or ended the drain. A drain that is on its way is left as it is.
+    pub const fn after(self, drain: bool) -> Self {
+        match (self, drain) {
+            (Self::Serving, true) => Self::Draining,
+            (on_its_way, true) => on_its_way,
+            (_, false) => Self::Serving,
+        }
+    }
+
     /// The phase of a name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Serving, Self::Draining, Self::Withdrawn]
@@ -65,18 +74,12 @@ impl NodeDrain {
         self.phase
     }
 
-    /// Takes the operator's word. A drain that is on its way is left as it is.
+    /// Takes the operator's word.
     pub fn set(&mut self, drain: bool) {
-        let begins = self.phase == Phase::Serving;
-        if drain != begins {
-            return;
+        let phase = self.phase.after(drain);
+        if phase != self.phase {
+            *self = Self::new(phase, self.times);
         }
-        self.phase = if drain {
-            Phase::Draining
-        } else {
-            Phase::Serving
-        };
-        self.since = None;
     }
 
     /// Goes on; `done`: what the phase asks for is announced. Whether the phase has changed.

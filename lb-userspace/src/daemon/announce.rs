@@ -113,17 +113,13 @@ impl<P: DataPlane> Core<P> {
     /// When the node announces nothing, or the disk refuses: then all stays as it was.
     pub fn drain_node(&mut self, drain: bool) -> Result<NodeView, ErrorBody> {
         let announcing = self.announcing.as_mut().ok_or_else(nothing_announced)?;
-        let before = announcing.phase();
-        announcing.set_drain(drain);
-        let phase = announcing.phase();
-        if phase != before {
-            if let Err(problem) = self.store.remember_node_drain(phase) {
-                if let Some(announcing) = &mut self.announcing {
-                    announcing.set_drain(!drain);
-                }
+        let phase = announcing.phase().after(drain);
+        if phase != announcing.phase() {
+            self.store.remember_node_drain(phase).map_err(|problem| {
                 let said = format!("the node's drain could not be written down: {problem:#}");
-                return Err(ErrorBody::new(ErrorCode::Failed, said));
-            }
+                ErrorBody::new(ErrorCode::Failed, said)
+            })?;
+            announcing.set_drain(drain);
             info!(phase = phase.as_str(), "the node's drain");
             self.notices
                 .retain(|notice| !notice.contains("whether this node was drained"));

@@ -162,6 +162,13 @@ fn the_node_s_drain_outlives_its_daemon_and_a_damaged_file_means_drained() {
             .any(|warning| warning.contains("holds \"drai\""))
     };
     assert!(warned(&core));
+    // What cannot be written down is not so: here a directory is in the way.
+    let file = directory.path().join("node_drain");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    assert!(core.drain_node(false).is_err());
+    assert_eq!(state(&core), "lingering");
+    std::fs::remove_dir(&file).unwrap();
     assert_eq!(core.drain_node(false).unwrap().state, "serving");
     assert!(!warned(&core));
     drop(core);
