@@ -259,6 +259,18 @@ limits: {{ services: 64, backends: 1024 }}
         Ok(serde_json::from_str(&self.ok("--output json stats")?)?)
     }
 
+    /// No packet has been dropped.
+    ///
+    /// # Errors
+    /// When some have, with the verdicts; and as [`Node::ok`].
+    pub fn nothing_dropped(&self) -> Result<()> {
+        let stats = self.stats()?;
+        let mut dropped = stats.verdicts;
+        dropped.retain(|verdict| verdict.action == "drop" && verdict.packets > 0);
+        ensure!(dropped.is_empty(), "{dropped:?}");
+        Ok(())
+    }
+
     /// Waits until exactly the backends in `names` get traffic.
     ///
     /// # Errors

@@ -59,17 +59,6 @@ fn assert_behind(scenario: &Scenario, interface: &str) -> Result<()> {
     Ok(())
 }
 
-fn nothing_dropped(scenario: &Scenario) -> Result<()> {
-    let stats = scenario.node.stats()?;
-    let dropped: Vec<_> = stats
-        .verdicts
-        .iter()
-        .filter(|verdict| verdict.action == "drop" && verdict.packets > 0)
-        .collect();
-    ensure!(dropped.is_empty(), "{dropped:?}");
-    Ok(())
-}
-
 #[test]
 fn backends_behind_a_second_interface_serve_both_families() {
     scenario(Layout::Routed, "auto", |scenario| {
@@ -91,7 +80,7 @@ fn backends_behind_a_second_interface_serve_both_families() {
             .map(|interface| interface.mode)
             .collect();
         assert_eq!(modes, ["native", "native"]);
-        nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 
@@ -106,7 +95,7 @@ fn generic_attachment_redirects_too() {
         assert_behind(scenario, "eth1")?;
         assert_eq!(scenario.node.status()?.interfaces[0].mode, "generic");
         traffic(scenario, WEB, 8 << 20)?;
-        nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 
@@ -136,7 +125,7 @@ fn an_interface_that_is_not_configured_gets_nothing_until_it_is() {
                 .contains("the running data plane was adopted")
         );
         traffic(scenario, WEB, 1 << 20)?;
-        nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 

@@ -40,15 +40,6 @@ fn add(scenario: &Scenario, vip: IpAddr, protocol: &str, options: &str) -> Resul
     Ok(name)
 }
 
-/// No packet was dropped.
-fn assert_nothing_dropped(scenario: &Scenario) -> Result<()> {
-    let stats = scenario.node.stats()?;
-    let mut dropped = stats.verdicts.iter();
-    let dropped = dropped.find(|verdict| verdict.action == "drop" && verdict.packets > 0);
-    ensure!(dropped.is_none(), "{dropped:?}");
-    Ok(())
-}
-
 #[test]
 fn iperf3_both_ways_over_tcp_and_udp() {
     if !require::command("iperf3", "iperf3") {
@@ -84,7 +75,7 @@ fn iperf3_both_ways_over_tcp_and_udp() {
             ensure!(packets.as_u64() > Some(1_000), "{vip}: {sum}");
             ensure!(lost.as_f64().is_some_and(|lost| lost < 1.0), "{vip}: {sum}");
         }
-        assert_nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 
@@ -140,7 +131,7 @@ fn ping_and_traceroute_reach_the_vip() {
         let echoes = echoes.context("no such verdict")?.packets;
         // Ten pings, and two probes a family at the last hop or more.
         ensure!(echoes >= 14, "{echoes}");
-        assert_nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 
@@ -167,7 +158,7 @@ fn a_small_mtu_in_front_is_found_by_the_backend() {
             let count = told.iter().filter(|knows| **knows).count();
             ensure!(count == 1, "one backend has sent something: {told:?}");
         }
-        assert_nothing_dropped(scenario)
+        scenario.node.nothing_dropped()
     });
 }
 
