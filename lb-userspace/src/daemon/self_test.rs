@@ -159,10 +159,9 @@ fn probe(service: &Service, all: &[&Service]) -> Option<Probe> {
         .filter(|other| other.name != service.name)
         .collect();
     let is_its_own = |address: &IpAddr| {
-        let one = Prefix::around(*address, if address.is_ipv4() { 32 } else { 128 });
+        let one = Prefix::from(*address);
         !rivals.iter().any(|other| {
-            other.address.length() > service.address.length()
-                && one.is_some_and(|one| other.address.contains(one))
+            other.address.length() > service.address.length() && other.address.contains(one)
         })
     };
     let address = addresses(service.address).find(is_its_own)?;

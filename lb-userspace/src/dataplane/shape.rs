@@ -151,7 +151,7 @@ impl Sizes {
 
     /// Their number less one, for as long as a loader wants it.
     pub(super) fn service_mask(&self) -> &'static u32 {
-        const MASKS: [u32; 32] = {
+        static MASKS: [u32; 32] = {
             let mut masks = [0; 32];
             let mut bits = 0;
             while bits < 32 {
@@ -160,9 +160,8 @@ impl Sizes {
             }
             masks
         };
-        static ALL: [u32; 32] = MASKS;
         let bits = self.service_buckets().trailing_zeros() as usize;
-        ALL.get(bits).unwrap_or(&0)
+        MASKS.get(bits).unwrap_or(&0)
     }
 
     /// Entries of a map whose size the limits give.

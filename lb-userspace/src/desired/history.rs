@@ -3,7 +3,7 @@
 //! **Invariant.** The file of a revision is on disk before the revision is in force, so a file with a higher number than
 //! the revision in force is of a change that never was: it is not shown, and overwritten.
 
-use super::{FORMAT, new, write_synced};
+use super::{FORMAT, new, replace_file};
 use crate::{api::protocol::RevisionView, spec::StateSpec};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -207,8 +207,7 @@ impl History {
         // Without blanks: a hundred large states are on disk.
         let text = serde_json::to_vec(&record).context("writing the state as JSON")?;
         let written = self.make_directory().and_then(|()| {
-            write_synced(&new(&path), &text)?;
-            fs::rename(new(&path), &path)?;
+            replace_file(&path, &text)?;
             File::open(&self.directory)?.sync_all()
         });
         if written.is_err() {

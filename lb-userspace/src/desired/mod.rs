@@ -317,7 +317,6 @@ fn new(path: &Path) -> PathBuf {
     path.with_extension("new")
 }
 
-/// Writes a file and waits until it is on disk.
 /// Replaces a file's content as a whole.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let other = new(path);
@@ -325,6 +324,7 @@ pub(crate) fn replace_file(path: &Path, content: &[u8]) -> std::io::Result<()> {
     fs::rename(other, path)
 }
 
+/// Writes a file and waits until it is on disk.
 fn write_synced(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let mut file = OpenOptions::new()
         .create(true)
