@@ -4,6 +4,7 @@
 //! From the bottom up: [`require`] says whether the machine can do it, [`session`] names what a process makes and
 //! sweeps what a dead one left, [`netns`] and [`process`] are guards, [`topology`] joins namespaces to a small network,
 //! [`bird`], [`keepalived`], [`nginx`], [`http`] and [`traffic`] put load on it, [`node`] runs `lbd` and `lbctl`, [`scenario`] is a test of it all.
+//! [`host`] makes a namespace a host on which a document's commands can be run.
 //! Beside them, [`packet`], [`prog_run`] and [`counters`] run the XDP program on single packets, without a network:
 //! those of [`fixtures`], each with all that must become of it, and those of [`fuzz`], which [`model`] judges.
 
@@ -17,6 +18,7 @@ pub mod effort;
 pub mod fixture;
 pub mod fixtures;
 pub mod fuzz;
+pub mod host;
 pub mod http;
 pub mod interrupt;
 pub mod keepalived;
