@@ -561,11 +561,16 @@ impl<P: DataPlane> Core<P> {
             .values()
             .filter_map(|table| table.inputs());
         let overlays = inputs.map(|inputs| inputs.members.overlay());
+        let mut worked = false;
         for overlay in overlays.filter(|overlay| !overlay.is_ready()) {
             if started.elapsed() > READY {
                 return;
             }
             overlay.make_ready();
+            worked = true;
+        }
+        if worked {
+            memory::give_back();
         }
     }
 

@@ -1,4 +1,5 @@
-//! Memory that a large plan has taken, which the allocator would keep: a megabyte for each table stored as a whole.
+//! Memory that was needed once and that the allocator would keep: a megabyte for each table that a plan stores as a whole, half
+//! of one for its stand-ins.
 
 use crate::plan::diff::Step;
 use lb_common::limits::SLOTS;
