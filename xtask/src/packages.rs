@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -17,6 +17,9 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("bird", "bird2"),
+    ("exabgp", "exabgp"),
+    ("gobgpd", "gobgpd"),
+    ("gobgp", "gobgpd"),
 ];
 
 /// Installs what is missing and says so.
