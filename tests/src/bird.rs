@@ -3,9 +3,11 @@
 use crate::{
     netns::Namespace,
     process::{Process, output},
+    shipped::with_defines,
     wait::wait_until,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail};
+use nix::sys::signal::Signal;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -38,7 +40,7 @@ impl Bird {
         values: &[(&str, &str)],
     ) -> Result<Self> {
         let file = directory.join(format!("{name}.conf"));
-        fs::write(&file, with_values(shipped, values)?)?;
+        fs::write(&file, with_defines(shipped, values)?)?;
         let control = directory.join(format!("{name}.ctl"));
         let mut command = namespace.command("bird");
         command
@@ -73,6 +75,14 @@ impl Bird {
         output(&mut birdc)
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
     /// Kills it, as `kill -9` does.
     ///
     /// # Errors
@@ -80,17 +90,4 @@ impl Bird {
     pub fn kill(self) -> Result<()> {
         self.process.kill()
     }
-}
-
-/// A file with other values of its `define`s.
-fn with_values(shipped: &str, values: &[(&str, &str)]) -> Result<String> {
-    let mut lines: Vec<String> = shipped.lines().map(str::to_owned).collect();
-    for (name, value) in values {
-        let start = format!("define {name} =");
-        let line = lines.iter_mut().find(|line| line.starts_with(&start));
-        *line.with_context(|| format!("the shipped file defines no {name}"))? =
-            format!("{start} {value};");
-    }
-    ensure!(!lines.is_empty(), "the shipped file is empty");
-    Ok(lines.join("\n") + "\n")
 }

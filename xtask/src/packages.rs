@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -17,6 +17,7 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("bird", "bird2"),
+    ("vtysh", "frr"),
 ];
 
 /// Installs what is missing and says so.
