@@ -163,7 +163,11 @@ impl Speaker {
     pub fn sessions(&self) -> String {
         let said = match self {
             Self::Bird(bird) => bird.ask("show protocols all"),
-            Self::Frr(frr) => frr.ask("show bgp summary"),
+            Self::Frr(frr) => {
+                let questions = ["bgp summary", "ip route", "ip route table 179"];
+                let said = questions.map(|what| frr.ask(&format!("show {what}")));
+                said.into_iter().collect()
+            }
         };
         said.unwrap_or_else(|error| format!("{error:#}"))
     }

@@ -87,11 +87,11 @@ impl<'a> Matrix<'a> {
     /// Waits until the route leads away, and notes how long after `from` that was, and the first packet at the other node.
     fn gone(&mut self, what: &str, from: f64, mark: super::routes::Mark) -> Result<()> {
         let gone = self.site.wait(NODE, false, mark)?;
-        // The last packets are still under way to where they are noted.
-        sleep(Duration::from_millis(50));
         self.note(&format!("{what}_ms"), millis(from, gone));
-        let moved = self.stream.moved(Site::number(NODE), from);
-        let moved = moved.context("no packet of the node's flows came to the other one")?;
+        // The packet may still be under way to where it is noted.
+        let moved = wait_until("a packet of the node's flows at the other one", LIMIT, || {
+            Ok(self.stream.moved(Site::number(NODE), from))
+        })?;
         self.note(&format!("{what}_packet_ms"), moved);
         Ok(())
     }

@@ -37,14 +37,15 @@ pub struct Arguments {
     /// File to write the figures to
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Speakers to measure [default: all]
-    #[arg(long, value_name = "SPEAKER", value_delimiter = ',', value_enum)]
+    /// Speakers to measure; none after this option alone [default: all]
+    #[arg(long, value_name = "SPEAKER", value_delimiter = ',', num_args = 0.., value_enum)]
     speakers: Option<Vec<Kind>>,
-    /// Fleets to play, by their numbers of balancers
+    /// Fleets to play, by their numbers of balancers; none after this option alone
     #[arg(
         long,
         value_name = "BALANCERS",
         value_delimiter = ',',
+        num_args = 0..,
         default_value = "2,4",
         value_parser = clap::value_parser!(u8).range(2..=16)
     )]
