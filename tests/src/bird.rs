@@ -3,10 +3,9 @@
 use crate::{
     netns::Namespace,
     process::{Process, output},
-    shipped::with_defines,
     wait::wait_until,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use std::{
     fs,
@@ -40,7 +39,7 @@ impl Bird {
         values: &[(&str, &str)],
     ) -> Result<Self> {
         let file = directory.join(format!("{name}.conf"));
-        fs::write(&file, with_defines(shipped, values)?)?;
+        fs::write(&file, with_values(shipped, values)?)?;
         let control = directory.join(format!("{name}.ctl"));
         let mut command = namespace.command("bird");
         command
@@ -90,4 +89,17 @@ impl Bird {
     pub fn kill(self) -> Result<()> {
         self.process.kill()
     }
+}
+
+/// A file with other values of its `define`s.
+fn with_values(shipped: &str, values: &[(&str, &str)]) -> Result<String> {
+    let mut lines: Vec<String> = shipped.lines().map(str::to_owned).collect();
+    for (name, value) in values {
+        let start = format!("define {name} =");
+        let line = lines.iter_mut().find(|line| line.starts_with(&start));
+        *line.with_context(|| format!("the shipped file defines no {name}"))? =
+            format!("{start} {value};");
+    }
+    ensure!(!lines.is_empty(), "the shipped file is empty");
+    Ok(lines.join("\n") + "\n")
 }

@@ -1,9 +1,9 @@
 //! FRR in a namespace: zebra, bfdd and bgpd with a file of `deploy/`, read by vtysh as on a host.
 
 use crate::{
+    exabgp::with_values,
     netns::Namespace,
     process::{Process, output},
-    shipped::with_words,
     wait::wait_until,
 };
 use anyhow::{Context, Result, bail};
@@ -41,7 +41,8 @@ pub struct Frr {
 }
 
 impl Frr {
-    /// Starts it in a namespace with a shipped file in which these words are others. Its files are in `directory`, under `name`.
+    /// Starts it in a namespace with a shipped file in which these values are replaced by others (see [`with_values`]). Its files
+    /// are in `directory`, under `name`.
     ///
     /// # Errors
     /// When a daemon does not start or vtysh refuses the file; the error has what it says.
@@ -50,10 +51,10 @@ impl Frr {
         directory: &Path,
         name: &str,
         shipped: &str,
-        words: &[(&str, &str)],
+        values: &[(&str, &str)],
     ) -> Result<Self> {
         let file = directory.join(format!("{name}.conf"));
-        fs::write(&file, with_words(shipped, words)?)?;
+        fs::write(&file, with_values(shipped, values)?)?;
         output(Command::new("vtysh").args(["-C", "-f"]).arg(&file))?;
         let sockets = directory.join(name);
         // Sockets that were left there would look like those of a daemon that is ready.

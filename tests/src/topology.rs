@@ -36,7 +36,7 @@ const OUTSIDE: u32 = 1_500;
 /// MTU between router, balancer and backends: a full packet from outside fits with an outer IPv6 header (40 bytes).
 const INSIDE: u32 = 1_600;
 
-/// The IPv4 address of balancer `number`, from 1, of [`Layout::Routed`]: 10.2.0.2, 10.2.1.2, ...; the router's on its link ends in 1.
+/// The IPv4 address of balancer `number`, from 1, of [`Layout::Routed`]: 10.2.0.2, 10.2.1.2, ...
 pub const fn balancer_v4(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 2, number - 1, 2)
 }
@@ -44,6 +44,16 @@ pub const fn balancer_v4(number: u8) -> Ipv4Addr {
 /// As [`balancer_v4`], of IPv6: fd00:2::2, fd00:2:1::2, ...
 pub const fn balancer_v6(number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 2, number as u16 - 1, 0, 0, 0, 0, 2)
+}
+
+/// The router's IPv4 address on the link of balancer `number`, from 1.
+pub const fn router_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 2, number - 1, 1)
+}
+
+/// As [`router_v4`], of IPv6.
+pub const fn router_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 2, number as u16 - 1, 0, 0, 0, 0, 1)
 }
 
 /// The router's interface to balancer `number`, from 1.

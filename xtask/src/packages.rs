@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -18,6 +18,9 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("setpriv", "util-linux"),
     ("bird", "bird2"),
     ("vtysh", "frr"),
+    ("exabgp", "exabgp"),
+    ("gobgpd", "gobgpd"),
+    ("gobgp", "gobgpd"),
 ];
 
 /// Installs what is missing and says so.

@@ -89,9 +89,11 @@ impl<'a> Matrix<'a> {
         let gone = self.site.wait(NODE, false, mark)?;
         self.note(&format!("{what}_ms"), millis(from, gone));
         // The packet may still be under way to where it is noted.
-        let moved = wait_until("a packet of the node's flows at the other one", LIMIT, || {
-            Ok(self.stream.moved(Site::number(NODE), from))
-        })?;
+        let moved = wait_until(
+            "a packet of the node's flows at the other one",
+            LIMIT,
+            || Ok(self.stream.moved(Site::number(NODE), from)),
+        )?;
         self.note(&format!("{what}_packet_ms"), moved);
         Ok(())
     }

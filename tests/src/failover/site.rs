@@ -9,7 +9,7 @@ use crate::{
     require,
     session::Session,
     speaker::{Kind, Speaker},
-    topology::balancer_v4,
+    topology::{balancer_v4, router_v4, router_v6},
     wait::wait_until,
 };
 use anyhow::{Context, Result, ensure};
@@ -57,7 +57,7 @@ impl Site {
         let topology = &fleet.topology;
         topology.forget_vips()?;
         let routes = Routes::watch(&topology.router, &directory)?;
-        let router = kind.router().start_router(&topology.router, &directory)?;
+        let router = kind.start_router(&topology.router, &directory)?;
         let mut site = Self {
             kind,
             speakers: (0..balancers).map(|_| None).collect(),
@@ -157,7 +157,9 @@ impl Site {
     /// What the node's kernel refuses.
     pub(super) fn mute(&self, node: usize, mute: bool) -> Result<()> {
         let namespace = self.fleet.namespace(node);
-        for router in [format!("10.2.{node}.1"), format!("fd00:2:{node:x}::1")] {
+        let number = Self::number(node);
+        let routers = [router_v4(number).to_string(), router_v6(number).to_string()];
+        for router in routers {
             namespace.ip(&if mute {
                 format!("neigh replace {router} lladdr {NOBODY} dev eth0 nud permanent")
             } else {

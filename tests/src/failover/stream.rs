@@ -60,9 +60,11 @@ impl Stream {
                 .threads
                 .push(thread::spawn(move || note(&socket, &seen, &stop)));
         }
-        let sockets = topology
-            .client
-            .run(|| (0..FLOWS).map(|_| connect()).collect::<io::Result<Vec<UdpSocket>>>())?;
+        let sockets = topology.client.run(|| {
+            (0..FLOWS)
+                .map(|_| connect())
+                .collect::<io::Result<Vec<UdpSocket>>>()
+        })?;
         let stop = Arc::clone(&stream.stop);
         stream
             .threads
