@@ -64,6 +64,8 @@ impl Frr {
         fs::create_dir_all(&sockets)?;
         let user = User::from_name(USER)?.with_context(|| format!("there is no user {USER}"))?;
         chown(&sockets, Some(user.uid), Some(user.gid))?;
+        // What an earlier zebra that was killed has left: see deploy/frr-lb.conf.
+        namespace.ip("route flush proto zebra")?;
         let mut frr = Self {
             daemons: vec![],
             sockets,
