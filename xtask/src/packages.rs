@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 15] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -17,6 +17,7 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("bird", "bird2"),
+    ("vtysh", "frr"),
     ("exabgp", "exabgp"),
     ("gobgpd", "gobgpd"),
     ("gobgp", "gobgpd"),
