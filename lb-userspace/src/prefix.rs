@@ -1,9 +1,11 @@
 //! Prefixes of addresses: what services and balancers have. One of full length is an address.
 
+use serde::{Deserialize, Serialize};
 use std::{fmt, net::IpAddr, str::FromStr};
 
 /// An address and how many of its bits count; the others are 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Prefix {
     address: IpAddr,
     length: u8,
@@ -86,6 +88,20 @@ impl Prefix {
             IpAddr::V4(v4) => (u32::from(self.length) + 96, v4.to_ipv6_mapped().octets()),
             IpAddr::V6(v6) => (self.length.into(), v6.octets()),
         }
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> Self {
+        prefix.to_string()
+    }
+}
+
+impl TryFrom<String> for Prefix {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

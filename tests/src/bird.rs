@@ -6,6 +6,7 @@ use crate::{
     wait::wait_until,
 };
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -71,6 +72,14 @@ impl Bird {
             .arg(&self.control)
             .args(command.split_whitespace());
         output(&mut birdc)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// Kills it, as `kill -9` does.

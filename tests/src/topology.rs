@@ -29,12 +29,40 @@ pub const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 /// The client's IPv6 address.
 pub const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2);
 /// The balancer's IPv4 address.
-pub const BALANCER_V4: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+pub const BALANCER_V4: Ipv4Addr = balancer_v4(1);
 
 /// MTU towards the client, in bytes.
 const OUTSIDE: u32 = 1_500;
 /// MTU between router, balancer and backends: a full packet from outside fits with an outer IPv6 header (40 bytes).
 const INSIDE: u32 = 1_600;
+
+/// The IPv4 address of balancer `number`, from 1, of [`Layout::Routed`]: 10.2.0.2, 10.2.1.2, ...
+pub const fn balancer_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 2, number - 1, 2)
+}
+
+/// As [`balancer_v4`], of IPv6: fd00:2::2, fd00:2:1::2, ...
+pub const fn balancer_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 2, number as u16 - 1, 0, 0, 0, 0, 2)
+}
+
+/// The router's IPv4 address on the link of balancer `number`, from 1.
+pub const fn router_v4(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 2, number - 1, 1)
+}
+
+/// As [`router_v4`], of IPv6.
+pub const fn router_v6(number: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 2, number as u16 - 1, 0, 0, 0, 0, 1)
+}
+
+/// The router's interface to balancer `number`, from 1.
+pub fn port(number: u8) -> String {
+    match number {
+        1 => "balancer".into(),
+        _ => format!("balancer-{number}"),
+    }
+}
 
 /// How the balancer reaches the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,26 +149,48 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Adds a second balancer, 10.2.1.2 and fd00:2:1::2, behind the router. Flows to the VIPs are spread over both
-    /// by their 5-tuples (ECMP).
+    /// Adds balancer `number`, 2 to 16, behind the router: see [`balancer_v4`] for its address, which is that of IPv6 likewise.
+    /// No packets go to it before [`Topology::spread`].
     ///
     /// # Errors
     /// What the kernel or a command refuses.
-    pub fn add_balancer(&self, session: &Session) -> Result<Namespace> {
-        let balancer = Namespace::create(&session.namespace("balancer-2"))?;
+    pub fn add_balancer(&self, session: &Session, number: u8) -> Result<Namespace> {
+        let name = port(number);
+        let balancer = Namespace::create(&session.namespace(&name))?;
         let pass = HostProgram::pass(&session.pins())?;
-        self.join_balancer(&balancer, "balancer-2", 1, Layout::Routed, &pass)?;
-        for family in ["ipv4", "ipv6"] {
-            self.router
-                .sysctl(&format!("net/{family}/fib_multipath_hash_policy"), "1")?;
-        }
-        self.router.ip(&format!(
-            "route replace {VIP_V4}/32 nexthop via {BALANCER_V4} nexthop via 10.2.1.2"
-        ))?;
-        self.router.ip(&format!(
-            "route replace {VIP_V6}/128 nexthop via fd00:2::2 nexthop via fd00:2:1::2"
-        ))?;
+        self.join_balancer(&balancer, &name, number - 1, Layout::Routed, &pass)?;
         Ok(balancer)
+    }
+
+    /// Spreads flows to the VIPs over the first `balancers` balancers by their 5-tuples (ECMP).
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn spread(&self, balancers: u8) -> Result<()> {
+        self.hash_by_ports()?;
+        let (mut v4, mut v6) = (String::new(), String::new());
+        for number in 1..=balancers {
+            v4 += &format!(" nexthop via {}", balancer_v4(number));
+            v6 += &format!(" nexthop via {}", balancer_v6(number));
+        }
+        self.router.ip(&format!("route replace {VIP_V4}/32{v4}"))?;
+        self.router.ip(&format!("route replace {VIP_V6}/128{v6}"))
+    }
+
+    /// Takes the router's own routes to the VIPs away: BGP is to bring them. With several, flows are spread by their 5-tuples.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn forget_vips(&self) -> Result<()> {
+        self.hash_by_ports()?;
+        self.router.ip(&format!("route del {VIP_V4}/32"))?;
+        self.router.ip(&format!("-6 route del {VIP_V6}/128"))
+    }
+
+    fn hash_by_ports(&self) -> Result<()> {
+        let key = |family| format!("net/{family}/fib_multipath_hash_policy");
+        let mut families = ["ipv4", "ipv6"].into_iter();
+        families.try_for_each(|family| self.router.sysctl(&key(family), "1"))
     }
 
     /// Gives the balancer a second interface, `eth1`, 10.5.0.2 and fd00:5::2, and the way to the backends of

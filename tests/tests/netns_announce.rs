@@ -4,6 +4,7 @@
 use anyhow::{Context, Result};
 use lb_tests::{
     bird::{self, Bird},
+    moment,
     netns::Namespace,
     process::{Process, output},
     require,
@@ -18,6 +19,10 @@ use std::{fs, thread::sleep, time::Duration};
 const LIMIT: Duration = Duration::from_secs(20);
 /// More than the worst of what is seen on a machine that has nothing else to do, for those that have.
 const WITHDRAWN: Duration = Duration::from_millis(500);
+
+/// Milliseconds between two BFD packets. These tests run beside each other, and none is about a speaker that cannot run for a
+/// while.
+const PATIENT: &str = "500";
 
 /// What makes a node announce: short waits.
 const ANNOUNCE: &str = "announce:
@@ -38,8 +43,7 @@ impl Site {
     fn set_up(scenario: &Scenario) -> Result<Self> {
         let directory = scenario.directory();
         let topology = &scenario.topology;
-        topology.router.ip(&format!("route del {VIP_V4}/32"))?;
-        topology.router.ip(&format!("-6 route del {VIP_V6}/128"))?;
+        topology.forget_vips()?;
         let text = scenario.node.configuration("auto") + ANNOUNCE;
         fs::write(scenario.node.config(), text)?;
         let values = [
@@ -48,6 +52,7 @@ impl Site {
             ("BALANCERS_V6", "fd00:2::/64"),
             ("VIPS_V4", "[ 10.0.0.0/24{24,32} ]"),
             ("VIPS_V6", "[ fd00::/64{48,128} ]"),
+            ("BFD_INTERVAL", PATIENT),
         ];
         let router = Bird::start(
             &topology.router,
@@ -73,6 +78,7 @@ impl Site {
             ("THIS_NODE", "10.2.0.2"),
             ("ROUTER_V4", "10.2.0.1"),
             ("ROUTER_V6", "fd00:2::1"),
+            ("BFD_INTERVAL", PATIENT),
         ];
         let namespace = &scenario.topology.balancer;
         let directory = scenario.directory();
@@ -92,21 +98,8 @@ impl Site {
         let lost = log
             .lines()
             .filter(|line| line.contains(&format!("Deleted {VIP_V4} ")));
-        lost.filter_map(seconds_of_day).collect()
+        lost.filter_map(moment::in_line).collect()
     }
-}
-
-/// The time of day in `2026-01-02T03:04:05.678` somewhere in a line.
-fn seconds_of_day(line: &str) -> Option<f64> {
-    let (_, time) = line.split_once('T')?;
-    let end = time.find(|c: char| !c.is_ascii_digit() && c != ':' && c != '.')?;
-    let mut parts = time[..end].split(':').map(str::parse::<f64>);
-    let (h, m, s) = (
-        parts.next()?.ok()?,
-        parts.next()?.ok()?,
-        parts.next()?.ok()?,
-    );
-    Some(h * 3_600.0 + m * 60.0 + s)
 }
 
 fn routes(namespace: &Namespace, arguments: &str) -> Result<String> {
@@ -197,7 +190,7 @@ fn a_vip_is_announced_while_a_backend_is_healthy() {
         let log = scenario.node.log();
         let verdict = log.lines().rfind(|line| line.contains("backend is down"));
         let verdict = verdict
-            .and_then(seconds_of_day)
+            .and_then(moment::in_line)
             .context("no verdict in the log")?;
         let gone = *site.losses().last().context("no loss was seen")?;
         println!(

@@ -42,6 +42,8 @@ enum Task {
     Vm(vm::Options),
     /// Change and break everything around live connections, and count those that notice (as root).
     Chaos(program::Options),
+    /// Announce VIPs by real BGP speakers, take nodes away, and say how long it takes and what it breaks (as root).
+    Failover(program::Options),
     /// Send random packets through the program and through a model of it, and compare (as root).
     Fuzz(program::Options),
     /// Measure what packets and changes cost (as root).
@@ -70,6 +72,7 @@ fn run(task: Task, root: &Path) -> Result<ExitCode> {
         Task::Demo(options) => program::DEMO.run(root, &options),
         Task::Vm(options) => vm::run(root, &options),
         Task::Chaos(options) => program::CHAOS.run(root, &options),
+        Task::Failover(options) => program::FAILOVER.run(root, &options),
         Task::Fuzz(options) => program::FUZZ.run(root, &options),
         Task::Bench(options) => program::BENCH.run(root, &options),
     }

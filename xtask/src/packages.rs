@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 19] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -17,6 +17,10 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("nsenter", "util-linux"),
     ("setpriv", "util-linux"),
     ("bird", "bird2"),
+    ("vtysh", "frr"),
+    ("exabgp", "exabgp"),
+    ("gobgpd", "gobgpd"),
+    ("gobgp", "gobgpd"),
     ("keepalived", "keepalived"),
     ("haproxy", "haproxy"),
     ("curl", "curl"),

@@ -49,6 +49,14 @@ pub const CHAOS: Program = Program {
     optimised: false,
 };
 
+/// Real BGP speakers, and nodes that go and come.
+pub const FAILOVER: Program = Program {
+    name: "failover",
+    needs_root: "failover makes network namespaces and loads XDP programs",
+    runs_daemon: true,
+    optimised: true,
+};
+
 /// Random packets through the program and a model of it.
 pub const FUZZ: Program = Program {
     name: "fuzz",

@@ -1,15 +1,19 @@
 //! Which VIPs this node attracts traffic for, and how routers are told.
 //!
 //! [`decide`] turns facts into a decision for each VIP, with the reason in words; [`drain`] is how the node as a whole leaves;
-//! [`Announcing`] keeps both for the daemon. All of that is pure. A driver ([`Announcer`]: `route`, `exec`) makes what is
+//! [`Announcing`] keeps both for the daemon. All of that is pure. A driver ([`Announcer`]: `route`, `exec`, `exabgp`,
+//! `gobgp`) makes what is
 //! announced equal what is wanted; [`worker`] runs it beside the control loop, and again when it fails or is disturbed.
 //!
 //! **Invariants.** Nothing is withdrawn because something is not known yet: before the driver has said what it finds and
 //! every backend has a verdict, nothing is decided, and what is announced stays. Nothing is withdrawn because `lbd` ends.
 
+pub mod bgp;
 pub mod decide;
 pub mod drain;
+pub mod exabgp;
 pub mod exec;
+pub mod gobgp;
 mod node;
 pub mod route;
 pub mod setting;
@@ -21,7 +25,9 @@ pub mod worker;
 pub use node::Announcing;
 
 use crate::{dataplane::Attachment, prefix::Prefix};
+use exabgp::ExabgpDriver;
 use exec::ExecDriver;
+use gobgp::GobgpDriver;
 use route::RouteDriver;
 use serde::{Deserialize, Serialize};
 use setting::{Driver, Settings};
@@ -84,6 +90,8 @@ pub async fn withdraw_all(
     match &settings.driver {
         Driver::Route(route) => withdraw(RouteDriver::new(*route)).await,
         Driver::Exec(exec) => withdraw(ExecDriver::new(exec.clone(), state_directory)).await,
+        Driver::Exabgp(exabgp) => withdraw(ExabgpDriver::new(exabgp.clone())).await,
+        Driver::Gobgp(gobgp) => withdraw(GobgpDriver::new(gobgp.clone())).await,
     }
 }
 

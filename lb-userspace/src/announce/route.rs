@@ -3,7 +3,7 @@
 //! The route is of type `blackhole`, so that it names no interface and no next hop; no rule leads to the table, so that no
 //! packet meets it. Its metric says how the VIP is announced: [`SERVING`] or [`DRAINING`].
 //!
-//! **Invariants.** Only routes of our protocol in our table are removed. A VIP whose role changes has both routes for a moment,
+//! **Invariants.** Only routes of our protocol in our table are removed. A VIP that begins to drain has both routes for a moment,
 //! never none. Routes stay when the daemon ends.
 
 use super::{Announced, Announcer, Outcome, Role, Wanted, setting::RouteSettings};
@@ -158,7 +158,8 @@ struct Step {
     add: bool,
 }
 
-/// What leads from the routes that are there to those that are wanted: additions first.
+/// What leads from the routes that are there to those that are wanted: additions first, but for VIPs that are draining no more.
+/// FRR (8.4, `ip import-table`) forgets a VIP when any route to it goes, until the next one comes: the old one must go first.
 fn steps(present: &Present, wanted: &Wanted) -> Vec<Step> {
     let wanted: BTreeSet<(Prefix, u32)> = wanted
         .iter()
@@ -175,10 +176,11 @@ fn steps(present: &Present, wanted: &Wanted) -> Vec<Step> {
             add,
         }
     };
+    let was_draining = |step: &Step| present.contains(&(step.prefix, DRAINING));
     let added = wanted.difference(&present).map(step(true));
-    added
-        .chain(present.difference(&wanted).map(step(false)))
-        .collect()
+    let (back, new): (Vec<Step>, Vec<Step>) = added.partition(was_draining);
+    let removed = present.difference(&wanted).map(step(false));
+    new.into_iter().chain(removed).chain(back).collect()
 }
 
 const fn metric(role: Role) -> u32 {
@@ -323,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_of_role_adds_before_it_removes() {
+    fn what_begins_to_drain_has_both_routes_and_what_comes_back_never_has() {
         let vip: Prefix = "192.0.2.1".parse().unwrap();
         let other: Prefix = "2001:db8::/64".parse().unwrap();
         let present = Present::from([
@@ -344,6 +346,13 @@ mod tests {
         assert_eq!(steps(&present, &wanted), expected);
         let reached = Present::from([(vip, BTreeSet::from([DRAINING]))]);
         assert_eq!(steps(&reached, &wanted), []);
+        let back = Wanted::from([(vip, Some(Role::Serving)), (other, Some(Role::Serving))]);
+        let expected = [
+            step(other, SERVING, true),
+            step(vip, DRAINING, false),
+            step(vip, SERVING, true),
+        ];
+        assert_eq!(steps(&reached, &back), expected);
         assert_eq!(roles(&reached), [(vip, Role::Draining)].into());
     }
 }

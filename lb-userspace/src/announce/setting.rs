@@ -1,12 +1,17 @@
 //! The section `announce` of the node's configuration.
 
+use super::bgp::{Attributes, Community, GRACEFUL_SHUTDOWN};
 use crate::{
     prefix::Prefix,
     problem::Problem,
     spec::field::{self, Fault},
 };
 use serde::Deserialize;
-use std::time::Duration;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Routing table of the driver `route` unless another is named.
 pub const DEFAULT_TABLE: u32 = 179;
@@ -20,6 +25,14 @@ const MAX_HOLD_DOWN: Duration = Duration::from_secs(3_600);
 const MAX_DRAIN: Duration = Duration::from_secs(24 * 3_600);
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where `lbd exabgp` listens unless another place is named.
+pub const DEFAULT_SOCKET: &str = "/var/lib/guideway-exabgp/lbd.sock";
+/// Where gobgpd listens unless it is told otherwise.
+const DEFAULT_API: &str = "127.0.0.1:50051";
+/// MED of a node that is drained unless another is named.
+const DEFAULT_DRAINING_MED: u32 = 1_000;
+/// Most communities in the settings.
+const MAX_COMMUNITIES: usize = 32;
 /// A whole, in the unit of shares.
 pub const WHOLE: u64 = 10_000;
 
@@ -63,6 +76,10 @@ pub enum Driver {
     Route(RouteSettings),
     /// By a command.
     Exec(ExecSettings),
+    /// By ExaBGP, through a process that it runs.
+    Exabgp(ExabgpSettings),
+    /// By gobgpd, through its gRPC API.
+    Gobgp(GobgpSettings),
 }
 
 impl Driver {
@@ -71,6 +88,8 @@ impl Driver {
         match self {
             Self::Route(_) => "route",
             Self::Exec(_) => "exec",
+            Self::Exabgp(_) => "exabgp",
+            Self::Gobgp(_) => "gobgp",
         }
     }
 }
@@ -93,6 +112,28 @@ pub struct ExecSettings {
     pub timeout: Duration,
 }
 
+/// Settings of the driver `exabgp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExabgpSettings {
+    /// Where `lbd exabgp` listens.
+    pub socket: PathBuf,
+    /// What routes say.
+    pub attributes: Attributes,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+/// Settings of the driver `gobgp`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GobgpSettings {
+    /// Where gobgpd's API listens.
+    pub address: SocketAddr,
+    /// What routes say.
+    pub attributes: Attributes,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
 /// The section as it is written.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -109,6 +150,10 @@ pub(crate) struct RawAnnounce {
     route: RawRoute,
     #[serde(default)]
     exec: RawExec,
+    #[serde(default)]
+    exabgp: RawExabgp,
+    #[serde(default)]
+    gobgp: RawGobgp,
 }
 
 #[derive(Default, Deserialize)]
@@ -131,6 +176,39 @@ struct RawExec {
     #[serde(default)]
     command: Vec<String>,
     timeout: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawExabgp {
+    socket: Option<String>,
+    #[serde(default)]
+    next_hop: RawNextHop,
+    med: Option<i64>,
+    draining_med: Option<i64>,
+    #[serde(default)]
+    communities: Vec<String>,
+    timeout: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawGobgp {
+    address: Option<String>,
+    #[serde(default)]
+    next_hop: RawNextHop,
+    med: Option<i64>,
+    draining_med: Option<i64>,
+    #[serde(default)]
+    communities: Vec<String>,
+    timeout: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNextHop {
+    ipv4: Option<String>,
+    ipv6: Option<String>,
 }
 
 /// Checks the section; what is wrong is added to `found`.
@@ -202,67 +280,172 @@ fn allowed(raw: &[String], found: &mut Vec<Problem>) -> Vec<Prefix> {
 }
 
 fn driver(raw: &RawAnnounce, found: &mut Vec<Problem>) -> Driver {
-    let mut number =
-        |name: &str, value: Option<i64>, usual: u32, good: &dyn Fn(u32) -> bool, hint: &str| {
-            let value = value.unwrap_or_else(|| i64::from(usual));
-            match u32::try_from(value) {
-                Ok(number) if good(number) => number,
-                _ => {
-                    found.push(Problem::new(
-                        format!("announce.route.{name}"),
-                        value,
-                        "cannot be used",
-                        hint,
-                    ));
-                    usual
-                }
-            }
-        };
-    let is_free = |table| table != 0 && !OWN_TABLES.contains(&table);
-    let hint = "choose 1 to 4294967295 but 253 to 255, a table that nothing else uses";
-    let table = number("table", raw.route.table, DEFAULT_TABLE, &is_free, hint);
-    let is_own = |protocol| protocol > u32::from(LAST_TAKEN_PROTOCOL) && protocol <= 255;
-    let hint = "choose 19 to 255, one that no other daemon here has (/etc/iproute2/rt_protos)";
-    let protocol = number(
-        "protocol",
-        raw.route.protocol,
-        DEFAULT_PROTOCOL.into(),
-        &is_own,
-        hint,
-    );
-    let protocol = u8::try_from(protocol).unwrap_or(DEFAULT_PROTOCOL);
-    let usual = Duration::from_secs(5);
-    let span = |text: &str| field::duration(text, MIN_TIMEOUT, MAX_TIMEOUT);
-    let timeout = Reader(found).value("exec.timeout", &raw.exec.timeout, usual, span);
+    let route = Driver::Route(route(&raw.route, found));
+    let exec = exec(&raw.exec, raw.driver.as_deref() == Some("exec"), found);
+    let exabgp = exabgp(&raw.exabgp, found);
+    let gobgp = gobgp(&raw.gobgp, found);
     match raw.driver.as_deref() {
-        None | Some("route") => {}
-        Some("exec") => {
-            match raw.exec.command.first() {
-                Some(program) if program.starts_with('/') => {}
-                first => {
-                    let hint = "write program and arguments as a list, such as [/usr/local/bin/announce, --fast]";
-                    let given = first.map_or("", String::as_str);
-                    let message = "does not start with the absolute path of a program";
-                    found.push(Problem::new("announce.exec.command", given, message, hint));
-                }
-            }
-            return Driver::Exec(ExecSettings {
-                command: raw.exec.command.clone(),
-                timeout,
-            });
-        }
+        None | Some("route") => route,
+        Some("exec") => Driver::Exec(exec),
+        Some("exabgp") => Driver::Exabgp(exabgp),
+        Some("gobgp") => Driver::Gobgp(gobgp),
         Some(other) => {
-            let hint =
-                "choose route (routes in a table that a BGP speaker imports) or exec (a command)";
-            found.push(Problem::new(
-                "announce.driver",
-                other,
-                "is not a driver",
-                hint,
-            ));
+            let hint = "choose route (routes in a table that a BGP speaker imports), exabgp, gobgp, or exec (a command)";
+            Reader(found).say("driver", other, "is not a driver", hint);
+            route
         }
     }
-    Driver::Route(RouteSettings { table, protocol })
+}
+
+fn route(raw: &RawRoute, found: &mut Vec<Problem>) -> RouteSettings {
+    let mut reader = Reader(found);
+    let is_free = |table| table != 0 && !OWN_TABLES.contains(&table);
+    let hint = "choose 1 to 4294967295 but 253 to 255, a table that nothing else uses";
+    let table = reader.number("route.table", raw.table, DEFAULT_TABLE, is_free, hint);
+    let is_own = |protocol| protocol > u32::from(LAST_TAKEN_PROTOCOL) && protocol <= 255;
+    let hint = "choose 19 to 255, one that no other daemon here has (/etc/iproute2/rt_protos)";
+    let usual = DEFAULT_PROTOCOL.into();
+    let protocol = reader.number("route.protocol", raw.protocol, usual, is_own, hint);
+    RouteSettings {
+        table,
+        protocol: u8::try_from(protocol).unwrap_or(DEFAULT_PROTOCOL),
+    }
+}
+
+fn exec(raw: &RawExec, is_chosen: bool, found: &mut Vec<Problem>) -> ExecSettings {
+    let mut reader = Reader(found);
+    let timeout = reader.timeout("exec.timeout", &raw.timeout);
+    let first = raw.command.first().map_or("", String::as_str);
+    if is_chosen && !first.starts_with('/') {
+        let hint =
+            "write program and arguments as a list, such as [/usr/local/bin/announce, --fast]";
+        let message = "does not start with the absolute path of a program";
+        reader.say("exec.command", first, message, hint);
+    }
+    ExecSettings {
+        command: raw.command.clone(),
+        timeout,
+    }
+}
+
+fn exabgp(raw: &RawExabgp, found: &mut Vec<Problem>) -> ExabgpSettings {
+    let mut reader = Reader(found);
+    let socket = reader.value(
+        "exabgp.socket",
+        &raw.socket,
+        DEFAULT_SOCKET.into(),
+        absolute,
+    );
+    let meds = (raw.med, raw.draining_med);
+    ExabgpSettings {
+        socket,
+        attributes: attributes("exabgp", &raw.next_hop, meds, &raw.communities, &mut reader),
+        timeout: reader.timeout("exabgp.timeout", &raw.timeout),
+    }
+}
+
+fn gobgp(raw: &RawGobgp, found: &mut Vec<Problem>) -> GobgpSettings {
+    let mut reader = Reader(found);
+    let text = raw.address.clone().or_else(|| Some(DEFAULT_API.into()));
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+    let address = reader.value("gobgp.address", &text, nowhere, |text| {
+        let hint = "write an address and a port such as 127.0.0.1:50051, those of gobgpd's option --api-hosts";
+        text.parse()
+            .map_err(|_| Fault::new("is no address with a port", hint))
+    });
+    let meds = (raw.med, raw.draining_med);
+    GobgpSettings {
+        address,
+        attributes: attributes("gobgp", &raw.next_hop, meds, &raw.communities, &mut reader),
+        timeout: reader.timeout("gobgp.timeout", &raw.timeout),
+    }
+}
+
+/// What routes say. `meds`: of a node that serves, and of one that is drained.
+fn attributes(
+    driver: &str,
+    hops: &RawNextHop,
+    meds: (Option<i64>, Option<i64>),
+    communities: &[String],
+    reader: &mut Reader<'_>,
+) -> Attributes {
+    let field = |name: &str| format!("{driver}.{name}");
+    let hop = |is_ipv4| move |text: &str| next_hop(text, is_ipv4);
+    let next_hop_v4 = reader.value(&field("next_hop.ipv4"), &hops.ipv4, None, hop(true));
+    let next_hop_v6 = reader.value(&field("next_hop.ipv6"), &hops.ipv6, None, hop(false));
+    let hint = "choose 0 to 4294967294; routers prefer the lowest";
+    let med = reader.number(&field("med"), meds.0, 0, |med| med < u32::MAX, hint);
+    let usual = DEFAULT_DRAINING_MED.max(med.saturating_add(1));
+    let hint = "choose more than `med`, up to 4294967295, so that routers prefer nodes that are not drained";
+    let draining_med = reader.number(
+        &field("draining_med"),
+        meds.1,
+        usual,
+        |other| other > med,
+        hint,
+    );
+    if communities.len() > MAX_COMMUNITIES {
+        let hint = format!("name {MAX_COMMUNITIES} at most");
+        reader.say(
+            &field("communities"),
+            &communities.len().to_string(),
+            "are too many",
+            &hint,
+        );
+    }
+    let communities = communities.iter().enumerate().filter_map(|(i, text)| {
+        let name = field(&format!("communities[{i}]"));
+        reader.value(&name, &Some(text.clone()), None, community)
+    });
+    Attributes {
+        next_hop_v4,
+        next_hop_v6,
+        med,
+        draining_med,
+        communities: communities.collect(),
+    }
+}
+
+fn community(text: &str) -> Result<Option<Community>, Fault> {
+    let hint = "write two numbers of 0 to 65535, such as 65001:100";
+    match text.parse() {
+        Ok(GRACEFUL_SHUTDOWN) => Err(Fault::new(
+            "says that a node is drained",
+            "leave it out: routes have it while the node is",
+        )),
+        Ok(community) => Ok(Some(community)),
+        Err(message) => Err(Fault::new(message, hint)),
+    }
+}
+
+/// An address, or none for the speaker's own.
+fn next_hop(text: &str, is_ipv4: bool) -> Result<Option<IpAddr>, Fault> {
+    if text == "self" {
+        return Ok(None);
+    }
+    let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+    let fault = |message: String| {
+        let hint = format!("write self, or the {family} address that routers reach this node by");
+        Fault::new(message, hint)
+    };
+    let address: IpAddr = text.parse().map_err(|_| fault("is no address".into()))?;
+    if address.is_ipv4() != is_ipv4 {
+        return Err(fault(format!("is no {family} address")));
+    }
+    if address.is_unspecified() || address.is_multicast() || address.is_loopback() {
+        return Err(fault(
+            "is no address of a host that others can reach".into(),
+        ));
+    }
+    Ok(Some(address))
+}
+
+fn absolute(text: &str) -> Result<PathBuf, Fault> {
+    if !text.starts_with('/') {
+        let hint = format!("write the whole path, such as {DEFAULT_SOCKET}");
+        return Err(Fault::new("is no absolute path", hint));
+    }
+    Ok(text.into())
 }
 
 /// Reads single fields of the section.
@@ -281,6 +464,30 @@ impl Reader<'_> {
             self.say(field, text, &message, &hint);
             usual
         })
+    }
+
+    fn number(
+        &mut self,
+        field: &str,
+        value: Option<i64>,
+        usual: u32,
+        is_good: impl Fn(u32) -> bool,
+        hint: &str,
+    ) -> u32 {
+        let Some(value) = value else { return usual };
+        match u32::try_from(value) {
+            Ok(number) if is_good(number) => number,
+            Ok(_) | Err(_) => {
+                self.say(field, &value.to_string(), "cannot be used", hint);
+                usual
+            }
+        }
+    }
+
+    /// How long something may take.
+    fn timeout(&mut self, field: &str, text: &Option<String>) -> Duration {
+        let span = |text: &str| field::duration(text, MIN_TIMEOUT, MAX_TIMEOUT);
+        self.value(field, text, Duration::from_secs(5), span)
     }
 
     fn say(&mut self, field: &str, value: &str, message: &str, hint: &str) {

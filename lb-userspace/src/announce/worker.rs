@@ -86,7 +86,10 @@ async fn run(
         if is_known {
             break;
         }
-        sleep(retry).await;
+        tokio::select! {
+            () = driver.disturbed() => {}
+            () = sleep(retry) => {}
+        }
         retry = (retry * 2).min(LAST_RETRY);
     }
     let mut wait = PERIOD;

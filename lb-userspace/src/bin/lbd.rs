@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use lb_userspace::{
-    announce::{self, watchdog},
+    announce::{self, exabgp, setting::DEFAULT_SOCKET, watchdog},
     config::{DEFAULT_PATH, NodeConfig},
     daemon::start,
     dataplane::aya,
@@ -47,6 +47,12 @@ enum Command {
     Detach,
     /// Run beside lbd: withdraw what is announced when packets are not balanced any more, by whatever cause.
     Watchdog,
+    /// Run by ExaBGP, as a process of its configuration: have it announce what lbd says. Needs no configuration of the node.
+    Exabgp {
+        /// Where to listen for lbd: announce.exabgp.socket of its configuration. Beside it, what it said is kept.
+        #[arg(long, default_value = DEFAULT_SOCKET, value_name = "PATH")]
+        socket: PathBuf,
+    },
 }
 
 /// Variables that name the log filter, the first that is set before the others.
@@ -66,9 +72,13 @@ fn main() -> ExitCode {
 }
 
 fn start(arguments: &Arguments) -> Result<()> {
-    match arguments.command {
+    match &arguments.command {
         None => serve(arguments),
         Some(Command::Watchdog) => watch(arguments),
+        Some(Command::Exabgp { socket }) => {
+            begin_log(arguments)?;
+            runtime()?.block_on(exabgp::process::run(socket))
+        }
         Some(Command::CheckConfig) => check_config(arguments),
         Some(Command::Detach) => {
             let config = start::read_config(&arguments.config)?;
@@ -199,6 +209,8 @@ mod tests {
     const UNIT: &str = include_str!("../../../deploy/lbd.service");
     const WATCHDOG_UNIT: &str = include_str!("../../../deploy/lbd-watchdog.service");
 
+    const EXABGP: &str = include_str!("../../../deploy/exabgp.conf");
+
     /// Values of a key of a unit, in order.
     fn values(unit: &'static str, key: &str) -> Vec<&'static str> {
         unit.lines()
@@ -276,5 +288,18 @@ mod tests {
             let is_watchdog = matches!(arguments.command, Some(Command::Watchdog));
             assert_eq!(is_watchdog, unit == WATCHDOG_UNIT);
         }
+    }
+
+    #[test]
+    fn what_exabgp_runs_is_understood() {
+        let line = EXABGP
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("run "));
+        let line = line.unwrap().strip_suffix(';').unwrap();
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        let Some(Command::Exabgp { socket }) = arguments.command else {
+            panic!("{line}")
+        };
+        assert_eq!(socket, std::path::Path::new(DEFAULT_SOCKET));
     }
 }

@@ -6,7 +6,9 @@ use crate::{
         Announcing, balances,
         decide::{Facts, ServiceFacts},
         drain::Phase,
+        exabgp::ExabgpDriver,
         exec::ExecDriver,
+        gobgp::GobgpDriver,
         route::RouteDriver,
         setting::{Driver, Settings},
         worker::{self, Order, Report, Worker},
@@ -179,6 +181,8 @@ pub(super) fn start(
         Driver::Exec(exec) => {
             worker::start(ExecDriver::new(exec.clone(), state_directory), reports)
         }
+        Driver::Exabgp(exabgp) => worker::start(ExabgpDriver::new(exabgp.clone()), reports),
+        Driver::Gobgp(gobgp) => worker::start(GobgpDriver::new(gobgp.clone()), reports),
     }
 }
 

@@ -37,20 +37,20 @@ const PIECE: std::ops::RangeInclusive<usize> = 16..=256;
 
 /// How many of each there are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Load {
+pub(crate) struct Load {
     /// Long-lived connections.
-    pub(super) connections: u64,
+    pub(crate) connections: u64,
     /// Workers that send one request after the other.
-    pub(super) workers: u64,
+    pub(crate) workers: u64,
     /// UDP flows.
-    pub(super) flows: u64,
+    pub(crate) flows: u64,
 }
 
 /// All clients, until `stop` becomes true; then every long-lived connection proves once more that it is alive.
 ///
 /// # Errors
 /// When there can be no runtime, or a task panicked.
-pub(super) fn run(
+pub(crate) fn run(
     vip: Ipv4Addr,
     load: Load,
     seed: u64,

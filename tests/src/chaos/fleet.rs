@@ -1,4 +1,4 @@
-//! Everything that a run is made of: the network with two balancers behind an ECMP router, a node on each, a server on
+//! Everything that a run is made of: the network with some balancers behind an ECMP router, a node on each, a server on
 //! every backend; and how events are done to it.
 
 use super::{
@@ -14,7 +14,7 @@ use crate::{
     process::{Process, output},
     require,
     session::Session,
-    topology::{Backend, Layout, Topology, VIP_V4},
+    topology::{Backend, Layout, Topology, VIP_V4, balancer_v4},
     wait::wait_until,
     xdp::HostProgram,
 };
@@ -33,7 +33,7 @@ use std::{
 };
 
 /// Backends of a run.
-pub(super) const BACKENDS: u8 = 8;
+pub(crate) const BACKENDS: u8 = 8;
 /// Longest wait for anything.
 const LIMIT: Duration = Duration::from_secs(15);
 /// Shortest time between the kill of a server and its return.
@@ -45,16 +45,42 @@ const AWAY: Duration = Duration::from_millis(300);
 /// No flow table of a run has more entries.
 const MOST_FLOWS: usize = 1 << 20;
 
+/// What a fleet is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    /// Nodes.
+    pub(crate) balancers: u8,
+    /// Servers.
+    pub(crate) backends: u8,
+    /// Forwarding mode of the services.
+    pub(crate) mode: &'static str,
+    /// What is added to the configuration of each node; nothing to those that it has no more for.
+    pub(crate) more: Vec<String>,
+}
+
+impl Shape {
+    /// That of a chaos run.
+    pub(super) const fn chaos(mode: &'static str) -> Self {
+        Self {
+            balancers: 2,
+            backends: BACKENDS,
+            mode,
+            more: Vec::new(),
+        }
+    }
+}
+
 /// The whole set-up. Fields are dropped in this order, names and files last.
 #[derive(Debug)]
-pub(super) struct Fleet {
-    nodes: [Node; 2],
+pub(crate) struct Fleet {
+    pub(crate) nodes: Vec<Node>,
     servers: Vec<Option<Process>>,
     killed: Vec<Option<Instant>>,
-    second: Namespace,
+    /// The balancers after the first.
+    others: Vec<Namespace>,
     /// Forwarding mode of the services.
     mode: &'static str,
-    pub(super) topology: Topology,
+    pub(crate) topology: Topology,
     session: Session,
 }
 
@@ -63,22 +89,28 @@ impl Fleet {
     ///
     /// # Errors
     /// What a part of it refuses.
-    pub(super) fn set_up(session: Session, mode: &'static str) -> Result<Self> {
+    pub(crate) fn set_up(session: Session, shape: Shape) -> Result<Self> {
         let directory = session.directory();
         fs::create_dir_all(&directory)
             .with_context(|| format!("cannot create {}", directory.display()))?;
-        let topology = Topology::create(&session, Layout::Routed, BACKENDS)?;
-        let second = topology.add_balancer(&session)?;
+        let topology = Topology::create(&session, Layout::Routed, shape.backends)?;
+        let others = (2..=shape.balancers).map(|number| topology.add_balancer(&session, number));
+        let others = others.collect::<Result<_>>()?;
+        topology.spread(shape.balancers)?;
         flood::route_back(&topology.router)?;
+        let node = |number: u8| -> Result<Node> {
+            let node = Node::named(&session, &format!("lbd-{number}"), "native")?;
+            let more = shape.more.get(usize::from(number) - 1);
+            let text = node.configuration("native") + more.map_or("", String::as_str);
+            fs::write(node.config(), text)?;
+            Ok(node)
+        };
         let mut fleet = Self {
-            nodes: [
-                Node::named(&session, "lbd-1", "native")?,
-                Node::named(&session, "lbd-2", "native")?,
-            ],
+            nodes: (1..=shape.balancers).map(node).collect::<Result<_>>()?,
             servers: topology.backends.iter().map(|_| None).collect(),
             killed: vec![None; topology.backends.len()],
-            second,
-            mode,
+            others,
+            mode: shape.mode,
             topology,
             session,
         };
@@ -197,13 +229,23 @@ impl Fleet {
         Ok(fs::write(node.config(), before.to_owned() + &limits)?)
     }
 
-    fn start_node(&mut self, node: usize) -> Result<()> {
-        let namespace = if node == 0 {
-            &self.topology.balancer
-        } else {
-            &self.second
-        };
+    /// Starts the `lbd` of a node.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub(crate) fn start_node(&mut self, node: usize) -> Result<()> {
+        let namespace = namespace(&self.topology, &self.others, node);
         self.nodes[node].start(namespace)
+    }
+
+    /// Where a node is.
+    pub(crate) fn namespace(&self, node: usize) -> &Namespace {
+        namespace(&self.topology, &self.others, node)
+    }
+
+    /// The directory of all files.
+    pub(crate) fn directory(&self) -> std::path::PathBuf {
+        self.session.directory()
     }
 
     fn start_server(&mut self, number: usize) -> Result<()> {
@@ -303,7 +345,8 @@ impl Fleet {
     pub(super) fn lose_first_balancer(&self) -> Result<()> {
         let router = &self.topology.router;
         router.ip("link set balancer down")?;
-        router.ip(&format!("route replace {VIP_V4}/32 via 10.2.1.2"))
+        let second = balancer_v4(2);
+        router.ip(&format!("route replace {VIP_V4}/32 via {second}"))
     }
 
     /// Entries of the flow tables of both nodes.
@@ -360,7 +403,7 @@ impl Fleet {
     }
 
     /// The end of what each `lbd` has logged.
-    pub(super) fn logs(&self, lines: usize) -> String {
+    pub(crate) fn logs(&self, lines: usize) -> String {
         let mut text = String::new();
         for (node, number) in self.nodes.iter().zip(1..) {
             let log = node.log();
@@ -369,6 +412,13 @@ impl Fleet {
             text += &format!("--- the end of what lbd-{number} logged ---\n{last}\n");
         }
         text
+    }
+}
+
+fn namespace<'a>(topology: &'a Topology, others: &'a [Namespace], node: usize) -> &'a Namespace {
+    match node {
+        0 => &topology.balancer,
+        _ => &others[node - 1],
     }
 }
 

@@ -27,7 +27,7 @@ pub(super) struct Happened {
 
 /// A connection that broke although its server lived, or a UDP flow that changed its server.
 #[derive(Clone, Debug)]
-pub(super) struct Broken {
+pub(crate) struct Broken {
     /// Seconds since the start.
     pub(super) at: f64,
     /// Protocol, client's address, service's address.
@@ -58,15 +58,15 @@ pub(super) type Causes = BTreeMap<String, u64>;
 
 /// The facts.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     start: Instant,
     outages: Mutex<BTreeMap<String, Vec<Outage>>>,
     /// Events so far.
     pub(super) events: Mutex<Vec<Happened>>,
     /// TCP connections broken.
-    pub(super) broken: Mutex<Vec<Broken>>,
+    pub(crate) broken: Mutex<Vec<Broken>>,
     /// UDP flows moved.
-    pub(super) moved: Mutex<Vec<Broken>>,
+    pub(crate) moved: Mutex<Vec<Broken>>,
     /// Failures of requests, of no killed backend.
     pub(super) request_failures: Mutex<Causes>,
     /// Failures of requests while a killed backend was not yet out of service.
@@ -74,26 +74,26 @@ pub(super) struct Ledger {
     /// Failures to open a long-lived connection; each is tried again.
     pub(super) open_failures: Mutex<Causes>,
     /// Long-lived connections open now.
-    pub(super) open: AtomicUsize,
+    pub(crate) open: AtomicUsize,
     /// Long-lived connections ever opened.
-    pub(super) opened: AtomicU64,
+    pub(crate) opened: AtomicU64,
     /// Connections whose server was killed.
     pub(super) expected_losses: AtomicU64,
     /// UDP flows whose server was killed and that another answered.
     pub(super) udp_rehomed: AtomicU64,
     /// Answered datagrams.
-    pub(super) udp_answers: AtomicU64,
+    pub(crate) udp_answers: AtomicU64,
     /// Datagrams without an answer.
     pub(super) udp_unanswered: AtomicU64,
     /// Requests.
     pub(super) requests: AtomicU64,
     /// Bytes that came back as they should over long-lived connections.
-    pub(super) bytes: AtomicU64,
+    pub(crate) bytes: AtomicU64,
 }
 
 impl Ledger {
     /// Begins now.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             start: Instant::now(),
             outages: Mutex::default(),
@@ -120,7 +120,7 @@ impl Ledger {
     }
 
     /// An event begins.
-    pub(super) fn happens(&self, kind: &'static str, words: String) {
+    pub(crate) fn happens(&self, kind: &'static str, words: String) {
         let at = self.seconds();
         println!("  {at:>6.1} s  {words}");
         locked(&self.events).push(Happened { at, kind, words });
@@ -259,7 +259,7 @@ pub(super) fn count(causes: &Mutex<Causes>, cause: String) {
 }
 
 /// What a mutex guards. A panic elsewhere does not make the facts untrue.
-pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -6,13 +6,13 @@
 //! connection broke, no UDP flow moved, and as many connections as asked for were open. The same seed gives the same
 //! events.
 
-mod clients;
-mod fleet;
+pub(crate) mod clients;
+pub(crate) mod fleet;
 mod flood;
-mod ledger;
+pub(crate) mod ledger;
 mod plan;
 mod report;
-mod server;
+pub(crate) mod server;
 mod services;
 mod stream;
 mod takeover;
@@ -23,7 +23,7 @@ pub mod pair;
 use crate::{interrupt, require, session::Session, topology::VIP_V4, wait::wait_until};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clients::Load;
-use fleet::Fleet;
+use fleet::{Fleet, Shape};
 use flood::Flood;
 use ledger::Ledger;
 use plan::{Event, Kind};
@@ -119,7 +119,7 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     let session = Session::unique();
     let name = session.name().to_owned();
     interrupt::clean_up_on_signals(move || Session::named(&name))?;
-    let mut fleet = Fleet::set_up(session, "ipip")?;
+    let mut fleet = Fleet::set_up(session, Shape::chaos("ipip"))?;
     println!("two balancers and {} backends are up", fleet::BACKENDS);
 
     let ledger = Arc::new(Ledger::new());
@@ -277,7 +277,7 @@ fn again(arguments: &Arguments, seed: u64) -> String {
 }
 
 /// Allows as many open files as the machine does: every connection is one.
-fn raise_open_files() -> Result<()> {
+pub(crate) fn raise_open_files() -> Result<()> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,

@@ -21,7 +21,7 @@ use tokio::{
 /// Port over TCP, on every address.
 pub(super) const TCP_PORT: u16 = 80;
 /// Port over UDP.
-pub(super) const UDP_PORT: u16 = 443;
+pub(crate) const UDP_PORT: u16 = 443;
 /// Bytes of a datagram: flow and number, both 64 bits in network byte order. The answer has the greeting behind them.
 pub(super) const DATAGRAM: usize = 16;
 
@@ -58,7 +58,7 @@ fn listens() -> bool {
 ///
 /// # Errors
 /// When it cannot listen.
-pub(super) fn run(name: &str, vip: Ipv4Addr) -> Result<()> {
+pub(crate) fn run(name: &str, vip: Ipv4Addr) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -5,7 +5,7 @@
 
 use super::{
     clients::{self, Load},
-    fleet::Fleet,
+    fleet::{Fleet, Shape},
     ledger::{Ledger, locked},
     plan::Action,
     raise_open_files,
@@ -58,7 +58,7 @@ pub(super) fn perform(arguments: &Arguments) -> Result<bool> {
     let session = Session::unique();
     let name = session.name().to_owned();
     interrupt::clean_up_on_signals(move || Session::named(&name))?;
-    let mut fleet = Fleet::set_up(session, "gue")?;
+    let mut fleet = Fleet::set_up(session, Shape::chaos("gue"))?;
     fleet.attach_kits(&arguments.by, &arguments.second_chance)?;
     let ledger = Arc::new(Ledger::new());
     let (stop, stopped) = watch::channel(false);
