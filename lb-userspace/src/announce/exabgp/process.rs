@@ -41,8 +41,9 @@ pub async fn run(socket: &Path) -> Result<()> {
         signal(SignalKind::interrupt())?,
     );
     let boot = fs::read_to_string(BOOT).with_context(|| format!("cannot read {BOOT}"))?;
-    let memory = Memory::read(socket.with_extension("json"), boot.trim().into());
     let listener = serve::listen(socket).await?;
+    // Now the process before this one writes no more.
+    let memory = Memory::read(socket.with_extension("json"), boot.trim().into());
     info!(socket = %socket.display(), "listening");
     let (sender, requests) = mpsc::channel(serve::MAX_CLIENTS);
     let changed = watch::Sender::new(0);
