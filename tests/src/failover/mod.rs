@@ -103,7 +103,9 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     let mut figures = Figures::default();
     let played = play(arguments, &kinds, &mut figures);
     sum_up(&mut figures, &arguments.fleets);
-    println!("\n{}", figures.table(&kinds));
+    if !kinds.is_empty() {
+        println!("\n{}", figures.table(&kinds));
+    }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&figures.json())? + "\n";
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
