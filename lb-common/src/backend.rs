@@ -63,6 +63,14 @@ impl NextHop {
         ]
     }
 
+    /// All of it as a word.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        let Self { mac, zero: _ } = self;
+        let [a, b, c, d, e, f] = mac;
+        u64::from_ne_bytes([a, b, c, d, e, f, 0, 0])
+    }
+
     /// Whether the MAC is known.
     #[inline(always)]
     pub fn is_resolved(&self) -> bool {
@@ -117,17 +125,17 @@ impl BackendEntry {
         Self { flags, ..self }
     }
 
-    /// The outer source of a flow's packets under [`BackendEntry::ENTROPY`]: the prefix filled with bits of the flow's hash
-    /// that its slot does not depend on, so that all flows of a backend differ.
+    /// The outer source of a flow's packets under [`BackendEntry::ENTROPY`]: the prefix, in network order, filled with bits of the
+    /// flow's hash that its slot does not depend on, so that all flows of a backend differ.
     #[inline(always)]
-    pub const fn entropic(prefix: Address, flow_hash: u64) -> Address {
-        let bits = (flow_hash >> 32) as u32;
-        let Address([a, b, c, d]) = prefix;
-        if prefix.is_v4() {
-            Address([a, b, c, d | (bits & 0xffff).to_be()])
-        } else {
-            Address([a, b, c, d | bits.to_be()])
-        }
+    pub const fn entropic_v4(prefix: u32, flow_hash: u64) -> u32 {
+        prefix | ((flow_hash >> 32) as u32 & 0xffff).to_be()
+    }
+
+    /// As [`BackendEntry::entropic_v4`].
+    #[inline(always)]
+    pub const fn entropic_v6(Address([a, b, c, d]): Address, flow_hash: u64) -> Address {
+        Address([a, b, c, d | ((flow_hash >> 32) as u32).to_be()])
     }
 }
 

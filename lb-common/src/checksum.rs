@@ -15,12 +15,14 @@ pub const fn halves(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
 }
 
-/// As [`finish`], of a sum of 32-bit words.
+/// As [`finish`], of a sum of 32-bit words, 2^16 at the most.
 #[inline(always)]
 pub const fn finish_words(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    finish(halves(sum as u32))
+    // At most 2^32 + 2^16 - 2 by now, of which the carry leaves less than 2^16 below.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
 }
 
 /// The checksum of data in which the word `old` became `new` (RFC 1624, equation 3).
@@ -43,8 +45,26 @@ mod tests {
     #[test]
     fn words_of_32_bits_sum_to_the_same() {
         assert_eq!(finish_words(0x0001_f203 + 0xf4f5_f6f7), !0xddf2);
-        assert_eq!(finish_words(u64::MAX), 0);
         assert_eq!(finish_words(0xffff_ffff * 300 + 1), !1);
+        assert_eq!(finish_words(0xffff_ffff << 16), 0);
+        for carry in [1, 2, 0x7fff, 0xffff] {
+            for low in [
+                0,
+                1,
+                0xffff,
+                0x1_0000,
+                0xfffe_ffff,
+                0xffff_0000,
+                0xffff_ffff,
+            ] {
+                let expected = !((carry + low - 1) % 0xffff + 1) as u16;
+                assert_eq!(
+                    finish_words(carry << 32 | low),
+                    expected,
+                    "{carry:x} {low:x}"
+                );
+            }
+        }
     }
 
     #[test]

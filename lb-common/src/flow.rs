@@ -158,7 +158,7 @@ const fn xxh64_of_five([a, b, c, d, e]: [u64; 5], seed: u64) -> u64 {
 #[inline(always)]
 pub const fn slot_of(hash: u64) -> u32 {
     let low = hash as u32 & 0xffff;
-    let high = hash as u32 >> 16;
+    let high = (hash >> 16) as u32 & 0xffff;
     if low >= high {
         low - high
     } else {

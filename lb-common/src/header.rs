@@ -293,6 +293,32 @@ pub struct Ports {
     pub destination: u16,
 }
 
+/// The headers of an untagged frame of IPv4 with TCP or UDP, without options.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainV4 {
+    /// Link header.
+    pub ethernet: EthernetHeader,
+    /// IP header.
+    pub ip: Ipv4Header,
+    /// What TCP and UDP begin with.
+    pub ports: Ports,
+}
+
+/// The headers of an untagged frame of IPv6 with TCP or UDP, without extension headers.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlainV6 {
+    /// Link header.
+    pub ethernet: EthernetHeader,
+    /// IP header.
+    pub ip: Ipv6Header,
+    /// What TCP and UDP begin with.
+    pub ports: Ports,
+}
+
+const _: () = assert!(size_of::<PlainV4>() == 14 + 20 + 4);
+const _: () = assert!(size_of::<PlainV6>() == 14 + 40 + 4);
 const _: () = assert!(size_of::<EthernetHeader>() == 14);
 const _: () = assert!(size_of::<VlanTag>() == 4);
 const _: () = assert!(size_of::<TaggedHeader>() == 18);
@@ -390,16 +416,13 @@ impl Ipv4Header {
     /// The checksum that this header should carry, computed as if it carried 0.
     #[inline(always)]
     pub fn sum(&self) -> u16 {
-        let pair = |first: u8, second: u8| u32::from(u16::from_ne_bytes([first, second]));
-        checksum::finish(
-            pair(self.version_ihl, self.traffic_class)
-                + u32::from(self.total_length)
-                + u32::from(self.id)
-                + u32::from(self.fragment)
-                + pair(self.ttl, self.protocol)
-                + checksum::halves(self.source)
-                + checksum::halves(self.destination),
-        )
+        let header = Self {
+            checksum: 0,
+            ..*self
+        };
+        // SAFETY: a header is 20 bytes without padding, so every byte is initialised.
+        let words: [u32; 5] = unsafe { core::mem::transmute(header) };
+        checksum::finish_words(words.into_iter().map(u64::from).sum())
     }
 }
 

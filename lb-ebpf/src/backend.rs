@@ -19,8 +19,8 @@ static BACKENDS: Array<BackendEntry, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAP
 /// A backend that can be sent to. What not every packet needs is read from its entry when it is needed: kept, it would have to
 /// be kept on the stack.
 pub struct Backend {
-    /// How.
-    pub mode: Mode,
+    /// How, if that is a [`Mode`].
+    mode: u8,
     /// MAC of the next hop.
     pub next_hop: Mac,
     /// The interface behind which the next hop is.
@@ -28,7 +28,24 @@ pub struct Backend {
     entry: *const BackendEntry,
 }
 
+/// Outer source and destination; words of IPv4 in network order.
+pub enum Ends {
+    /// Of IPv4.
+    V4 { source: u32, destination: u32 },
+    /// Of IPv6.
+    V6 {
+        source: Address,
+        destination: Address,
+    },
+}
+
 impl Backend {
+    /// How.
+    #[inline(always)]
+    pub fn mode(&self) -> Option<Mode> {
+        Mode::from_u8(self.mode)
+    }
+
     /// Outer destination.
     #[inline(always)]
     pub fn address(&self) -> Address {
@@ -36,23 +53,46 @@ impl Backend {
         unsafe { (*self.entry).address }
     }
 
-    /// Outer source, or its prefix.
+    /// Outer source and destination, of packets whose source has the flow's entropy if there is a `flow_hash`, and if the entry wants
+    /// that.
     #[inline(always)]
-    pub fn outer_source(&self) -> Address {
-        // SAFETY: as in `get`.
-        unsafe { (*self.entry).outer_source }
-    }
-
-    /// The outer source of a flow's packets.
-    #[inline(always)]
-    pub fn outer_source_of(&self, flow_hash: u64) -> Address {
-        // SAFETY: as in `get`.
-        let flags = unsafe { (*self.entry).flags };
-        if flags & BackendEntry::ENTROPY == 0 {
-            self.outer_source()
-        } else {
-            BackendEntry::entropic(self.outer_source(), flow_hash)
+    pub fn ends(&self, flow_hash: Option<u64>) -> Result<Ends, Verdict> {
+        // SAFETY: as in `get`. Wide words, as they are half as many; an entry has its addresses at such.
+        let (source, destination, flags) = unsafe {
+            (
+                (&raw const (*self.entry).outer_source)
+                    .cast::<[u64; 2]>()
+                    .read(),
+                (&raw const (*self.entry).address).cast::<[u64; 2]>().read(),
+                (*self.entry).flags,
+            )
+        };
+        let entropy = flow_hash.filter(|_| flags & BackendEntry::ENTROPY != 0);
+        if let Some([source, destination]) = Address::v4_words([source, destination]) {
+            let source = match entropy {
+                Some(flow_hash) => BackendEntry::entropic_v4(source, flow_hash),
+                None => source,
+            };
+            return Ok(Ends::V4 {
+                source,
+                destination,
+            });
         }
+        // Read anew: kept, they would have to be kept on the stack.
+        let entry = verifier::hide_pointer(self.entry);
+        // SAFETY: as in `get`.
+        let (source, destination) = unsafe { ((*entry).outer_source, (*entry).address) };
+        if source.is_v4() || destination.is_v4() {
+            return Err(Verdict::DropBadState);
+        }
+        let source = match entropy {
+            Some(flow_hash) => BackendEntry::entropic_v6(source, flow_hash),
+            None => source,
+        };
+        Ok(Ends::V6 {
+            source,
+            destination,
+        })
     }
 
     /// Outer destination port of mode `gue`, network order.
@@ -72,7 +112,9 @@ impl Backend {
     /// Largest IP packet that can be sent to it, without what its mode adds.
     #[inline(always)]
     pub fn inner_mtu(&self) -> u16 {
-        mtu::inner(self.mtu(), self.mode, self.address().is_v4())
+        // Only what has a mode has been found too large.
+        let mode = self.mode().unwrap_or(Mode::L2);
+        mtu::inner(self.mtu(), mode, self.address().is_v4())
     }
 }
 
@@ -87,8 +129,8 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
         let word = (&raw const (*entry).next_hop).cast::<u64>().read_volatile();
         ((*entry).mode, word, (*entry).interface)
     };
-    let mode = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
     if word == 0 {
+        let _ = Mode::from_u8(mode).ok_or(Verdict::DropBadState)?;
         return Err(Verdict::DropNoNextHop);
     }
     Ok(Backend {

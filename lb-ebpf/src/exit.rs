@@ -1,7 +1,6 @@
 //! The interface that a packet leaves by: the one it came in on, or another of the node's.
 
 use aya_ebpf::{
-    bindings::xdp_action,
     btf_maps::{DevMapHash, HashMap},
     macros::btf_map,
 };
@@ -13,48 +12,43 @@ static EXITS: DevMapHash<{ MAX_EXITS as usize }> = DevMapHash::new();
 #[btf_map]
 static EXIT_MACS: HashMap<u32, NextHop, { MAX_EXITS as usize }> = HashMap::new();
 
-/// The way out of a packet that is sent on.
+/// The way out of a packet that is sent on, as a word: 0, back through the interface that it came in on; else through another,
+/// whose MAC this is, with [`ACROSS`]. The kernel knows which; it acts on that only if the program asks for it.
 #[derive(Clone, Copy)]
-pub enum Exit {
-    /// Back through the interface that it came in on.
-    Back,
-    /// Through another, whose MAC this is. The kernel knows which; it acts on that only if the program asks for it.
-    Across(Mac),
-}
+pub struct Exit(u64);
+
+const ACROSS: u64 = 1 << 63;
+/// What [`across`] returns if there is no way.
+const NOWHERE: u64 = 0;
 
 /// The way from interface `from` to interface `to`.
 #[inline(always)]
 pub fn find(from: u32, to: u32) -> Result<Exit, Verdict> {
     if from == to {
-        return Ok(Exit::Back);
+        return Ok(Exit(0));
     }
+    match across(to) {
+        NOWHERE => Err(Verdict::DropWrongInterface),
+        word => Ok(Exit(word)),
+    }
+}
+
+/// The word of the way through another interface.
+#[inline(never)]
+fn across(to: u32) -> u64 {
     // SAFETY: the value is copied at once. A MAC that changes at this moment is read half old, half new, and spoils the
     // source of one frame.
-    let own = unsafe { EXIT_MACS.get(to) }
-        .copied()
-        .ok_or(Verdict::DropWrongInterface)?;
-    EXITS
-        .redirect(to, 0)
-        .map_err(|_| Verdict::DropWrongInterface)?;
-    Ok(Exit::Across(own.words()))
+    let own = unsafe { EXIT_MACS.get(to) }.copied();
+    match (own, EXITS.redirect(to, 0)) {
+        (Some(own), Ok(_)) => own.word() | ACROSS,
+        (Some(_), Err(_)) | (None, _) => NOWHERE,
+    }
 }
 
 impl Exit {
-    /// The source MAC of the frame, which was sent to `destination`.
+    /// The MAC of the other interface, if it is another.
     #[inline(always)]
-    pub fn source(self, destination: Mac) -> Mac {
-        match self {
-            Self::Back => destination,
-            Self::Across(own) => own,
-        }
-    }
-
-    /// What XDP is to do.
-    #[inline(always)]
-    pub fn action(self) -> xdp_action::Type {
-        match self {
-            Self::Back => xdp_action::XDP_TX,
-            Self::Across(_) => xdp_action::XDP_REDIRECT,
-        }
+    pub fn own(self) -> Option<Mac> {
+        (self.0 != 0).then(|| NextHop::words_of(self.0))
     }
 }

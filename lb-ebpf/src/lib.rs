@@ -9,6 +9,7 @@
 pub mod clock;
 pub mod packet;
 pub mod verifier;
+mod words;
 
 /// Never called: the verifier refuses a program in which a panic is reachable.
 #[cfg(target_arch = "bpf")]

@@ -6,7 +6,6 @@
 //! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod answer;
 mod backend;
@@ -21,12 +20,18 @@ mod quic;
 mod service;
 mod slot;
 mod stats;
+mod straight;
 mod trace;
 
 use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::{maps, verdict::Action};
+use lb_common::{
+    maps,
+    verdict::{Action, Verdict},
+};
 use lb_ebpf::packet::Packet;
+use outcome::Outcome;
+use straight::Fate;
 
 /// Tells which version of the maps' meaning this object was built for.
 #[unsafe(no_mangle)]
@@ -36,22 +41,34 @@ static LAYOUT_VERSION: Global<u32> = Global::new(maps::LAYOUT_VERSION);
 /// Entry point: see [`maps::PROGRAM`].
 #[xdp]
 fn guideway(context: XdpContext) -> u32 {
-    run(Packet::new(context))
+    match straight::balance(context.ctx) {
+        Fate::Done(action) => action,
+        Fate::Refused => end(&Packet::new(context), Verdict::DropNoBackend.into()),
+        Fate::Open => run(&Packet::new(context)),
+    }
 }
 
 /// Entry point: see [`maps::FRAGS_PROGRAM`].
 #[xdp(frags)]
 fn guideway_frags(context: XdpContext) -> u32 {
-    run(Packet::in_frags(context))
+    match straight::balance(context.ctx) {
+        Fate::Done(action) => action,
+        Fate::Refused => end(&Packet::in_frags(context), Verdict::DropNoBackend.into()),
+        Fate::Open => run(&Packet::in_frags(context)),
+    }
 }
 
 #[inline(always)]
-fn run(packet: Packet) -> u32 {
-    trace::begin(&packet);
-    let outcome = answer::answer(&packet, pipeline::balance(&packet));
+fn run(packet: &Packet) -> u32 {
+    trace::begin(packet);
+    end(packet, answer::answer(packet, pipeline::balance(packet)))
+}
+
+#[inline(always)]
+fn end(packet: &Packet, outcome: Outcome) -> u32 {
     let verdict = outcome.verdict();
     stats::count_verdict(verdict);
-    trace::end(&packet, verdict);
+    trace::end(packet, verdict);
     match verdict.action() {
         Action::Forward => outcome.exit(),
         Action::Answer => xdp_action::XDP_TX,

@@ -1,6 +1,5 @@
 //! What became of a packet so far, in one word: a function that is called and not inlined can return no more.
 
-use crate::exit::Exit;
 use aya_ebpf::bindings::xdp_action;
 use lb_common::verdict::Verdict;
 
@@ -24,10 +23,10 @@ impl Outcome {
         self.0
     }
 
-    /// It is sent on.
+    /// It is sent on, if XDP does this.
     #[inline(always)]
-    pub fn forwarded(exit: Exit) -> Self {
-        Self(Verdict::Forwarded as u32 | exit.action() << 16)
+    pub const fn forwarded(action: xdp_action::Type) -> Self {
+        Self(Verdict::Forwarded as u32 | action << 16)
     }
 
     /// Its sender may be told that only `mtu` bytes fit.

@@ -3,7 +3,7 @@
 //! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
-use crate::verifier;
+use crate::{verifier, words};
 use aya_ebpf::{
     bindings::xdp_md,
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
@@ -14,7 +14,7 @@ use lb_common::{
     gue::{GueHeader, GueOverIpv4, GueOverIpv6, SecondV4, SecondV6, SecondWord, UdpHeader},
     header::{
         DoubleTaggedHeader, EthernetHeader, ExtensionHeader, FragmentId, IcmpHeader, Ipv4Header,
-        Ipv6Header, Ports, TaggedHeader, VlanTag, Words,
+        Ipv6Header, Mac, PlainV4, PlainV6, Ports, TaggedHeader, VlanTag, Words,
     },
 };
 
@@ -40,6 +40,10 @@ unsafe impl Header for Ipv4Header {}
 // SAFETY: as above.
 unsafe impl Header for Ipv6Header {}
 // SAFETY: as above.
+unsafe impl Header for PlainV4 {}
+// SAFETY: as above.
+unsafe impl Header for PlainV6 {}
+// SAFETY: as above.
 unsafe impl Header for ExtensionHeader {}
 // SAFETY: as above.
 unsafe impl Header for FragmentId {}
@@ -59,6 +63,8 @@ unsafe impl Header for GueOverIpv6 {}
 unsafe impl Header for UdpHeader {}
 // SAFETY: as above.
 unsafe impl Header for GueHeader {}
+// SAFETY: half words.
+unsafe impl Header for Mac {}
 // SAFETY: bytes.
 unsafe impl Header for [u8; 2] {}
 // SAFETY: bytes.
@@ -76,6 +82,14 @@ unsafe impl Header for SecondV6 {}
 #[repr(C, packed(2))]
 #[derive(Clone, Copy)]
 struct Even<T: Header>(T);
+
+/// A header right behind another.
+#[repr(C, packed(2))]
+#[derive(Clone, Copy)]
+pub struct Pair<A: Header, B: Header>(pub A, pub B);
+
+// SAFETY: packed, and headers are of even length.
+unsafe impl<A: Header, B: Header> Header for Pair<A, B> {}
 
 /// The frame that an XDP program was called for.
 pub struct Packet {
@@ -156,6 +170,22 @@ impl Packet {
         // SAFETY: `pointer` checked the bounds; the frame is ours alone while the program runs.
         self.pointer::<T>(offset)
             .map(|pointer| unsafe { pointer.write(Even(header)) })
+    }
+
+    /// As [`Packet::read`], of a type of two bytes and then words, at an `offset` in whole words: in instructions of four bytes.
+    #[inline(always)]
+    pub fn read_words<T: Header>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `pointer` checked the bounds; `T: Header` is valid for every bit pattern.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { words::read(pointer.cast()) })
+    }
+
+    /// As [`Packet::write`], of such a type at such an offset.
+    #[inline(always)]
+    pub fn write_words<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
+        // SAFETY: `pointer` checked the bounds; the frame is ours alone while the program runs.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { words::write(pointer.cast(), header) })
     }
 
     /// Moves the start of the frame by `bytes`: down to make room if negative, up to cut if positive. `None`, and

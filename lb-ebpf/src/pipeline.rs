@@ -4,14 +4,16 @@
 
 use crate::{
     backend,
-    exit::Exit,
     flow_table::{self, Owners, Place},
     forward, fragment,
     outcome::Outcome,
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
     quic, service, slot, stats, trace,
 };
-use aya_ebpf::{Global, bindings::xdp_md};
+use aya_ebpf::{
+    Global,
+    bindings::{xdp_action, xdp_md},
+};
 use lb_common::{
     address::Address,
     flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
@@ -85,7 +87,9 @@ fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u64 {
     let mut packet = Packet::of::<FRAGS>(context);
     let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
     match balance_ip(&mut packet, family, tags) {
-        Ok((exit, second)) => u64::from(Outcome::forwarded(exit).word()) | u64::from(second) << 32,
+        Ok((action, second)) => {
+            u64::from(Outcome::forwarded(action).word()) | u64::from(second) << 32
+        }
         Err(outcome) => outcome.word().into(),
     }
 }
@@ -100,10 +104,14 @@ pub struct Way {
     pub hash: u64,
 }
 
-/// Sends the IP packet behind these tags to the backend of its flow, or says why not. What is left to do is to name a second
+/// Sends the IP packet behind these tags to the backend of its flow, as XDP is then told, or says why not. What is left to do is to name a second
 /// owner. Those that follow a first fragment would not find the way to it: it names none.
 #[inline(always)]
-fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, u32), Outcome> {
+fn balance_ip(
+    packet: &mut Packet,
+    family: Family,
+    tags: Tags,
+) -> Result<(xdp_action::Type, u32), Outcome> {
     let received = packet.length() as u32;
     let ip = parse::ip(packet, family, tags)?;
     trace::ip(&ip);
@@ -117,8 +125,8 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
     // One place on the stack for both, until the packet is sent.
     let counted = verifier::hide(u64::from(way.service) | u64::from(received) << 32);
     let backend = backend::get(way.owners.first())?;
-    let exit = match forward::send(packet, &ip, way.hash, &backend) {
-        Ok(exit) => exit,
+    let action = match forward::send(packet, &ip, way.hash, &backend) {
+        Ok(action) => action,
         Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
         Err(verdict) => return Err(verdict.into()),
     };
@@ -133,9 +141,9 @@ fn balance_ip(packet: &mut Packet, family: Family, tags: Tags) -> Result<(Exit, 
             hash: way.hash,
         };
         fragment::record(&ip, &way);
-        return Ok((exit, 0));
+        return Ok((action, 0));
     }
-    Ok((exit, owners.second()))
+    Ok((action, owners.second()))
 }
 
 /// The way of a packet that has its ports, or quotes some.
@@ -201,7 +209,7 @@ fn owners(
 /// The hash of a flow; its slot is its client's if the service's `flags` ask for that. This is a branch, so that others do not
 /// wait for the flags.
 #[inline(always)]
-fn flow_hash(is_v4: bool, flow: &Flow, flags: u32) -> u64 {
+pub fn flow_hash(is_v4: bool, flow: &Flow, flags: u32) -> u64 {
     let Flow {
         source,
         destination,

@@ -33,18 +33,40 @@ static SERVICE_PREFIXES: LpmTrie<PrefixKey, ServiceEntry, { DEFAULT_SERVICES as 
 /// Matches any port.
 const ANY_PORT: u16 = 0;
 
+/// What the first look says of a flow's service.
+pub enum Home {
+    /// It is this one.
+    Service(ServiceEntry),
+    /// There is none.
+    Nobody,
+    /// More than a look is needed.
+    Elsewhere,
+}
+
+/// Looks for the service of a flow where its exact key is at home.
+#[inline(always)]
+pub fn at_home(flow: &Flow) -> Home {
+    let [start, end] = flow.destination.halves();
+    let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
+    match look(ServiceBucket::home(start, end, rest), start, end, rest) {
+        Seen::Entry(word) => Home::Service(ServiceEntry::of_word(word)),
+        Seen::Nothing if has_exact_alone() => Home::Nobody,
+        Seen::Nothing | Seen::Another => Home::Elsewhere,
+    }
+}
+
 /// The service of a flow.
 #[inline(always)]
 pub fn find(flow: &Flow) -> Option<ServiceEntry> {
-    let [start, end] = flow.destination.halves();
-    let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
-    let home = ServiceBucket::home(start, end, rest);
-    let word = match look(home, start, end, rest) {
-        Seen::Entry(word) => word,
-        Seen::Nothing if has_exact_alone() => 0,
-        Seen::Nothing | Seen::Another => search(start, end, rest),
-    };
-    entry(word)
+    match at_home(flow) {
+        Home::Service(entry) => Some(entry),
+        Home::Nobody => None,
+        Home::Elsewhere => {
+            let [start, end] = flow.destination.halves();
+            let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
+            entry(search(start, end, rest))
+        }
+    }
 }
 
 /// The entry of an address, if it is some service's: its own, else that of the longest prefix. For rare packets only: those

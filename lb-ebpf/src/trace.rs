@@ -40,6 +40,12 @@ pub fn is_explaining() -> bool {
     TRACE.load() == trace::EXPLAIN
 }
 
+/// Whether this program neither explains nor traces.
+#[inline(always)]
+pub fn is_off() -> bool {
+    TRACE.load() == trace::OFF
+}
+
 /// A packet has come in.
 #[inline(always)]
 pub fn begin(packet: &Packet) {
@@ -226,7 +232,7 @@ fn record(stage: u32) -> Option<&'static mut Record> {
 /// This CPU's scratch; none when nothing is to be recorded.
 #[inline(always)]
 fn scratch() -> Option<&'static mut Scratch> {
-    if TRACE.load() == trace::OFF {
+    if is_off() {
         return None;
     }
     // SAFETY: the element is this CPU's and XDP programs are not preempted by one another on a CPU; no caller keeps

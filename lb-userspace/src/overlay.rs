@@ -18,12 +18,15 @@
 
 mod deal;
 mod order;
+mod positions;
 #[cfg(test)]
 mod tests;
 
 use crate::maglev::{self, Member};
 use deal::{Card, Deal};
+use lb_common::limits::SLOTS;
 use order::Order;
+use positions::Positions;
 use std::sync::OnceLock;
 
 /// Which share of its slots a backend takes, in 1/65536.
@@ -56,7 +59,8 @@ pub const NOBODY: u32 = 0;
 /// The preference lists of a service's slots: a pure function of its members.
 #[derive(Debug)]
 pub struct Overlay {
-    base: Vec<u32>,
+    /// The base owner of each slot.
+    base: Positions,
     /// Weight of each member, in their order.
     weights: Vec<u16>,
     order: Order,
@@ -77,7 +81,7 @@ impl Overlay {
             })
             .collect();
         Self {
-            base: maglev::table(&list),
+            base: Positions::pack(members.len(), maglev::table(&list).into_iter()),
             weights: members.iter().map(|(_, weight)| *weight).collect(),
             order: Order::new(members),
             deal: OnceLock::new(),
@@ -95,8 +99,8 @@ impl Overlay {
     }
 
     /// The base owner of each slot: position in the list of members counted from 1, or [`NOBODY`].
-    pub fn base(&self) -> &[u32] {
-        &self.base
+    pub fn base(&self) -> Vec<u32> {
+        self.base.unpack()
     }
 
     /// The live owner of each slot, as in [`Self::base`]. `availability` is in order of the members; a member it does not
@@ -104,9 +108,9 @@ impl Overlay {
     pub fn live(&self, availability: &[Availability]) -> Vec<u32> {
         let parts = self.parts(availability);
         if self.is_whole(&parts) {
-            return self.base.clone();
+            return self.base();
         }
-        let mut live = vec![NOBODY; self.base.len()];
+        let mut live = vec![NOBODY; SLOTS as usize];
         for position in (NOBODY..).take(parts.len()) {
             for card in self.deal().hand(position, 0) {
                 live[card.slot as usize] = self.owner(position, &card, &parts);
@@ -126,9 +130,8 @@ impl Overlay {
         let mut owners = Vec::new();
         for position in self.order.active() {
             let taken = before[*position as usize].min(after[*position as usize]);
-            for card in deal.hand(*position, taken) {
-                owners.push((card.slot, self.owner(*position, &card, &after)));
-            }
+            let hand = deal.hand(*position, taken);
+            owners.extend(hand.map(|card| (card.slot, self.owner(*position, &card, &after))));
         }
         owners
     }
@@ -162,6 +165,6 @@ impl Overlay {
 
     fn deal(&self) -> &Deal {
         self.deal
-            .get_or_init(|| Deal::new(&self.base, &self.weights, &self.order))
+            .get_or_init(|| Deal::new(&self.base(), &self.weights, &self.order))
     }
 }

@@ -21,12 +21,7 @@ pub fn serve(namespace: &Namespace, address: SocketAddr) -> Result<()> {
     let (tcp, udp) = namespace
         .run(bind)
         .with_context(|| format!("cannot serve on {address}"))?;
-    thread::spawn(move || {
-        for stream in tcp.incoming().flatten() {
-            // A client that goes away is its own business.
-            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
-        }
-    });
+    accept(tcp);
     thread::spawn(move || {
         let mut buffer = [0; 2_048];
         while let Ok((length, from)) = udp.recv_from(&mut buffer) {
@@ -34,6 +29,25 @@ pub fn serve(namespace: &Namespace, address: SocketAddr) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// As [`serve`], over TCP alone, so that the address may be that of all.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub fn serve_tcp(namespace: &Namespace, address: SocketAddr) -> Result<()> {
+    let tcp = namespace.run(|| TcpListener::bind(address));
+    accept(tcp.with_context(|| format!("cannot serve on {address}"))?);
+    Ok(())
+}
+
+fn accept(tcp: TcpListener) {
+    thread::spawn(move || {
+        for stream in tcp.incoming().flatten() {
+            // A client that goes away is its own business.
+            thread::spawn(move || io::copy(&mut &stream, &mut &stream));
+        }
+    });
 }
 
 /// Sends `bytes` bytes over TCP and expects them back.

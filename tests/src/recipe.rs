@@ -19,12 +19,14 @@ pub enum Block {
     File(String, String),
     /// Commands for a shell.
     Shell(String),
+    /// Commands for a shell on each of these hosts, one after the other.
+    On(Vec<String>, String),
 }
 
 /// The blocks under every heading of level 2 of a document in Markdown.
 ///
 /// # Errors
-/// When a block does not end, stands before the first heading, or is neither `sh` nor `yaml NAME`.
+/// When a block does not end, stands before the first heading, or is none of `sh`, `sh HOST,HOST` and `yaml NAME`.
 pub fn sections(text: &str) -> Result<BTreeMap<String, Vec<Block>>> {
     let mut sections: BTreeMap<String, Vec<Block>> = BTreeMap::new();
     let mut heading = None;
@@ -46,8 +48,11 @@ pub fn sections(text: &str) -> Result<BTreeMap<String, Vec<Block>>> {
         }
         let block = match info.split_once(' ') {
             Some(("yaml", name)) => Block::File(name.to_owned(), content),
+            Some(("sh", hosts)) => {
+                Block::On(hosts.split(',').map(str::to_owned).collect(), content)
+            }
             None if info == "sh" => Block::Shell(content),
-            _ => bail!("the block ```{info} is neither `sh` nor `yaml NAME`"),
+            _ => bail!("the block ```{info} is none of `sh`, `sh HOST,HOST` and `yaml NAME`"),
         };
         let heading = heading
             .clone()
@@ -106,6 +111,7 @@ impl Recipe {
             match self.blocks.next().context("the recipe has no more steps")? {
                 Block::File(name, content) => fs::write(self.directory.join(name), content)?,
                 Block::Shell(commands) => break commands,
+                Block::On(hosts, _) => bail!("a block is for {hosts:?}; a recipe has one host"),
             }
         };
         // Variables live on from block to block.
@@ -196,14 +202,15 @@ mod tests {
 
     #[test]
     fn blocks_are_found_under_their_heading() {
-        let text = "# T\n\n## One\nwords\n```sh\na\n\nb\n```\n### Sub\n```yaml f.yaml\nx: 1\n```\n## Two\n```sh\nc\n```\n";
+        let text = "# T\n\n## One\nwords\n```sh\na\n\nb\n```\n### Sub\n```yaml f.yaml\nx: 1\n```\n## Two\n```sh\nc\n```\n```sh a,b\nd\n```\n";
         let sections = sections(text).unwrap();
         let one = vec![
             Block::Shell("a\n\nb\n".into()),
             Block::File("f.yaml".into(), "x: 1\n".into()),
         ];
         assert_eq!(sections["One"], one);
-        assert_eq!(sections["Two"], vec![Block::Shell("c\n".into())]);
+        let on = Block::On(vec!["a".into(), "b".into()], "d\n".into());
+        assert_eq!(sections["Two"], vec![Block::Shell("c\n".into()), on]);
     }
 
     #[test]

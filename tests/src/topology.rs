@@ -224,6 +224,34 @@ impl Topology {
         self.balancer.ip("route replace fd00:3::/32 via fd00:5::1")
     }
 
+    /// Adds a second balancer to the segment of [`Layout::Bridged`], 10.2.0.3 and fd00:2::3. The router asks the segment who has
+    /// the VIPs from now on. As with a network card, a balancer gets no frames for the address of somebody whom the segment
+    /// does not know.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn add_balancer_on_segment(&self, session: &Session) -> Result<Namespace> {
+        let balancer = Namespace::create(&session.namespace("balancer-2"))?;
+        let pass = HostProgram::pass(&session.pins())?;
+        self.join_port("balancer-2", &balancer, &pass)?;
+        self.router.ip("link set balancer-2 master segment")?;
+        let (v4, v6) = (
+            Ipv4Addr::new(10, 2, 0, 3),
+            Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 3),
+        );
+        address(&balancer, "eth0", v4, v6)?;
+        default_route(&balancer, "10.2.0.1", "fd00:2::1", INSIDE)?;
+        for port in ["balancer", "balancer-2"] {
+            let mut bridge = self.router.command("bridge");
+            output(bridge.args(["link", "set", "dev", port, "flood", "off"]))?;
+        }
+        for vip in [format!("{VIP_V4}/32"), format!("{VIP_V6}/128")] {
+            self.router.ip(&format!("route del {vip}"))?;
+            self.router.ip(&format!("route add {vip} dev segment"))?;
+        }
+        Ok(balancer)
+    }
+
     /// Makes the network of [`Layout::Routed`] one of jumbo frames: an MTU of 9,000 bytes towards the client, of 9,100 inside,
     /// where an outer header is added. Backends take packets out of their tunnels in the network stack then.
     ///
@@ -294,15 +322,7 @@ impl Topology {
     ) -> Result<()> {
         let v4 = |host| Ipv4Addr::new(10, 2, subnet, host);
         let v6 = |host| Ipv6Addr::new(0xfd00, 2, subnet.into(), 0, 0, 0, 0, host);
-        self.connect(port, balancer, INSIDE)?;
-        // A veth takes the frames that its peer sends by XDP_TX only if it has a native program itself.
-        pass.attach(&self.router, port)?;
-        // A checksum left for a network card to fill in would be buried under the outer header unfilled.
-        output(
-            self.router
-                .command("ethtool")
-                .args(["-K", port, "tx", "off"]),
-        )?;
+        self.join_port(port, balancer, pass)?;
         let segment = match layout {
             Layout::Routed => port,
             Layout::Bridged => {
@@ -316,6 +336,16 @@ impl Topology {
         address(&self.router, segment, v4(1), v6(1))?;
         address(balancer, "eth0", v4(2), v6(2))?;
         default_route(balancer, &v4(1).to_string(), &v6(1).to_string(), INSIDE)
+    }
+
+    /// Joins a balancer with the router's interface `port`, without addresses.
+    fn join_port(&self, port: &str, balancer: &Namespace, pass: &HostProgram) -> Result<()> {
+        self.connect(port, balancer, INSIDE)?;
+        // A veth takes the frames that its peer sends by XDP_TX only if it has a native program itself.
+        pass.attach(&self.router, port)?;
+        // A checksum left for a network card to fill in would be buried under the outer header unfilled.
+        let mut ethtool = self.router.command("ethtool");
+        output(ethtool.args(["-K", port, "tx", "off"])).map(drop)
     }
 
     fn join_backend(

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::path::Path;
 
 /// A program and the Debian package it is in.
-const PROGRAMS: [(&str, &str); 15] = [
+const PROGRAMS: [(&str, &str); 19] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("jq", "jq"),
@@ -21,6 +21,10 @@ const PROGRAMS: [(&str, &str); 15] = [
     ("exabgp", "exabgp"),
     ("gobgpd", "gobgpd"),
     ("gobgp", "gobgpd"),
+    ("keepalived", "keepalived"),
+    ("haproxy", "haproxy"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
 ];
 
 /// Installs what is missing and says so.

@@ -7,7 +7,7 @@ use std::{fs, path::Path, process::Command};
 /// A part of the tests, by what it needs and how long it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Part {
-    /// Format, lints, documentation, unit file
+    /// Format, lints, documentation, unit files
     Lint,
     /// Tests that need no privilege
     Unit,
@@ -72,7 +72,7 @@ pub fn all(root: &Path) -> Result<Vec<Stage>> {
         lint("lints", clippy, &clippy_workspace),
         lint("lints of lb-ebpf", clippy, &clippy_ebpf),
         lint("documentation", none, "doc --no-deps --workspace"),
-        unit_file(root),
+        unit_files(root),
         unit("unit tests", unit_workspace),
         unit("unit tests of lb-ebpf", &unit_ebpf),
         unit("unit tests of the test kit", unit_kit),
@@ -106,17 +106,26 @@ fn cargo(root: &Path, part: Part, title: &str, need: Need, arguments: &str) -> S
     }
 }
 
-/// The unit file, as systemd reads it. The daemon need not be installed for that: a copy names a program that is.
-fn unit_file(root: &Path) -> Stage {
+/// The unit files, as systemd reads them, and the drop-ins for units of others (`NAME-guideway.conf`). What they start need not be
+/// installed for that: copies name a program that is. systemd warns of what it does not know and goes on; here that is an error.
+fn unit_files(root: &Path) -> Stage {
     let check = r#"set -e; copy=$(mktemp -d); trap 'rm -r "$copy"' EXIT
-        sed 's|/usr/local/bin/lbd|/bin/true|' deploy/lbd.service >"$copy/lbd.service"
-        systemd-analyze verify --man=no "$copy/lbd.service""#;
+        for unit in deploy/*.service; do
+            sed 's|/usr/local/bin/lbd|/bin/true|' "$unit" >"$copy/${unit##*/}"
+        done
+        for file in deploy/*-guideway.conf; do
+            name=$(basename "$file" -guideway.conf).service
+            [ -e "$copy/$name" ] || printf '[Service]\nExecStart=/bin/true\n' >"$copy/$name"
+            mkdir "$copy/$name.d"; cp "$file" "$copy/$name.d/guideway.conf"
+        done
+        systemd-analyze verify --man=no "$copy"/*.service 2>"$copy/said" || { cat "$copy/said"; exit 1; }
+        ! grep "$copy" "$copy/said""#;
     let mut command = Command::new("sh");
     command.args(["-c", check]).current_dir(root);
     let need = Need::Program("systemd-analyze", "it is part of systemd");
     Stage {
         part: Part::Lint,
-        title: "unit file".into(),
+        title: "unit files".into(),
         need,
         command,
     }

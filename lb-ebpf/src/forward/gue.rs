@@ -5,8 +5,7 @@
 
 use super::outer::{inner, prepend};
 use crate::{
-    backend::{self, Backend},
-    exit::Exit,
+    backend::{self, Backend, Ends},
     parse::{Ip, Tags},
     trace,
 };
@@ -26,35 +25,26 @@ pub fn encapsulate(
     ip: &Ip,
     hash: u64,
     backend: &Backend,
-    exit: Exit,
 ) -> Result<(), Verdict> {
     let inner = inner(ip);
-    let (source, port) = (backend.outer_source(), backend.port());
-    match (source.is_v4(), backend.address().is_v4()) {
-        (true, true) => {
-            let (source, destination) = (source.v4_word(), backend.address().v4_word());
+    let port = backend.port();
+    match backend.ends(None)? {
+        Ends::V4 {
+            source,
+            destination,
+        } => {
             let outer = GueOverIpv4::encapsulating(&inner, source, destination, port, hash);
-            prepend(
-                packet,
-                ip,
-                backend,
-                ETHERTYPE_IPV4,
-                (outer, SecondV4::LENGTH),
-                exit,
-            )
+            let outer = (outer, SecondV4::LENGTH);
+            prepend(packet, ip, backend, ETHERTYPE_IPV4, outer)
         }
-        (false, false) => {
-            let outer = GueOverIpv6::encapsulating(&inner, source, backend.address(), port, hash);
-            prepend(
-                packet,
-                ip,
-                backend,
-                ETHERTYPE_IPV6,
-                (outer, SecondV6::LENGTH),
-                exit,
-            )
+        Ends::V6 {
+            source,
+            destination,
+        } => {
+            let outer = GueOverIpv6::encapsulating(&inner, source, destination, port, hash);
+            let outer = (outer, SecondV6::LENGTH);
+            prepend(packet, ip, backend, ETHERTYPE_IPV6, outer)
         }
-        (true, false) | (false, true) => Err(Verdict::DropBadState),
     }
 }
 

@@ -3,7 +3,6 @@
 use super::check_size;
 use crate::{
     backend::Backend,
-    exit::Exit,
     parse::{Ip, Tags},
 };
 use lb_common::{
@@ -13,7 +12,7 @@ use lb_common::{
     },
     verdict::Verdict,
 };
-use lb_ebpf::packet::{Header, Packet};
+use lb_ebpf::packet::{Header, Packet, Pair};
 
 /// What an outer header has to know of the packet.
 #[inline(always)]
@@ -39,33 +38,33 @@ pub fn prepend<T: Header>(
     backend: &Backend,
     ethertype: u16,
     (outer, reserved): (T, usize),
-    exit: Exit,
 ) -> Result<(), Verdict> {
     check_size(reserved + T::LENGTH + usize::from(ip.length), backend)?;
     match ip.tags {
-        Tags::None => write::<EthernetHeader, T>(packet, backend, ethertype, outer, exit),
-        Tags::One => write::<TaggedHeader, T>(packet, backend, ethertype, outer, exit),
-        Tags::Two => write::<DoubleTaggedHeader, T>(packet, backend, ethertype, outer, exit),
+        Tags::None => write::<EthernetHeader, T>(packet, backend, ethertype, outer),
+        Tags::One => write::<TaggedHeader, T>(packet, backend, ethertype, outer),
+        Tags::Two => write::<DoubleTaggedHeader, T>(packet, backend, ethertype, outer),
     }
 }
 
-/// Writes the new headers over the room made for them and over the old link header, `L`.
+/// Makes room for the outer header and writes it, and the link header, `L`, before it. The frame leaves from the address that it
+/// was sent to.
 #[inline(always)]
 fn write<L: Header + LinkHeader, T: Header>(
     packet: &mut Packet,
     backend: &Backend,
     ethertype: u16,
     outer: T,
-    exit: Exit,
 ) -> Result<(), Verdict> {
-    let old: L = packet.read(0).ok_or(Verdict::PassTruncated)?;
-    let new = old.readdressed(backend.next_hop, exit.source(old.destination()), ethertype);
     packet
         .move_head(-(T::LENGTH as i32))
         .ok_or(Verdict::DropNoHeadroom)?;
-    // The frame has grown by the outer header's length, so neither write can fail; the verifier wants the checks.
-    packet.write(0, new).ok_or(Verdict::DropNoHeadroom)?;
+    // The frame has grown by the outer header's length, so neither can fail; the verifier wants the checks.
+    let old: L = packet
+        .read_words(T::LENGTH)
+        .ok_or(Verdict::DropNoHeadroom)?;
+    let new = old.readdressed(backend.next_hop, old.destination(), ethertype);
     packet
-        .write(L::LENGTH, outer)
+        .write_words(0, Pair(new, outer))
         .ok_or(Verdict::DropNoHeadroom)
 }

@@ -9,6 +9,7 @@ mod icmp;
 mod ipv4;
 mod ipv6;
 pub mod l4;
+pub mod plain;
 
 pub use eth::{Family, Tags, parse as link};
 

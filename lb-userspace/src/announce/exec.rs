@@ -1,7 +1,8 @@
 //! The driver `exec`: a command that says it to whatever speaks to routers. It is called with what to do (`announce`, `drain`
 //! or `withdraw`) and the prefix as its last two arguments, and must be able to do twice what it has done once.
 //!
-//! What it has done is remembered in a file, so that the next daemon continues there.
+//! What it has done is remembered in a file, so that the next daemon continues there. What that daemon has not said itself, it
+//! says once more, and everything when it is asked although nothing differs: what listens may have started anew.
 
 use super::{Announced, Announcer, Outcome, Role, Wanted, setting::ExecSettings};
 use crate::{desired, prefix::Prefix};
@@ -35,6 +36,8 @@ pub struct ExecDriver {
     settings: ExecSettings,
     file: PathBuf,
     announced: Announced,
+    /// What of it this driver has said, since it was last asked without need.
+    said: Announced,
 }
 
 impl ExecDriver {
@@ -44,6 +47,7 @@ impl ExecDriver {
             settings,
             file: directory.join(FILE),
             announced: Announced::new(),
+            said: Announced::new(),
         }
     }
 
@@ -61,9 +65,11 @@ impl ExecDriver {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .map_err(|error| format!("{name} cannot be started: {error}"))?;
+        let mut child = command.spawn().map_err(|error| {
+            format!(
+                "{name} cannot be started: {error}; see announce.exec.command in the node config"
+            )
+        })?;
         // Process ids are below 2^22 (proc(5), pid_max), so the cast keeps them.
         let group = child.id().map(|pid| Pid::from_raw(pid as i32));
         let errors = child.stderr.take();
@@ -130,7 +136,12 @@ impl Announcer for ExecDriver {
 
     async fn reconcile(&mut self, wanted: &Wanted) -> Outcome {
         let mut failed = BTreeMap::new();
-        for (prefix, role) in calls(&self.announced, wanted) {
+        let mut due = calls(&self.announced, &self.said, wanted);
+        if due.is_empty() {
+            self.said.clear();
+            due = calls(&self.announced, &self.said, wanted);
+        }
+        for (prefix, role) in due {
             let verb = match role {
                 Some(Role::Serving) => "announce",
                 Some(Role::Draining) => "drain",
@@ -138,11 +149,19 @@ impl Announcer for ExecDriver {
             };
             match self.call(verb, prefix).await {
                 Ok(()) => {
-                    match role {
-                        Some(role) => self.announced.insert(prefix, role),
-                        None => self.announced.remove(&prefix),
+                    let before = match role {
+                        Some(role) => {
+                            self.said.insert(prefix, role);
+                            self.announced.insert(prefix, role)
+                        }
+                        None => {
+                            self.said.remove(&prefix);
+                            self.announced.remove(&prefix)
+                        }
                     };
-                    self.remember();
+                    if before != role {
+                        self.remember();
+                    }
                 }
                 Err(problem) => drop(failed.insert(prefix, problem)),
             }
@@ -160,7 +179,7 @@ impl Announcer for ExecDriver {
 }
 
 /// What the command is to be called for: what attracts packets that cannot be served comes first.
-fn calls(announced: &Announced, wanted: &Wanted) -> Vec<(Prefix, Option<Role>)> {
+fn calls(announced: &Announced, said: &Announced, wanted: &Wanted) -> Vec<(Prefix, Option<Role>)> {
     let gone = announced
         .keys()
         .filter(|prefix| !matches!(wanted.get(prefix), Some(Some(_))));
@@ -168,7 +187,7 @@ fn calls(announced: &Announced, wanted: &Wanted) -> Vec<(Prefix, Option<Role>)> 
     let new = wanted
         .iter()
         .filter_map(|(prefix, role)| Some((*prefix, (*role)?)));
-    let differs = new.filter(|(prefix, role)| announced.get(prefix) != Some(role));
+    let differs = new.filter(|(prefix, role)| said.get(prefix) != Some(role));
     calls.extend(differs.map(|(prefix, role)| (prefix, Some(role))));
     calls
 }
@@ -211,17 +230,25 @@ mod tests {
         let mut first = driver(directory.path(), &script, 60);
         assert_eq!(first.adopt().await, Ok(Announced::new()));
         let wanted = Wanted::from([(a, Some(Role::Serving)), (b, Some(Role::Serving))]);
+        let told = |expected: &str| {
+            assert_eq!(fs::read_to_string(&log).unwrap(), expected);
+            fs::remove_file(&log).unwrap();
+        };
         assert!(first.reconcile(&wanted).await.is_complete());
-        assert!(first.reconcile(&wanted).await.is_complete());
+        told("announce 192.0.2.1/32\nannounce 2001:db8::/64\n");
+        let a_drains = Wanted::from([(a, Some(Role::Draining)), (b, Some(Role::Serving))]);
+        assert!(first.reconcile(&a_drains).await.is_complete());
+        told("drain 192.0.2.1/32\n");
+        assert!(first.reconcile(&a_drains).await.is_complete());
+        told("drain 192.0.2.1/32\nannounce 2001:db8::/64\n");
+
         let mut second = driver(directory.path(), &script, 60);
         assert_eq!(second.adopt().await.unwrap().len(), 2);
         let outcome = second
             .reconcile(&Wanted::from([(a, Some(Role::Draining))]))
             .await;
         assert_eq!(outcome.announced, [(a, Role::Draining)].into());
-        let said = fs::read_to_string(log).unwrap();
-        let expected = "announce 192.0.2.1/32\nannounce 2001:db8::/64\nwithdraw 2001:db8::/64\ndrain 192.0.2.1/32\n";
-        assert_eq!(said, expected);
+        told("withdraw 2001:db8::/64\ndrain 192.0.2.1/32\n");
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use super::{
     Announced, Announcing, Outcome, Role,
     decide::{Decider, Decision, Facts, ServiceFacts, Test},
     drain::Phase,
-    setting::{DrainTimes, Driver, RouteSettings, Settings, WHOLE, Watermarks},
+    setting::{DEFAULT_SOCKET, DrainTimes, Driver, RouteSettings, Settings, WHOLE, Watermarks},
     worker::Report,
 };
 use crate::{config::NodeConfig, prefix::Prefix};
@@ -317,6 +317,98 @@ fn settings_have_defaults_and_each_mistake_is_named() {
         said.contains("announce.exec.command: does not start with"),
         "{said}"
     );
+}
+
+#[test]
+fn what_speakers_are_told_has_defaults_and_each_mistake_is_named() {
+    let parse = |text: &str| {
+        NodeConfig::parse(&format!(
+            "interfaces: [{{ name: lo }}]\nannounce:\n  allow: [192.0.2.0/24]\n{text}"
+        ))
+    };
+    let driver = |text: &str| parse(text).unwrap().announce.unwrap().driver;
+    let Driver::Exabgp(exabgp) = driver("  driver: exabgp\n") else {
+        panic!("not exabgp")
+    };
+    assert_eq!(exabgp.socket.to_str(), Some(DEFAULT_SOCKET));
+    let said = &exabgp.attributes;
+    assert_eq!(
+        (
+            said.next_hop_v4,
+            said.next_hop_v6,
+            said.med,
+            said.draining_med
+        ),
+        (None, None, 0, 1_000)
+    );
+    let full = "  driver: gobgp
+  gobgp:
+    address: \"[::1]:50051\"
+    next_hop: { ipv4: self, ipv6: \"2001:db8::11\" }
+    med: 4000
+    communities: [\"65001:100\", \"65535:65281\"]
+    timeout: 1s
+";
+    let Driver::Gobgp(gobgp) = driver(full) else {
+        panic!("not gobgp")
+    };
+    assert!(gobgp.address.is_ipv6() && gobgp.timeout == Duration::from_secs(1));
+    let said = &gobgp.attributes;
+    assert_eq!((said.med, said.draining_med), (4_000, 4_001));
+    assert_eq!(
+        (said.next_hop_v6, said.communities.len()),
+        ("2001:db8::11".parse().ok(), 2)
+    );
+    let text = "  driver: exabgp
+  exabgp:
+    socket: lbd.sock
+    next_hop: { ipv4: \"::1\", ipv6: \"::\" }
+    med: -1
+    draining_med: 0
+    communities: [\"65535:0\", \"65001\"]
+    timeout: 1ms
+  gobgp:
+    address: localhost
+    med: 7
+    draining_med: 7
+";
+    let problems = parse(text).unwrap_err().0;
+    let seen: Vec<(&str, &str)> = problems
+        .iter()
+        .map(|problem| (problem.field.as_str(), problem.value.as_str()))
+        .collect();
+    let expected = [
+        ("announce.exabgp.socket", "lbd.sock"),
+        ("announce.exabgp.next_hop.ipv4", "::1"),
+        ("announce.exabgp.next_hop.ipv6", "::"),
+        ("announce.exabgp.med", "-1"),
+        ("announce.exabgp.draining_med", "0"),
+        ("announce.exabgp.communities[0]", "65535:0"),
+        ("announce.exabgp.communities[1]", "65001"),
+        ("announce.exabgp.timeout", "1ms"),
+        ("announce.gobgp.address", "localhost"),
+        ("announce.gobgp.draining_med", "7"),
+    ];
+    assert_eq!(seen, expected);
+    assert!(
+        problems.iter().all(|problem| problem.line.is_some()),
+        "{problems:?}"
+    );
+    assert!(parse("  driver: exabgp\n  exabgp: { sockets: /a }\n").is_err());
+}
+
+#[test]
+fn what_the_shipped_configuration_shows_is_understood() {
+    let shipped = include_str!("../../../deploy/lbd.yaml");
+    let section = shipped.split_once("\n#announce:\n").unwrap().1;
+    let section = section.split_once("\n\n").unwrap().0.replace("\n#", "\n");
+    let section = section.strip_prefix('#').unwrap();
+    for driver in ["route", "exec", "exabgp", "gobgp"] {
+        let section = section.replace("driver: route", &format!("driver: {driver}"));
+        let text = format!("interfaces: [{{ name: lo }}]\nannounce:\n{section}\n");
+        let announce = NodeConfig::parse(&text).unwrap().announce.unwrap();
+        assert_eq!(announce.driver.as_str(), driver);
+    }
 }
 
 proptest! {

@@ -209,6 +209,8 @@ mod tests {
     const UNIT: &str = include_str!("../../../deploy/lbd.service");
     const WATCHDOG_UNIT: &str = include_str!("../../../deploy/lbd-watchdog.service");
 
+    const EXABGP: &str = include_str!("../../../deploy/exabgp.conf");
+
     /// Values of a key of a unit, in order.
     fn values(unit: &'static str, key: &str) -> Vec<&'static str> {
         unit.lines()
@@ -286,5 +288,18 @@ mod tests {
             let is_watchdog = matches!(arguments.command, Some(Command::Watchdog));
             assert_eq!(is_watchdog, unit == WATCHDOG_UNIT);
         }
+    }
+
+    #[test]
+    fn what_exabgp_runs_is_understood() {
+        let line = EXABGP
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("run "));
+        let line = line.unwrap().strip_suffix(';').unwrap();
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).unwrap();
+        let Some(Command::Exabgp { socket }) = arguments.command else {
+            panic!("{line}")
+        };
+        assert_eq!(socket, std::path::Path::new(DEFAULT_SOCKET));
     }
 }

@@ -210,13 +210,13 @@ impl<P: DataPlane> Core<P> {
         let document = Document::new(revision, StateSpec::from(&state));
         self.store.commit(&document, origin, lost).map_err(keep)?;
         let before = self.targets();
-        let old = std::mem::replace(&mut self.state, state);
+        let (old, old_roster) = self.take_state(state);
         self.revision = revision;
         if lost {
             // Which backends are removed is known only now: their time begins.
             self.facts.departures.clear();
         }
-        self.begin_leaving(&old, options.now);
+        self.begin_leaving((&old, &old_roster), options.now);
         self.forget_removed(&before);
         if self.unreadable.take().is_some()
             && let Err(problem) = self.seed_health()

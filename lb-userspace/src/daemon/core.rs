@@ -4,7 +4,7 @@
 //! **Invariants.** The state in force is valid and on disk. A refused change changes nothing. A failed write to the
 //! data plane is said, kept as a warning and tried again; what was forwarded before is forwarded still.
 
-use super::{drains::Rates, target_id, views::ProbeMemory};
+use super::{drains::Rates, memory, target_id, views::ProbeMemory};
 use crate::{
     announce::Announcing,
     api::protocol::{ErrorBody, ErrorCode, StateView},
@@ -18,15 +18,16 @@ use crate::{
     neighbour::NextHopUpdate,
     outer_source::OuterSource,
     plan::{
-        Facts,
+        Facts, Scope,
         apply::apply,
         census::{self, Census},
         departure,
         diff::{Capacity, Plan, Step, diff},
         mirror::Mirror,
-        target::{backend_id, service_key, target},
+        roster::Roster,
+        target::wanted,
     },
-    spec::{Limits, Service, State, StateSpec, Tracking},
+    spec::{Backend, Limits, Name, Service, State, StateSpec, Tracking},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -53,8 +54,14 @@ pub struct Core<P> {
     /// What is measured.
     pub metrics: Metrics,
     pub(super) state: State,
+    /// What planning needs of the state.
+    pub(super) roster: Roster,
     pub(super) revision: u64,
     pub(super) facts: Facts,
+    /// Services with backends of which something has become known since the last reconcile.
+    touched: BTreeSet<Name>,
+    /// Whether more than that may be new.
+    stale: bool,
     pub(super) probes: BTreeMap<TargetId, ProbeMemory>,
     pub(super) mirror: Mirror,
     /// The last count of the flow table.
@@ -99,8 +106,11 @@ impl<P: DataPlane> Core<P> {
             plane,
             metrics: Metrics::new(COMMIT, SystemTime::now()),
             state: State::default(),
+            roster: Roster::default(),
             revision: 0,
             facts: Facts::default(),
+            touched: BTreeSet::new(),
+            stale: true,
             probes: BTreeMap::new(),
             mirror,
             census: None,
@@ -136,7 +146,9 @@ impl<P: DataPlane> Core<P> {
         }
         core.seed_health()?;
         core.advance(now);
-        departure::follow(&core.state, &mut core.facts, &core.mirror);
+        // Who is leaving already, so that they are followed from the start.
+        let (facts, all) = (&mut core.facts, Scope::All);
+        wanted(&core.state, &core.roster, facts, &core.mirror, &all);
         Ok(core)
     }
 
@@ -148,12 +160,23 @@ impl<P: DataPlane> Core<P> {
                     services = state.services.len(),
                     "desired state loaded"
                 );
-                (self.state, self.revision) = (state, document.revision);
+                self.take_state(state);
+                self.revision = document.revision;
             }
             Err(problems) => {
                 self.refuse_state(format!("the state on disk is not valid here: {problems}"))
             }
         }
+    }
+
+    /// Takes a desired state; the one before it, and its roster.
+    pub(super) fn take_state(&mut self, state: State) -> (State, Roster) {
+        let roster = Roster::new(&state, &self.roster);
+        self.stale = true;
+        (
+            std::mem::replace(&mut self.state, state),
+            std::mem::replace(&mut self.roster, roster),
+        )
     }
 
     fn refuse_state(&mut self, said: String) {
@@ -171,8 +194,13 @@ impl<P: DataPlane> Core<P> {
     /// Backends that have slots in the data plane start as up: they were when the last daemon stored them. Those that only
     /// old flows go to may be down.
     pub(super) fn seed_health(&mut self) -> Result<()> {
-        for service in self.state.services.values() {
-            let Some(index) = self.mirror.service_index(&service_key(service)) else {
+        for (service, enrolled) in self
+            .state
+            .services
+            .values()
+            .zip(self.roster.services.values())
+        {
+            let Some(index) = self.mirror.service_index(&enrolled.key) else {
                 continue;
             };
             let owners: BTreeSet<u32> = self
@@ -181,8 +209,8 @@ impl<P: DataPlane> Core<P> {
                 .iter()
                 .map(|slot| slot.new_owner())
                 .collect();
-            for backend in service.backends.values() {
-                let owner = self.mirror.backend_index(backend_id(service, backend));
+            for (backend, id) in service.backends.values().zip(&enrolled.ids) {
+                let owner = self.mirror.backend_index(*id);
                 if owner.is_some_and(|owner| owners.contains(&owner)) {
                     self.serving.insert(backend.address);
                     if service.health.is_some() {
@@ -275,21 +303,33 @@ impl<P: DataPlane> Core<P> {
 
     /// Whether every backend has a first verdict and a first next-hop look-up behind it.
     pub fn knows_all(&self) -> bool {
-        let known = |(id, target): (TargetId, Target)| {
-            let verdict = self
-                .facts
-                .health
-                .get(&id)
-                .is_some_and(|state| *state != HealthState::Unknown);
-            // Without a next hop the probe has nobody to reach, and its verdict changes nothing.
-            verdict || self.is_unreachable(&target.address)
-        };
         let found = |address: &IpAddr| self.facts.next_hops.get(address).is_some_and(Result::is_ok);
-        self.targets().into_iter().all(known)
-            && self
-                .addresses()
-                .iter()
-                .all(|address| found(address) || self.is_unreachable(address))
+        let known = |id: &TargetId, address: &IpAddr| {
+            let verdict = self.facts.health.get(id);
+            // Without a next hop the probe has nobody to reach, and its verdict changes nothing.
+            verdict.is_some_and(|state| *state != HealthState::Unknown)
+                || self.is_unreachable(address)
+        };
+        // This is asked again with each report: the first that is not known is enough.
+        let is_known = |service: &Service, backend: &Backend| {
+            let address = &backend.address;
+            let probed = service.health.is_some();
+            (found(address) || self.is_unreachable(address))
+                && (!probed || known(&target_id(service, backend), address))
+        };
+        let mut services = self.state.services.values();
+        let mut leaving = self.facts.departures.values();
+        services.all(|service| {
+            let mut backends = service.backends.values();
+            backends.all(|backend| is_known(service, backend))
+        }) && leaving.all(|departure| {
+            let address = &departure.address;
+            let probe = departure.probe.as_ref();
+            // A configured backend is probed at its own address.
+            let probe = probe.filter(|(id, _)| !self.is_configured(id));
+            (found(address) || self.is_unreachable(address))
+                && probe.is_none_or(|(id, target)| known(id, &target.address))
+        })
     }
 
     /// Whether there is no next hop for an address, as far as that can be said at once: one that was in service before
@@ -303,7 +343,7 @@ impl<P: DataPlane> Core<P> {
         lost && !self.serving.contains(address)
     }
 
-    /// Takes a probe's report at a moment of CLOCK_MONOTONIC; whether a reconcile is due.
+    /// Takes a probe's report at a moment of CLOCK_MONOTONIC; whether a reconcile of what is new is due.
     pub fn on_health(&mut self, report: HealthReport, now: Duration) -> bool {
         if !self.is_probed(&report.target) {
             return false;
@@ -330,16 +370,21 @@ impl<P: DataPlane> Core<P> {
         } else {
             self.facts.risen.remove(&report.target);
         }
+        self.touched.insert(report.target.service.clone());
         self.facts.health.insert(report.target, report.state);
         true
     }
 
     fn is_probed(&self, id: &TargetId) -> bool {
+        self.is_configured(id) || self.is_leaving(id)
+    }
+
+    /// Whether this is a backend of the desired state that is probed.
+    fn is_configured(&self, id: &TargetId) -> bool {
         let service = self.state.services.get(&id.service);
-        let configured = service.is_some_and(|service| {
+        service.is_some_and(|service| {
             service.health.is_some() && service.backends.contains_key(&id.backend)
-        });
-        configured || self.is_leaving(id)
+        })
     }
 
     /// Whether this is a removed backend that is probed for its flows' sake.
@@ -363,6 +408,7 @@ impl<P: DataPlane> Core<P> {
             Err(unresolved) => warn!(%address, reason = %unresolved, "no next hop"),
         }
         self.facts.next_hops.insert(address, resolution);
+        self.stale = true;
         true
     }
 
@@ -398,23 +444,47 @@ impl<P: DataPlane> Core<P> {
             .collect();
         let changed = self.facts.interfaces != indexes;
         self.facts.interfaces = indexes;
+        self.stale |= changed;
         changed
     }
 
     /// Makes the data plane true at a moment of CLOCK_MONOTONIC. Does nothing while there is no usable desired state.
     pub fn reconcile(&mut self, now: Duration) {
+        self.reconcile_scope(&Scope::All, now);
+    }
+
+    /// As [`Core::reconcile`], but looks only at what something has become known of since the last one, if that is all that can
+    /// have changed. What follows from the time alone is left to the next [`Core::reconcile`].
+    pub fn reconcile_new(&mut self, now: Duration) {
+        if self.stale || self.must_retry() {
+            return self.reconcile(now);
+        }
+        let touched = std::mem::take(&mut self.touched);
+        match Scope::of(touched, &self.facts) {
+            Scope::All => self.reconcile(now),
+            some => self.reconcile_scope(&some, now),
+        }
+    }
+
+    fn reconcile_scope(&mut self, scope: &Scope, now: Duration) {
         if self.unreadable.is_some() {
             return;
         }
         let started = Instant::now();
         self.advance(now);
-        self.brought_up = now;
-        departure::follow(&self.state, &mut self.facts, &self.mirror);
-        let result = self.plan().and_then(|plan| {
+        self.touched.clear();
+        if *scope == Scope::All {
+            self.stale = false;
+            self.brought_up = now;
+        }
+        let result = self.plan(scope).and_then(|plan| {
             apply(&plan.steps, &mut self.plane, &mut self.mirror)?;
             Ok(plan)
         });
         self.metrics.observe_reconcile(started.elapsed());
+        let is_much = result
+            .as_ref()
+            .is_ok_and(|plan| memory::is_much(&plan.steps));
         match result.and_then(|plan| self.make_room(plan)) {
             Ok(steps) => self.reconciled(&steps, started),
             Err(problem) => {
@@ -424,6 +494,9 @@ impl<P: DataPlane> Core<P> {
                 }
                 self.failure = Some(said);
             }
+        }
+        if is_much {
+            memory::give_back();
         }
     }
 
@@ -462,7 +535,7 @@ impl<P: DataPlane> Core<P> {
         self.failure.is_some()
     }
 
-    /// Whether a reconcile is due although nothing has happened: the last one failed, or left something for later.
+    /// Whether a [`Core::reconcile`] is due although nothing has happened: the last one failed, or left something for later.
     pub fn has_more_to_do(&self) -> bool {
         self.must_retry()
             || self.mirror.has_unused_tables()
@@ -471,16 +544,33 @@ impl<P: DataPlane> Core<P> {
             || self.is_rising()
     }
 
+    /// Whether [`Core::has_more_to_do`], so that the next reconcile looks at all.
+    pub fn look_for_more(&mut self) -> bool {
+        let more = self.has_more_to_do();
+        self.stale |= more;
+        more
+    }
+
     /// Computes stand-ins while nothing else is to be done, for a few milliseconds: a host that fails takes part in many
     /// services perhaps, and then all of them are needed at once.
     pub fn make_ready(&self) {
         let started = Instant::now();
-        let overlays = self.mirror.known.values().map(|table| table.overlay());
+        let inputs = self
+            .mirror
+            .known
+            .values()
+            .filter_map(|table| table.inputs());
+        let overlays = inputs.map(|inputs| inputs.members.overlay());
+        let mut worked = false;
         for overlay in overlays.filter(|overlay| !overlay.is_ready()) {
             if started.elapsed() > READY {
                 return;
             }
             overlay.make_ready();
+            worked = true;
+        }
+        if worked {
+            memory::give_back();
         }
     }
 
@@ -538,19 +628,35 @@ impl<P: DataPlane> Core<P> {
     }
 
     /// The steps that are due.
-    fn plan(&mut self) -> Result<Plan> {
+    fn plan(&mut self, scope: &Scope) -> Result<Plan> {
         let plane = &mut self.plane;
         // A counter that cannot be read is taken for one that has counted.
-        self.mirror.unused.retain(|index| {
-            plane
-                .service_counter(*index)
-                .is_ok_and(|counter| counter.packets == 0)
-        });
+        let mut is_unused = |index: u32| {
+            let counter = plane.service_counter(index);
+            counter.is_ok_and(|counter| counter.packets == 0)
+        };
+        match scope {
+            Scope::All => self.mirror.unused.retain(|index| is_unused(*index)),
+            Scope::Services(names) => {
+                for enrolled in names
+                    .iter()
+                    .filter_map(|name| self.roster.services.get(name))
+                {
+                    let index = self.mirror.service_index(&enrolled.key);
+                    let unused = index.filter(|index| self.mirror.unused.contains(index));
+                    if let Some(index) = unused.filter(|index| !is_unused(*index)) {
+                        self.mirror.unused.remove(&index);
+                    }
+                }
+            }
+        }
         let capacity = Capacity {
             services: self.plane.service_capacity(),
             backends: self.plane.backend_capacity(),
         };
-        let (target, plane) = (target(&self.state, &self.facts), &mut self.plane);
+        let facts = &mut self.facts;
+        let target = wanted(&self.state, &self.roster, facts, &self.mirror, scope);
+        let plane = &mut self.plane;
         // An index takes another meaning only by a change of the desired state, so its revision tells the uses apart.
         let generation = self.revision as u32;
         diff(

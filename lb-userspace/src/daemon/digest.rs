@@ -37,7 +37,7 @@ impl<P: DataPlane> Core<P> {
                 ErrorBody::new(ErrorCode::Failed, message)
             })?;
             let live = positions(&words, &inputs.owners);
-            let (members, availability) = (&inputs.members, &inputs.availability);
+            let (members, availability) = (inputs.members.list(), &inputs.availability);
             services.push(service_digest(&node, service, members, availability, &live));
         }
         Ok(DigestView { services, node })

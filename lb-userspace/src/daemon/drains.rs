@@ -4,7 +4,10 @@ use super::{core::Core, target_id};
 use crate::{
     api::protocol::{DrainView, ErrorBody},
     dataplane::DataPlane,
-    plan::departure::{self, Departure, Reason},
+    plan::{
+        departure::{self, Departure, Reason},
+        roster::Roster,
+    },
     spec::State,
 };
 use lb_common::backend::BackendEntry;
@@ -32,19 +35,19 @@ const QUIET: f64 = 1.0;
 const SILENCE: Duration = Duration::from_secs(60);
 
 impl<P: DataPlane> Core<P> {
-    /// Notes who leaves and who comes back by a change of the desired state from `before`. `at_once`: removed backends
+    /// Notes who leaves and who comes back by a change of the desired state from `before`, with its roster. `at_once`: removed backends
     /// leave without regard for their flows.
-    pub(super) fn begin_leaving(&mut self, before: &State, at_once: bool) {
+    pub(super) fn begin_leaving(&mut self, before: (&State, &Roster), at_once: bool) {
         let now = self.facts.now;
         departure::remove(
             before,
-            &self.state,
+            (&self.state, &self.roster),
             now,
             at_once,
             &mut self.facts.departures,
         );
         for (name, service) in &self.state.services {
-            let old = before.services.get(name);
+            let old = before.0.services.get(name);
             for backend in service.backends.values() {
                 let known = old.and_then(|old| old.backends.get(&backend.name));
                 let back = known.is_some_and(|known| known.drain && !backend.drain);

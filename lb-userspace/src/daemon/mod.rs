@@ -12,6 +12,7 @@ mod explain;
 mod filter;
 mod impact;
 mod look;
+mod memory;
 mod names;
 mod run;
 mod self_test;

@@ -144,7 +144,7 @@ impl Daemon {
         }
         let leaving = self.core.leaving();
         self.withdraw();
-        self.core.reconcile(monotonic());
+        self.core.reconcile_new(monotonic());
         self.announce();
         if self.core.leaving() != leaving {
             self.follow();
@@ -153,7 +153,7 @@ impl Daemon {
             let attachments = self.core.plane.activate();
             self.fresh = false;
             if self.take_attachments(attachments) {
-                self.core.reconcile(monotonic());
+                self.core.reconcile_new(monotonic());
             }
             self.announce();
         }
@@ -180,7 +180,7 @@ impl Daemon {
             self.core.count_flows(monotonic());
             self.core.make_ready();
         }
-        let due = self.take_attachments(attachments) | self.core.has_more_to_do();
+        let due = self.take_attachments(attachments) | self.core.look_for_more();
         self.announce();
         due
     }

@@ -97,12 +97,13 @@ impl SlotTables {
     /// Reads these slots of a table, in their order.
     pub(super) fn read_some(&self, index: u32, numbers: &[u32]) -> Result<Vec<Slot>> {
         let words = self.table(index)?.words();
-        let read = |number: &u32| {
+        let mut slots = Vec::with_capacity(numbers.len());
+        for number in numbers {
             let word = words.get(*number as usize);
             let word = word.with_context(|| out_of_range(index, *number))?;
-            Ok(Slot(word.load(Ordering::Acquire)))
-        };
-        numbers.iter().map(read).collect()
+            slots.push(Slot(word.load(Ordering::Acquire)));
+        }
+        Ok(slots)
     }
 
     /// Stores the given slots, and no others, one after the other; none when one of the numbers is out of range.

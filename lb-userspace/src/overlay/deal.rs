@@ -4,8 +4,8 @@
 //! that, so stand-ins are dealt like cards: counted first, then handed out.
 
 use super::{
-    NOBODY,
     order::{self, Order, mix},
+    positions::Positions,
 };
 use lb_common::limits::SLOTS;
 use std::ops::{Range, RangeInclusive};
@@ -33,15 +33,15 @@ const PRICE: u64 = 1 << 24;
 /// How much more it counts to have had a slot of the same pair than one of either backend.
 const PAIR_COUNTS: i64 = 64;
 
-/// What is dealt for the slots of a service. Positions fit 16 bits: see [`MOST_FOR_FIRST`].
+/// What is dealt for the slots of a service.
 #[derive(Debug)]
 pub(super) struct Deal {
     hands: Hands,
-    /// First stand-in of each slot, in the order of the hands, so that one member's are read in a row; 0 = none. Empty when
-    /// none is dealt.
-    first: Vec<u16>,
+    /// First stand-in of each slot, in the order of the hands, so that one member's are read in a row. Empty when none is
+    /// dealt.
+    first: Positions,
     /// Second stand-in, likewise.
-    second: Vec<u16>,
+    second: Positions,
 }
 
 /// One slot in the hand of its base owner.
@@ -63,14 +63,15 @@ impl Deal {
             let shares = Shares::new(weights, &hands, active);
             first_ones = first(&hands, &shares, order);
             if FOR_SECOND.contains(&active.len()) {
-                second_ones = hands.order(&second(base, &first_ones, &shares, order));
+                second_ones = second(base, &first_ones, &shares, order);
             }
-            first_ones = hands.order(&first_ones);
         }
+        let [first, second] =
+            [first_ones, second_ones].map(|dealt| hands.order(&dealt, weights.len()));
         Self {
             hands,
-            first: first_ones,
-            second: second_ones,
+            first,
+            second,
         }
     }
 
@@ -82,12 +83,9 @@ impl Deal {
         (skipped..size).map(move |n| {
             let place = start + n;
             Card {
-                slot: self.hands.slots[place],
+                slot: self.hands.slot(place),
                 rank: ((n << 16) / size) as u32,
-                stand_ins: [&self.first, &self.second].map(|dealt| match dealt.get(place) {
-                    Some(position) => u32::from(*position),
-                    None => NOBODY,
-                }),
+                stand_ins: [&self.first, &self.second].map(|dealt| dealt.get(place)),
             }
         })
     }
@@ -96,7 +94,10 @@ impl Deal {
 /// The slots of each member, in order of rank.
 #[derive(Debug)]
 struct Hands {
-    slots: Vec<u32>,
+    /// Less 1 each, so that they fit 16 bits; slot 0 stands apart.
+    slots: Box<[u16]>,
+    /// Where in `slots` slot 0 is.
+    zero: usize,
     /// Where in `slots` the slots of each position start, and after the last the end.
     starts: Vec<usize>,
 }
@@ -111,19 +112,23 @@ impl Hands {
             starts[position] += starts[position - 1];
         }
         let mut next = starts.clone();
-        let mut slots = vec![0; base.len()];
-        let mut slot = 0;
-        for _ in base {
+        let mut slots = vec![0_u16; base.len()];
+        // Slot 0 comes first, so it is the first in its owner's hand.
+        let zero = &mut next[base[0] as usize];
+        let first = *zero;
+        *zero += 1;
+        let mut slot = 1;
+        for _ in 1..base.len() {
             let place = &mut next[base[slot as usize] as usize];
-            slots[*place] = slot;
+            slots[*place] = (slot - 1) as u16;
             *place += 1;
-            slot = if slot == 0 {
-                1
-            } else {
-                (u64::from(slot) * u64::from(ROOT) % u64::from(SLOTS)) as u32
-            };
+            slot = (u64::from(slot) * u64::from(ROOT) % u64::from(SLOTS)) as u32;
         }
-        Self { slots, starts }
+        Self {
+            slots: slots.into(),
+            zero: first,
+            starts,
+        }
     }
 
     /// Where the slots of a position are.
@@ -132,14 +137,25 @@ impl Hands {
         self.starts[position]..self.starts[position + 1]
     }
 
-    fn of(&self, position: u32) -> &[u32] {
-        &self.slots[self.place(position)]
+    /// The slot at a place.
+    fn slot(&self, place: usize) -> u32 {
+        if place == self.zero {
+            0
+        } else {
+            u32::from(self.slots[place]) + 1
+        }
     }
 
-    /// What there is for each slot, in the order of the hands.
-    fn order(&self, by_slot: &[u16]) -> Vec<u16> {
-        let slots = self.slots.iter();
-        slots.map(|slot| by_slot[*slot as usize]).collect()
+    /// The slots of a position.
+    fn of(&self, position: u32) -> impl ExactSizeIterator<Item = u32> {
+        self.place(position).map(|place| self.slot(place))
+    }
+
+    /// The position, of so many members, that there is for each slot, in the order of the hands; none where nothing is.
+    fn order(&self, by_slot: &[u16], members: usize) -> Positions {
+        let places = 0..self.slots.len().min(by_slot.len());
+        let position = |place| u32::from(by_slot[self.slot(place) as usize]);
+        Positions::pack(members, places.map(position))
     }
 }
 
@@ -200,8 +216,8 @@ fn first(hands: &Hands, shares: &Shares, order: &Order) -> Vec<u16> {
             }
         }
         cards.sort_unstable();
-        for (slot, card) in slots.iter().zip(&cards) {
-            first[*slot as usize] = *card as u16;
+        for (slot, card) in slots.zip(&cards) {
+            first[slot as usize] = *card as u16;
         }
     }
     first

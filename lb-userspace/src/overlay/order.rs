@@ -1,6 +1,6 @@
 //! What hashes decide: the rank of a slot for a member, and the order far down a slot's list.
 
-use super::{Availability, NOBODY};
+use super::{Availability, NOBODY, positions::Positions};
 use lb_common::limits::SLOTS;
 use xxhash_rust::xxh64::xxh64;
 
@@ -64,16 +64,16 @@ impl Order {
     }
 
     /// The first that accepts after the base owner and the stand-ins.
-    pub(super) fn deep(&self, slot: u32, base: &[u32], parts: &[u32]) -> Option<u32> {
+    pub(super) fn deep(&self, slot: u32, base: &Positions, parts: &[u32]) -> Option<u32> {
         let by_weight = tries(slot)
             .take(TRIES)
-            .map(|(other, rank)| (base[other as usize], rank))
+            .map(|(other, rank)| (base.get(other as usize), rank))
             .find(|(position, rank)| *rank < parts[*position as usize])
             .map(|(position, _)| position);
         by_weight
             .or_else(|| self.walk(slot).find(|p| self.accepts(slot, *p, parts)))
             .or_else(|| {
-                let owner = base[slot as usize];
+                let owner = base.get(slot as usize);
                 std::iter::once(owner)
                     .chain(self.walk(slot))
                     .find(|position| parts[*position as usize] > 0)

@@ -92,7 +92,7 @@ fn by_the_book(overlay: &Overlay, slot: u32, availability: &[Availability]) -> u
         position => availability[position as usize - 1].0,
     };
     let deal = overlay.deal();
-    let base = overlay.base[slot as usize];
+    let base = overlay.base.get(slot as usize);
     let mut hand = deal.hand(base, 0);
     let card = hand
         .find(|card| card.slot == slot)
@@ -100,7 +100,7 @@ fn by_the_book(overlay: &Overlay, slot: u32, availability: &[Availability]) -> u
     let mut list = vec![(base, card.rank)];
     list.extend(card.stand_ins.map(|p| (p, overlay.order.rank(slot, p))));
     let tries = order::tries(slot).take(order::TRIES);
-    list.extend(tries.map(|(other, rank)| (overlay.base[other as usize], rank)));
+    list.extend(tries.map(|(other, rank)| (overlay.base.get(other as usize), rank)));
     let walk: Vec<u32> = overlay.order.walk(slot).collect();
     list.extend(walk.iter().map(|p| (*p, overlay.order.rank(slot, *p))));
     list.push((base, 0));
@@ -183,7 +183,7 @@ fn nobody_only_if_nobody_is_available() {
     );
     // All equally little: that is the base table.
     let all_tiny = counts(&overlay.live(&[tiny; 4]), 4);
-    let base = counts(overlay.base(), 4);
+    let base = counts(&overlay.base(), 4);
     for (live, base) in all_tiny.iter().zip(base) {
         assert!(live.abs_diff(base) < 20, "{all_tiny:?}");
     }
@@ -278,7 +278,7 @@ fn unequal_weights() {
 fn a_ramp_takes_in_proportion_and_evenly() {
     let count = 20;
     let overlay = &equal(count);
-    let whole = f64::from(counts(overlay.base(), count)[4]);
+    let whole = f64::from(counts(&overlay.base(), count)[4]);
     let others = counts(&overlay.live(&without(count, &[3])), count);
     let mut availability = without(count, &[3]);
     let mut live = overlay.live(&availability);

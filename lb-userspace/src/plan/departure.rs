@@ -7,8 +7,9 @@
 use super::{
     Facts,
     mirror::Mirror,
-    select::{Condition, Selection, select},
-    target::{backend_id, service_key},
+    roster::Roster,
+    select::{Condition, Selection},
+    target::Choice,
 };
 use crate::{
     health::{
@@ -18,7 +19,7 @@ use crate::{
     overlay::Availability,
     spec::{AllDown, Backend, FlowPolicy, Name, OnDown, Service, State},
 };
-use lb_common::backend::BackendEntry;
+use lb_common::{backend::BackendEntry, service::ServiceKey};
 use rustc_hash::FxHashSet;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -55,34 +56,31 @@ pub struct Departure {
 /// Departures by backend id.
 pub type Departures = BTreeMap<u64, Departure>;
 
-/// Notes the backends that a change of the desired state removes, `at_once`: without regard for their flows. Those of
-/// a removed service have nobody to get packets from.
+/// Notes the backends that a change of the desired state (each with its roster) removes, `at_once`: without regard for their
+/// flows. Those of a removed service have nobody to get packets from.
 pub fn remove(
-    before: &State,
-    after: &State,
+    before: (&State, &Roster),
+    after: (&State, &Roster),
     now: Duration,
     at_once: bool,
     departures: &mut Departures,
 ) {
-    let kept: FxHashSet<u64> = ids(after).collect();
-    for service in before.services.values() {
-        let stays = after
-            .services
-            .values()
-            .any(|other| service_key(other) == service_key(service));
-        for backend in service.backends.values() {
-            let id = backend_id(service, backend);
-            if kept.contains(&id) {
+    let keys = after.1.services.values().map(|enrolled| enrolled.key);
+    let keys: FxHashSet<ServiceKey> = keys.collect();
+    for (service, enrolled) in before.0.services.values().zip(before.1.services.values()) {
+        let stays = keys.contains(&enrolled.key);
+        for (backend, id) in service.backends.values().zip(&enrolled.ids) {
+            if after.1.ids.contains(id) {
                 continue;
             }
-            let begun = departures.get(&id).map_or(now, |departure| departure.since);
+            let begun = departures.get(id).map_or(now, |departure| departure.since);
             let until = if at_once || !stays {
                 now
             } else {
                 begun.saturating_add(service.flows.drain_timeout)
             };
             departures.insert(
-                id,
+                *id,
                 Departure {
                     reason: Reason::Removed,
                     name: Some((service.name.clone(), backend.name.clone())),
@@ -95,7 +93,7 @@ pub fn remove(
             );
         }
     }
-    part_probes(after, departures);
+    part_probes(after.0, departures);
 }
 
 /// Verdicts have the name of a backend, whatever its address: one that is removed is not probed while its name has another
@@ -140,12 +138,40 @@ fn probe(service: &Service, backend: &Backend) -> Option<(TargetId, Target)> {
     ))
 }
 
-/// Brings the departures up to date with the desired state, the facts and what the data plane holds.
-pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
+/// Brings the departures up to date with what is chosen, the facts and what the data plane holds. `whole`: the state and roster
+/// that the choices are all of, unless there are others.
+pub fn follow(
+    choices: &[Choice<'_>],
+    whole: Option<(&State, &Roster)>,
+    facts: &mut Facts,
+    mirror: &Mirror,
+) {
     let mut departures = std::mem::take(&mut facts.departures);
-    let all: Vec<u64> = ids(state).collect();
-    let configured: FxHashSet<u64> = all.iter().copied().collect();
-    let mut all = all.into_iter();
+    if let Some((state, roster)) = whole {
+        follow_removed(state, &roster.ids, &mut departures, facts.now, mirror);
+    }
+    for departure in departures.values_mut() {
+        let probed = departure.probe.as_ref().map(|(id, _)| &id.service);
+        let place = probed.map(|name| choices.binary_search_by(|one| one.service.name.cmp(name)));
+        if let Some(Ok(place)) = place {
+            let choice = &choices[place];
+            departure.doubted = !is_believed(choice.service, &choice.selection);
+        }
+    }
+    for choice in choices {
+        follow_choice(choice, &mut departures, facts, mirror);
+    }
+    facts.departures = departures;
+}
+
+/// Takes in which backends the desired state does not have (any more), and which it has again.
+fn follow_removed(
+    state: &State,
+    configured: &FxHashSet<u64>,
+    departures: &mut Departures,
+    now: Duration,
+    mirror: &Mirror,
+) {
     departures.retain(|id, departure| match departure.reason {
         Reason::Removed => mirror.index_of.contains_key(id) && !configured.contains(id),
         Reason::Drained | Reason::Down => configured.contains(id),
@@ -163,60 +189,53 @@ pub fn follow(state: &State, facts: &mut Facts, mirror: &Mirror) {
         .filter(|entry| !configured.contains(&entry.id))
     {
         let until = if is_marked(entry.id, mirror) {
-            facts.now
+            now
         } else {
-            facts.now.saturating_add(patience)
+            now.saturating_add(patience)
         };
         departures.entry(entry.id).or_insert_with(|| Departure {
             reason: Reason::Removed,
             name: None,
             address: entry.address.into(),
-            since: facts.now,
+            since: now,
             until,
             probe: None,
             doubted: false,
         });
     }
-    part_probes(state, &mut departures);
-    for service in state.services.values() {
-        let selection = select(service, facts);
-        let of_service = |departure: &&mut Departure| {
-            let probe = departure.probe.as_ref();
-            probe.is_some_and(|(id, _)| id.service == service.name)
+    part_probes(state, departures);
+}
+
+/// Takes in which backends of a service get no new flows, and which do.
+fn follow_choice(choice: &Choice<'_>, departures: &mut Departures, facts: &Facts, mirror: &Mirror) {
+    let service = choice.service;
+    let timeout = service.flows.drain_timeout;
+    for (backend, id, availability) in choice.backends() {
+        let idle = availability == Availability::NONE;
+        let reason = idle.then(|| reason(service, backend, &choice.selection, facts));
+        let Some(reason) = reason.flatten() else {
+            departures.remove(&id);
+            continue;
         };
-        for departure in departures.values_mut().filter(of_service) {
-            departure.doubted = !is_believed(service, &selection);
-        }
-        let chosen = service.backends.values().zip(selection.backends());
-        for ((backend, chosen), id) in chosen.zip(all.by_ref()) {
-            let idle = chosen.availability == Availability::NONE;
-            let reason = idle.then(|| reason(service, backend, &selection, facts));
-            let Some(reason) = reason.flatten() else {
-                departures.remove(&id);
-                continue;
-            };
-            let timeout = service.flows.drain_timeout;
-            let since = match departures.get(&id) {
-                Some(departure) => departure.since,
-                // From an earlier daemon: its deadline has passed.
-                None if is_marked(id, mirror) => facts.now.saturating_sub(timeout),
-                None => facts.now,
-            };
-            departures.insert(
-                id,
-                Departure {
-                    reason,
-                    name: Some((service.name.clone(), backend.name.clone())),
-                    address: backend.address,
-                    since,
-                    until: since.saturating_add(timeout),
-                    probe: None,
-                    doubted: false,
-                },
-            );
-        }
+        let since = match departures.get(&id) {
+            Some(departure) => departure.since,
+            // From an earlier daemon: its deadline has passed.
+            None if is_marked(id, mirror) => facts.now.saturating_sub(timeout),
+            None => facts.now,
+        };
+        departures.insert(
+            id,
+            Departure {
+                reason,
+                name: Some((service.name.clone(), backend.name.clone())),
+                address: backend.address,
+                since,
+                until: since.saturating_add(timeout),
+                probe: None,
+                doubted: false,
+            },
+        );
     }
-    facts.departures = departures;
 }
 
 /// Whether the data plane has a backend marked as one whose flows are given up.
@@ -286,14 +305,5 @@ pub fn has_left(id: u64, facts: &Facts) -> bool {
         let down = |(id, _): &(TargetId, Target)| facts.health.get(id) == Some(&HealthState::Down);
         departure.until <= facts.now
             || !departure.doubted && departure.probe.as_ref().is_some_and(down)
-    })
-}
-
-fn ids(state: &State) -> impl Iterator<Item = u64> {
-    state.services.values().flat_map(|service| {
-        service
-            .backends
-            .values()
-            .map(|backend| backend_id(service, backend))
     })
 }

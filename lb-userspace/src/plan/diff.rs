@@ -4,9 +4,11 @@ use super::{
     census::Census,
     life::Rules,
     mirror::Mirror,
+    pool::{Free, Pool},
+    roster::{Members, Updates},
     servers::Servers,
-    table::{Inputs, Table},
-    target::{Target, TargetService},
+    table::{Due, Inputs, Table},
+    target::{Target, TargetBackend, TargetService, Whole},
 };
 use anyhow::{Context, Result};
 use lb_common::{
@@ -16,8 +18,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
 };
-use rustc_hash::{FxHashMap, FxHashSet};
-use std::{collections::BTreeSet, sync::Arc};
+use std::{cell::Cell, collections::BTreeSet, sync::Arc};
 
 /// Tables that one plan removes at the most: each waits some 10 ms for the kernel, nobody needs them gone at once, and
 /// what the plan leaves is the next one's.
@@ -135,215 +136,192 @@ pub fn diff(
     census: Option<&Census>,
     read: &mut ReadSlots<'_>,
 ) -> Result<Plan> {
-    let pool = backends(target, mirror, capacity, generation);
-    let mut free = Free::new(
-        mirror.service_cursor,
-        0,
-        capacity.services,
-        mirror.tables.iter().copied(),
-    );
-    let (mut tables, mut table_steps, mut service_steps) = (Vec::new(), Vec::new(), Vec::new());
-    let mut named = BTreeSet::new();
-    let mut servers = Servers::default();
-    for (key, service) in &target.services {
-        let existing = mirror.service_index(key);
-        let index = match existing {
+    let mut pool = Pool::new(mirror, capacity, generation);
+    if let Some(whole) = &target.whole {
+        pool.add_leavers(target, whole, mirror);
+    }
+    let services = target.services.values();
+    let indexes: Vec<Vec<Option<u32>>> = services
+        .map(|service| pool.add_service(service, mirror))
+        .collect();
+    let mut free = Free::new(mirror.service_cursor, 0, capacity.services);
+    let (mut parts, mut updates) = (Parts::default(), Updates::default());
+    for ((key, service), indexes) in target.services.iter().zip(&indexes) {
+        let index = match mirror.service_index(key) {
             Some(index) => index,
             None => free
-                .take()
+                .take(|index| mirror.tables.contains(&index))
                 .context("the services map is full: raise `limits.services` in the node config")?,
         };
+        parts.add_entry(index, key, service, mirror);
+        if let Some(whole) = &target.whole {
+            let servers = &mut parts.servers;
+            servers.add(index, service, indexes, whole, &pool, mirror);
+        }
         let exists = mirror.tables.contains(&index);
-        if !exists {
-            tables.push(index);
-        }
-        servers.add(index, service, &pool, mirror);
-        let entry = ServiceEntry {
-            index,
-            flags: service.flags,
-        };
-        if mirror.services.get(key) != Some(&entry) {
-            service_steps.push(Step::PutService { key: *key, entry });
-        }
-        let inputs = inputs(service, &pool.index_of);
-        let known = mirror.known.get(&index);
-        if let Some(table) = known.filter(|table| table.is_settled(&inputs)) {
-            named.extend(table.old_owners().keys().copied());
-            continue;
-        }
         let mut read = |numbers: &[u32]| match exists {
             true => read(index, numbers),
             false => Ok(vec![Slot::EMPTY; numbers.len()]),
         };
-        let found;
-        let table = match known {
-            Some(table) => table.as_ref(),
-            None => {
-                let all: Vec<u32> = (0..SLOTS).collect();
-                found = Table::found(&read(&all)?, target.now());
-                &found
+        // Slots that come in a row mostly had the same owner. Nobody is gone.
+        let asked = Cell::new((0, true));
+        let is_gone = |owner| {
+            if asked.get().0 != owner {
+                asked.set((owner, pool.is_gone(owner, mirror)));
             }
+            asked.get().1
         };
         let rules = Rules {
             now: target.now(),
             policy: &service.policy,
             unused: mirror.unused.contains(&index),
-            is_gone: &|owner| !pool.alive.contains(&owner),
+            is_gone: &is_gone,
         };
-        let Some(due) = table.next(index, &inputs, &rules, census, &mut read)? else {
-            named.extend(table.old_owners().keys().copied());
-            continue;
+        let known = mirror.known.get(&index).map(Arc::as_ref);
+        let inputs = inputs(service, indexes);
+        let (table, updates) = ((index, known), &mut updates);
+        let due = due(table, inputs, &rules, census, updates, &mut read)?;
+        parts.add_table(index, service, known, due);
+    }
+    Ok(parts.in_order(pool, target, mirror))
+}
+
+/// What a plan is put together from.
+#[derive(Default)]
+struct Parts {
+    /// Service indexes that need a table.
+    tables: Vec<u32>,
+    /// The steps that bring tables about.
+    slots: Vec<Step>,
+    /// The steps that write entries of services.
+    services: Vec<Step>,
+    servers: Servers,
+    /// Backends that slots still name for old flows.
+    named: BTreeSet<u32>,
+}
+
+impl Parts {
+    /// Takes in the table and the entry that a service should have.
+    fn add_entry(
+        &mut self,
+        index: u32,
+        key: &ServiceKey,
+        service: &TargetService<'_>,
+        mirror: &Mirror,
+    ) {
+        if !mirror.tables.contains(&index) {
+            self.tables.push(index);
+        }
+        let entry = ServiceEntry {
+            index,
+            flags: service.flags,
         };
-        named.extend(due.table.old_owners().keys().copied());
-        table_steps.push(Step::StoreSlots {
+        if mirror.services.get(key) != Some(&entry) {
+            self.services.push(Step::PutService { key: *key, entry });
+        }
+    }
+
+    /// Takes in what is due to a table.
+    fn add_table(
+        &mut self,
+        index: u32,
+        service: &TargetService<'_>,
+        known: Option<&Table>,
+        due: Option<Due>,
+    ) {
+        let table = due.as_ref().map(|due| &due.table).or(known);
+        let old_owners = table
+            .into_iter()
+            .flat_map(|table| table.old_owners().keys());
+        self.named.extend(old_owners.copied());
+        self.slots.extend(due.map(|due| Step::StoreSlots {
             service: index,
             slots: due.slots,
             moved: due.moved,
             table: Arc::new(due.table),
             name: service.name.to_string(),
-        });
+        }));
     }
-    let mut steps = pool.before;
-    if !tables.is_empty() {
-        steps.push(Step::CreateTables { services: tables });
-    }
-    steps.append(&mut table_steps);
-    steps.extend(servers.missing(mirror));
-    steps.extend(new_addresses(target, mirror));
-    steps.append(&mut service_steps);
-    steps.extend(servers.surplus(mirror));
-    let all_tables_go = removals(target, mirror, &mut steps);
-    steps.extend(pool.after);
-    if all_tables_go {
-        let clear = pool.left.difference(&named);
-        steps.extend(clear.map(|index| Step::ClearBackend { index: *index }));
-    }
-    Ok(Plan {
-        steps,
-        left_out: pool.left_out,
-    })
-}
 
-/// The backend entries of a plan.
-#[derive(Default)]
-pub(super) struct Pool {
-    /// Writes before slots: new entries, next hops, backends that are back.
-    before: Vec<Step>,
-    /// Writes after slots: marks of backends whose flows are given up.
-    after: Vec<Step>,
-    /// The index of every backend of the target by id.
-    pub(super) index_of: FxHashMap<u64, u32>,
-    /// Indexes whose flows are not given up.
-    pub(super) alive: FxHashSet<u32>,
-    /// Indexes of backends that the target does not name and whose flows are given up.
-    left: BTreeSet<u32>,
-    left_out: Vec<String>,
-    /// Generation of the indexes that this plan takes.
-    pub(super) generation: u32,
-}
-
-impl Pool {
-    /// Takes in what an entry should be. Flows are given up after the slots have been stored, taken up again before.
-    fn add(&mut self, index: u32, old: Option<&BackendEntry>, entry: BackendEntry) {
-        if entry.flags & BackendEntry::LOST == 0 {
-            self.alive.insert(index);
-        }
-        let first = match old {
-            Some(old) if old.flags & BackendEntry::LOST == 0 => entry.with_lost(false),
-            Some(_) | None => entry,
-        };
-        if old != Some(&first) {
-            let new = old.is_none();
-            self.before.push(Step::WriteBackend {
-                index,
-                entry: first,
-                new,
+    /// All steps, in order.
+    fn in_order(mut self, pool: Pool, target: &Target<'_>, mirror: &Mirror) -> Plan {
+        let mut steps = pool.before;
+        if !self.tables.is_empty() {
+            steps.push(Step::CreateTables {
+                services: self.tables,
             });
         }
-        if first != entry {
-            self.after.push(Step::WriteBackend {
-                index,
-                entry,
-                new: false,
-            });
+        steps.append(&mut self.slots);
+        if let Some(whole) = &target.whole {
+            steps.extend(self.servers.missing(mirror));
+            steps.extend(new_addresses(whole, mirror));
+        }
+        steps.append(&mut self.services);
+        let mut may_clear = false;
+        if let Some(whole) = &target.whole {
+            steps.extend(self.servers.surplus(mirror));
+            may_clear = removals(target, whole, mirror, &mut steps);
+        }
+        steps.extend(pool.after);
+        if may_clear {
+            let clear = pool.left.difference(&self.named);
+            steps.extend(clear.map(|index| Step::ClearBackend { index: *index }));
+        }
+        Plan {
+            steps,
+            left_out: pool.left_out,
         }
     }
 }
 
-fn backends(target: &Target<'_>, mirror: &Mirror, capacity: Capacity, generation: u32) -> Pool {
-    let mut free = Free::new(
-        mirror.backend_cursor,
-        1,
-        capacity.backends,
-        mirror.backends.keys().copied(),
-    );
-    let mut pool = Pool {
-        generation,
-        ..Pool::default()
+/// What is due to the table of a service, if anything is.
+fn due(
+    (service, known): (u32, Option<&Table>),
+    inputs: Inputs,
+    rules: &Rules<'_>,
+    census: Option<&Census>,
+    updates: &mut Updates,
+    read: &mut dyn FnMut(&[u32]) -> Result<Vec<Slot>>,
+) -> Result<Option<Due>> {
+    match known {
+        Some(table) if table.is_settled(&inputs) => Ok(None),
+        Some(table) => table.next(service, inputs, rules, census, updates, read),
+        None => {
+            let all: Vec<u32> = (0..SLOTS).collect();
+            let found = Table::found(&read(&all)?, rules.now);
+            found.next(service, inputs, rules, census, updates, read)
+        }
+    }
+}
+
+/// What the table of a service follows from. `indexes`: those of its backends.
+fn inputs(service: &TargetService<'_>, indexes: &[Option<u32>]) -> Inputs {
+    let weighty = || {
+        let backends = service.backends.iter().zip(indexes);
+        backends.filter(|(backend, _)| backend.weight > 0)
     };
-    for service in target.services.values() {
-        for backend in &service.backends {
-            let known = mirror.backend_index(backend.entry.id);
-            let old = known.and_then(|index| mirror.backends.get(&index));
-            let Some(index) = known.or_else(|| free.take()) else {
-                pool.left_out
-                    .push(format!("{}/{}", service.name, backend.name));
-                continue;
-            };
-            let entry = match old {
-                // A lost next hop takes the backend's slots away; until they are gone the last known one is the best there is.
-                Some(old) if !backend.entry.next_hop.is_resolved() => {
-                    old.with_lost(backend.entry.flags & BackendEntry::LOST != 0)
-                }
-                Some(old) => BackendEntry {
-                    generation: old.generation,
-                    ..backend.entry
-                },
-                None => BackendEntry {
-                    generation,
-                    ..backend.entry
-                },
-            };
-            pool.add(index, old, entry);
-            pool.index_of.insert(entry.id, index);
-        }
-    }
-    for (index, old) in &mirror.backends {
-        match pool.index_of.get(&old.id) {
-            Some(used) if used == index => {}
-            // Two entries of one id: a defect of an earlier daemon.
-            Some(_) => drop(pool.left.insert(*index)),
-            None => {
-                let entry = target.leaver(old);
-                pool.add(*index, Some(old), entry);
-                if entry.flags & BackendEntry::LOST != 0 {
-                    pool.left.insert(*index);
-                }
-            }
-        }
-    }
-    pool
-}
-
-/// What the table of a service follows from.
-fn inputs(service: &TargetService, index_of: &FxHashMap<u64, u32>) -> Inputs {
-    let mut inputs = Inputs {
+    let with_index = || weighty().filter_map(|(backend, index)| Some((backend, (*index)?)));
+    let owners: Vec<u32> = with_index().map(|(_, index)| index).collect();
+    let members = if owners.len() == service.members.list().len() {
+        Arc::clone(service.members)
+    } else {
+        let member =
+            |(backend, _): (&TargetBackend<'_>, u32)| (backend.name.clone(), backend.weight);
+        Arc::new(Members::new(with_index().map(member).collect()))
+    };
+    Inputs {
+        members,
+        owners,
+        availability: with_index()
+            .map(|(backend, _)| backend.availability)
+            .collect(),
         policy: service.policy,
-        ..Inputs::default()
-    };
-    for backend in service.backends.iter().filter(|backend| backend.weight > 0) {
-        if let Some(owner) = index_of.get(&backend.entry.id) {
-            inputs.members.push((backend.name.clone(), backend.weight));
-            inputs.owners.push(*owner);
-            inputs.availability.push(backend.availability);
-        }
     }
-    inputs
 }
 
 /// The steps that write the entries of addresses that are not as they should be.
-fn new_addresses(target: &Target<'_>, mirror: &Mirror) -> impl Iterator<Item = Step> {
-    let differ = target
+fn new_addresses(whole: &Whole<'_>, mirror: &Mirror) -> impl Iterator<Item = Step> {
+    let differ = whole
         .addresses
         .iter()
         .filter(|(key, entry)| mirror.addresses.get(key) != Some(entry));
@@ -354,7 +332,12 @@ fn new_addresses(target: &Target<'_>, mirror: &Mirror) -> impl Iterator<Item = S
 }
 
 /// Adds the steps that remove services that the target does not name, then their addresses, then tables. Whether no table is left without a service.
-fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool {
+fn removals(
+    target: &Target<'_>,
+    whole: &Whole<'_>,
+    mirror: &Mirror,
+    steps: &mut Vec<Step>,
+) -> bool {
     let gone = mirror
         .services
         .iter()
@@ -363,7 +346,7 @@ fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool
     let gone = mirror
         .addresses
         .keys()
-        .filter(|key| !target.addresses.contains_key(key));
+        .filter(|key| !whole.addresses.contains_key(key));
     steps.extend(gone.map(|key| Step::RemoveAddress { key: *key }));
     let kept: BTreeSet<u32> = target
         .services
@@ -374,24 +357,4 @@ fn removals(target: &Target<'_>, mirror: &Mirror, steps: &mut Vec<Step>) -> bool
     let now = unused.iter().take(TABLES_REMOVED_AT_ONCE);
     steps.extend(now.map(|service| Step::RemoveTable { service: *service }));
     unused.len() <= TABLES_REMOVED_AT_ONCE
-}
-
-/// Free indexes of `first..end`, starting behind a cursor and going round once.
-struct Free {
-    taken: FxHashSet<u32>,
-    candidates: Box<dyn Iterator<Item = u32>>,
-}
-
-impl Free {
-    fn new(cursor: u32, first: u32, end: u32, taken: impl Iterator<Item = u32>) -> Self {
-        let start = cursor.saturating_add(1).clamp(first, end);
-        Self {
-            taken: taken.collect(),
-            candidates: Box::new((start..end).chain(first..start)),
-        }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        self.candidates.find(|index| !self.taken.contains(index))
-    }
 }

@@ -5,14 +5,15 @@
 //! writes of it.
 
 use super::{
-    Facts,
+    Facts, Scope,
     apply::apply,
     census::{self, Census},
     departure,
     diff::{Capacity, Plan, Step, diff},
     mirror::Mirror,
+    roster::Roster,
     select::{Condition, select},
-    target::{backend_id, service_key, target},
+    target::{backend_id, service_key, wanted},
 };
 use crate::{
     dataplane::{DataPlane, clock, fake::FakeDataPlane},
@@ -212,6 +213,7 @@ impl Flow {
 
 struct World {
     state: State,
+    roster: Roster,
     facts: Facts,
     plane: FakeDataPlane,
     mirror: Mirror,
@@ -250,12 +252,14 @@ impl World {
                 facts.health.insert(id(service, number), HealthState::Up);
             }
         }
+        let state = State {
+            services: services
+                .map(|service| (service.name.clone(), service))
+                .into(),
+        };
         let mut world = Self {
-            state: State {
-                services: services
-                    .map(|service| (service.name.clone(), service))
-                    .into(),
-            },
+            roster: Roster::new(&state, &Roster::default()),
+            state,
             facts,
             plane: FakeDataPlane::new(CAPACITY.services, CAPACITY.backends),
             mirror: Mirror::default(),
@@ -270,7 +274,7 @@ impl World {
             elsewhere: BTreeSet::new(),
             falter: None,
         };
-        world.reconcile();
+        world.reconcile(&[Scope::All]);
         world
     }
 
@@ -363,10 +367,10 @@ impl World {
         }
     }
 
-    fn plan(&mut self) -> Plan {
-        departure::follow(&self.state, &mut self.facts, &self.mirror);
+    fn plan(&mut self, scope: &Scope) -> Plan {
         let plane = &mut self.plane;
-        let target = target(&self.state, &self.facts);
+        let facts = &mut self.facts;
+        let target = wanted(&self.state, &self.roster, facts, &self.mirror, scope);
         diff(
             &target,
             &self.mirror,
@@ -398,26 +402,31 @@ impl World {
         }
     }
 
-    /// Applies what is due, with packets of random flows between any two writes; again if a write failed.
-    fn reconcile(&mut self) {
+    /// Applies what is due in these scopes, which are all that something is due in, with packets of random flows between any two
+    /// writes; again, and as a whole, if a write failed.
+    fn reconcile(&mut self, scopes: &[Scope]) {
         self.follow_traffic();
         let writes = self.falter.take();
         self.plane.fail_after = writes.map(|writes| self.plane.writes + writes);
-        if self.try_to_reconcile().is_err() {
+        let result = scopes
+            .iter()
+            .try_for_each(|scope| self.try_to_reconcile(scope));
+        if result.is_err() {
             assert!(self.plane.fail_after.take().is_some());
             self.traffic(true, "after a write that failed");
-            self.try_to_reconcile().unwrap();
+            self.try_to_reconcile(&Scope::All).unwrap();
         }
         self.plane.fail_after = None;
-        assert!(self.plan().steps.is_empty(), "the second run is empty");
+        let left = self.plan(&Scope::All).steps;
+        assert!(left.is_empty(), "the second run is empty");
         self.traffic(true, "after a change");
         self.check_tables();
     }
 
-    fn try_to_reconcile(&mut self) -> Result<()> {
+    fn try_to_reconcile(&mut self, scope: &Scope) -> Result<()> {
         // As the daemon does once the services' counters have counted.
         self.mirror.unused.clear();
-        let plan = self.plan();
+        let plan = self.plan(scope);
         assert!(plan.left_out.is_empty(), "{:?}", plan.left_out);
         for step in plan.steps {
             if let Step::StoreSlots {
@@ -480,9 +489,11 @@ impl World {
     fn change(&mut self, at_once: bool, change: impl Fn(&mut Service)) {
         let before = self.state.clone();
         self.state.services.values_mut().for_each(change);
+        let roster = Roster::new(&self.state, &self.roster);
+        let old_roster = std::mem::replace(&mut self.roster, roster);
         departure::remove(
-            &before,
-            &self.state,
+            (&before, &old_roster),
+            (&self.state, &self.roster),
             self.facts.now,
             at_once,
             &mut self.facts.departures,
@@ -647,7 +658,13 @@ impl World {
             Event::Open(count) => (0..count).for_each(|_| self.open()),
             Event::Close(count) => (0..count).for_each(|_| self.close()),
         }
-        self.reconcile();
+        if matches!(event, Event::Fail(_) | Event::Recover(_)) {
+            // Each service by itself, as if the verdicts came one after the other.
+            let scope = |service| Scope::of([name(service)].into(), &self.facts);
+            self.reconcile(&["tcp", "udp"].map(scope));
+        } else {
+            self.reconcile(&[Scope::All]);
+        }
     }
 
     /// Whether it is configured, has a weight and is not drained.

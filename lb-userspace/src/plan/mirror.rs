@@ -23,7 +23,7 @@ pub struct Mirror {
     /// The entries of addresses in it.
     pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
     /// Backend entries in use, by index.
-    pub backends: BTreeMap<u32, BackendEntry>,
+    pub backends: FxHashMap<u32, BackendEntry>,
     /// Index of each backend by its id.
     pub index_of: FxHashMap<u64, u32>,
     /// Who has which server ID in QUIC connection IDs.
@@ -53,7 +53,7 @@ impl Mirror {
             service_cursor: installed.tables.iter().max().copied().unwrap_or(0),
             services: installed.services,
             addresses: installed.addresses,
-            backends: installed.backends,
+            backends: installed.backends.into_iter().collect(),
             servers: installed.servers,
             index_of,
             tables: installed.tables.into_iter().collect(),

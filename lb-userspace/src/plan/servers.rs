@@ -4,9 +4,10 @@
 //! IDs are added once their backends are written and before the service asks for them, and removed after it has ceased to.
 
 use super::{
-    diff::{Pool, Step},
+    diff::Step,
     mirror::Mirror,
-    target::TargetService,
+    pool::Pool,
+    target::{TargetService, Whole},
 };
 use lb_common::quic::{ServerEntry, ServerKey};
 use std::collections::BTreeMap;
@@ -16,11 +17,13 @@ use std::collections::BTreeMap;
 pub(super) struct Servers(BTreeMap<ServerKey, ServerEntry>);
 
 impl Servers {
-    /// Takes in the servers of the service with this index.
+    /// Takes in the servers of the service with this index. `indexes`: those of its backends.
     pub(super) fn add(
         &mut self,
         service: u32,
-        target: &TargetService,
+        target: &TargetService<'_>,
+        indexes: &[Option<u32>],
+        whole: &Whole<'_>,
         pool: &Pool,
         mirror: &Mirror,
     ) {
@@ -28,11 +31,8 @@ impl Servers {
             return;
         };
         let length = config.server_id_length.into();
-        for backend in &target.backends {
-            let Some(id) = backend.server_id else {
-                continue;
-            };
-            let Some(index) = pool.index_of.get(&backend.entry.id) else {
+        for (backend, index) in target.backends.iter().zip(indexes) {
+            let (Some(id), Some(index)) = (backend.server_id, index) else {
                 continue;
             };
             let key = ServerKey {
@@ -57,7 +57,7 @@ impl Servers {
             id: u64::MAX,
         };
         for (key, entry) in mirror.servers.range(all) {
-            if departs(entry, pool, mirror) {
+            if departs(entry, whole, pool, mirror) {
                 self.0.entry(*key).or_insert(*entry);
             }
         }
@@ -87,10 +87,10 @@ impl Servers {
 }
 
 /// Whether an entry is of a backend that the target does not name any more and that still has its flows.
-fn departs(entry: &ServerEntry, pool: &Pool, mirror: &Mirror) -> bool {
+fn departs(entry: &ServerEntry, whole: &Whole<'_>, pool: &Pool, mirror: &Mirror) -> bool {
     mirror.backends.get(&entry.backend).is_some_and(|backend| {
         backend.generation == entry.generation
-            && !pool.index_of.contains_key(&backend.id)
-            && pool.alive.contains(&entry.backend)
+            && !whole.ids.contains(&backend.id)
+            && !pool.is_gone(entry.backend, mirror)
     })
 }

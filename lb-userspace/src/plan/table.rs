@@ -5,10 +5,11 @@
 use super::{
     census::Census,
     life::{self, Life, Rules},
+    roster::{Members, Updates},
 };
 use crate::{
-    overlay::{Availability, NOBODY, Overlay},
-    spec::{FlowPolicy, Name, Tracking},
+    overlay::{Availability, NOBODY},
+    spec::{FlowPolicy, Tracking},
 };
 use anyhow::Result;
 use lb_common::{limits::SLOTS, slot::Slot};
@@ -16,10 +17,10 @@ use rustc_hash::FxHashMap;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// What a table follows from.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inputs {
-    /// Name and weight of each backend that has a weight, in order of name.
-    pub members: Vec<(Name, u16)>,
+    /// The backends that have a weight and an index.
+    pub members: Arc<Members>,
     /// The backend index of each member.
     pub owners: Vec<u32>,
     /// The availability of each member.
@@ -34,7 +35,6 @@ pub struct Table {
     /// Nothing while only the words are known.
     inputs: Option<Inputs>,
     policy: FlowPolicy,
-    overlay: Arc<Overlay>,
     /// Since when each slot that has something to wait for is as it is.
     since: FxHashMap<u32, Duration>,
     /// Number of slots of each owner for new flows, by backend index.
@@ -58,12 +58,11 @@ impl Table {
     /// A table of which only the words are known: from an earlier daemon, or empty. What it waits for begins anew.
     pub fn found(words: &[Slot], now: Duration) -> Self {
         let waiting = (0..).zip(words).filter(|(_, word)| word.is_tracked());
-        let mut recount = Recount::default();
+        let mut recount = Recount::new(std::iter::empty());
         words.iter().for_each(|word| recount.count(*word, 1));
         let mut table = Self {
             inputs: None,
             policy: FlowPolicy::default(),
-            overlay: Arc::new(Overlay::new::<Name>(&[])),
             since: waiting.map(|(number, _)| (number, now)).collect(),
             shares: BTreeMap::new(),
             old_owners: BTreeMap::new(),
@@ -80,11 +79,6 @@ impl Table {
     /// What it follows from.
     pub const fn inputs(&self) -> Option<&Inputs> {
         self.inputs.as_ref()
-    }
-
-    /// The preferences of its slots.
-    pub fn overlay(&self) -> &Overlay {
-        &self.overlay
     }
 
     /// Number of slots of each owner for new flows, by backend index; 0 = nobody.
@@ -120,33 +114,34 @@ impl Table {
     pub fn next(
         &self,
         service: u32,
-        inputs: &Inputs,
+        mut inputs: Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
+        updates: &mut Updates,
         read: &mut dyn FnMut(&[u32]) -> Result<Vec<Slot>>,
     ) -> Result<Option<Due>> {
         let before = self.inputs.as_ref();
-        let overlay = match before {
-            Some(before) if before.members == inputs.members => Arc::clone(&self.overlay),
-            Some(_) | None => Arc::new(Overlay::new(&inputs.members)),
-        };
-        let (numbers, owners) = self.wanted(&overlay, inputs);
+        // Those that are known have their overlay.
+        if let Some(before) = before.filter(|before| before.members == inputs.members) {
+            inputs.members = Arc::clone(&before.members);
+        }
+        let (numbers, owners) = self.wanted(&inputs, updates);
         let words = read(&numbers)?;
-        let wanted = numbers.into_iter().zip(words).zip(owners);
-        let step = |((number, word), owner): ((u32, Slot), Option<u32>)| {
+        let mut steps = Vec::with_capacity(numbers.len());
+        for ((number, word), owner) in numbers.into_iter().zip(words).zip(owners) {
             let owner = owner.unwrap_or_else(|| word.new_owner());
-            self.step((service, number), word, owner, inputs, rules, census)
-        };
-        let steps: Vec<SlotStep> = wanted.filter_map(step).collect();
+            steps.extend(self.step((service, number), word, owner, rules, census));
+        }
         // Most of the time nothing is due to the slots that wait: no copy is made then.
-        if steps.is_empty() && before == Some(inputs) {
+        if steps.is_empty() && before == Some(&inputs) {
             return Ok(None);
         }
         let mut table = Self {
-            inputs: Some(inputs.clone()),
             policy: inputs.policy,
-            overlay,
-            ..self.clone()
+            inputs: Some(inputs),
+            since: self.since.clone(),
+            shares: self.shares.clone(),
+            old_owners: self.old_owners.clone(),
         };
         let (slots, moved) = table.take(steps);
         Ok(Some(Due {
@@ -159,7 +154,10 @@ impl Table {
     /// Takes steps in: what is to be stored, and how many slots get another owner for new flows.
     fn take(&mut self, steps: Vec<SlotStep>) -> (Vec<(u32, Slot)>, u32) {
         let (mut slots, mut moved) = (Vec::with_capacity(steps.len()), 0);
-        let mut recount = Recount::default();
+        let owners = self.inputs.iter().flat_map(|inputs| &inputs.owners);
+        let mut recount = Recount::new(owners.copied());
+        let waiting = steps.iter().filter(|step| step.waits_since.is_some());
+        self.since.reserve(waiting.count());
         for step in steps {
             match step.waits_since {
                 Some(since) => self.since.insert(step.number, since),
@@ -179,13 +177,15 @@ impl Table {
 
     /// Takes changed owners of slots into the counts.
     fn recount(&mut self, recount: Recount) {
-        add(&mut self.shares, recount.shares);
-        add(&mut self.old_owners, recount.old_owners);
+        for (owner, change) in recount.changes() {
+            add(&mut self.shares, owner, change.new);
+            add(&mut self.old_owners, owner, change.old);
+        }
     }
 
     /// The slots that can have to change, and beside each the backend index of the owner that it should have (0 = nobody);
     /// nothing: the one that it has.
-    fn wanted(&self, overlay: &Overlay, inputs: &Inputs) -> (Vec<u32>, Vec<Option<u32>>) {
+    fn wanted(&self, inputs: &Inputs, updates: &mut Updates) -> (Vec<u32>, Vec<Option<u32>>) {
         let owner = |position: u32| match position {
             NOBODY => Some(0),
             position => {
@@ -198,14 +198,14 @@ impl Table {
                 == (&inputs.members, &inputs.owners, inputs.policy)
         });
         let Some(before) = known else {
-            let live = overlay.live(&inputs.availability);
+            let live = inputs.members.overlay().live(&inputs.availability);
             return (0..).zip(live.into_iter().map(owner)).unzip();
         };
-        let touched = overlay.update(&before.availability, &inputs.availability);
+        let touched = updates.of(&inputs.members, &before.availability, &inputs.availability);
         let mut is_touched = Vec::new();
         if !self.since.is_empty() && !touched.is_empty() {
             is_touched.resize(SLOTS as usize, false);
-            for (number, _) in &touched {
+            for (number, _) in touched.iter() {
                 if let Some(place) = is_touched.get_mut(*number as usize) {
                     *place = true;
                 }
@@ -213,9 +213,9 @@ impl Table {
         }
         let waits = |number: &u32| is_touched.get(*number as usize) != Some(&true);
         let waiting = self.since.keys().copied().filter(waits);
-        let touched = touched.into_iter();
+        let touched = touched.iter();
         touched
-            .map(|(number, position)| (number, owner(position)))
+            .map(|(number, position)| (*number, owner(*position)))
             .chain(waiting.map(|number| (number, None)))
             .unzip()
     }
@@ -226,7 +226,6 @@ impl Table {
         (service, number): (u32, u32),
         word: Slot,
         owner: u32,
-        inputs: &Inputs,
         rules: &Rules<'_>,
         census: Option<&Census>,
     ) -> Option<SlotStep> {
@@ -243,7 +242,7 @@ impl Table {
         let waits = match after {
             Life::Empty | Life::Steady { .. } => false,
             // Under `tracking: all` a tracked slot waits for nothing.
-            Life::Tracked { .. } => inputs.policy.tracking != Tracking::All,
+            Life::Tracked { .. } => rules.policy.tracking != Tracking::All,
             Life::Moved { .. } => true,
         };
         let step = SlotStep {
@@ -257,31 +256,68 @@ impl Table {
 }
 
 /// By how much the counts of owners change, by backend index: summed up first, for there may be many slots.
-#[derive(Default)]
 struct Recount {
-    shares: FxHashMap<u32, i32>,
-    old_owners: FxHashMap<u32, i32>,
+    /// Where `near` starts.
+    first: u32,
+    /// Of the indexes from there on: a service's are mostly given out in a row.
+    near: Vec<Change>,
+    far: FxHashMap<u32, Change>,
+}
+
+/// By how much the counts of one owner change.
+#[derive(Clone, Copy, Default)]
+struct Change {
+    /// Slots that it has for new flows.
+    new: i32,
+    /// Slots that it has for old flows only.
+    old: i32,
 }
 
 impl Recount {
+    /// Most indexes that are counted in a row.
+    const NEAR: usize = 4_096;
+
+    /// Nothing counted yet, most of which will be of `owners`.
+    fn new(owners: impl Iterator<Item = u32> + Clone) -> Self {
+        let first = owners.clone().min().unwrap_or(0);
+        let size = owners.max().map_or(0, |last| (last - first) as usize + 1);
+        Self {
+            first,
+            near: vec![Change::default(); size.min(Self::NEAR)],
+            far: FxHashMap::default(),
+        }
+    }
+
     /// Adds the owners of a slot, or takes them away: `times` is 1 or -1.
     fn count(&mut self, word: Slot, times: i32) {
         let (new, old) = (word.new_owner(), word.old_owner());
-        *self.shares.entry(new).or_default() += times;
+        self.of(new).new += times;
         if old != new {
-            *self.old_owners.entry(old).or_default() += times;
+            self.of(old).old += times;
         }
+    }
+
+    fn of(&mut self, owner: u32) -> &mut Change {
+        match self.near.get_mut(owner.wrapping_sub(self.first) as usize) {
+            Some(change) => change,
+            None => self.far.entry(owner).or_default(),
+        }
+    }
+
+    fn changes(self) -> impl Iterator<Item = (u32, Change)> {
+        (self.first..).zip(self.near).chain(self.far)
     }
 }
 
-/// Changes counts; an owner of no slot has none.
-fn add(counts: &mut BTreeMap<u32, u32>, changes: FxHashMap<u32, i32>) {
-    for (owner, change) in changes {
-        let count = counts.entry(owner).or_default();
-        *count = count.saturating_add_signed(change);
-        if *count == 0 {
-            counts.remove(&owner);
-        }
+/// Changes a count; an owner of no slot has none.
+fn add(counts: &mut BTreeMap<u32, u32>, owner: u32, change: i32) {
+    if change == 0 {
+        return;
+    }
+    let count = counts.entry(owner).or_default();
+    *count = count.saturating_add_signed(change);
+    if *count == 0 {
+        counts.remove(&owner);
     }
 }
 

@@ -1,6 +1,11 @@
 //! What the data plane should hold: the desired state with every choice made, but without indexes.
 
-use super::{Facts, departure, select::select};
+use super::{
+    Facts, Scope, departure,
+    mirror::Mirror,
+    roster::{Enrolled, Members, Roster},
+    select::{Selection, select},
+};
 use crate::{
     neighbour::ResolvedHop,
     overlay::Availability,
@@ -11,22 +16,80 @@ use lb_common::{
     quic::QuicConfig,
     service::{ServiceEntry, ServiceKey},
 };
+use rustc_hash::FxHashSet;
 use std::{
     collections::BTreeMap,
     fmt::{self, Write as _},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 use xxhash_rust::xxh64::Xxh64;
 
-/// Everything the data plane should hold.
+/// A service with what has been chosen for it now.
+#[derive(Debug)]
+pub struct Choice<'a> {
+    /// The service.
+    pub service: &'a Service,
+    /// What follows from the desired state alone.
+    pub enrolled: &'a Enrolled,
+    /// Which of its backends get traffic.
+    pub selection: Selection,
+}
+
+impl<'a> Choice<'a> {
+    /// Each backend with its id and whether it gets no traffic at all.
+    pub fn backends(&self) -> impl Iterator<Item = (&'a Backend, u64, Availability)> {
+        let ids = self.enrolled.ids.iter().copied();
+        let chosen = self.selection.backends().iter();
+        let backends = self.service.backends.values();
+        backends
+            .zip(ids)
+            .zip(chosen)
+            .map(|((backend, id), chosen)| (backend, id, chosen.availability))
+    }
+}
+
+/// The choices for the services in scope, in order of name. The roster is that of the state.
+pub fn choices<'a>(
+    state: &'a State,
+    roster: &'a Roster,
+    facts: &Facts,
+    scope: &Scope,
+) -> Vec<Choice<'a>> {
+    let choice = |service: &'a Service| {
+        Some(Choice {
+            service,
+            enrolled: roster.services.get(&service.name)?,
+            selection: select(service, facts),
+        })
+    };
+    match scope {
+        Scope::All => state.services.values().filter_map(choice).collect(),
+        Scope::Services(names) => {
+            let services = names.iter().filter_map(|name| state.services.get(name));
+            services.filter_map(choice).collect()
+        }
+    }
+}
+
+/// What the data plane should hold.
 #[derive(Debug)]
 pub struct Target<'a> {
     /// Services by key.
-    pub services: BTreeMap<ServiceKey, TargetService>,
+    pub services: BTreeMap<ServiceKey, TargetService<'a>>,
+    /// Nothing if the target has not all services.
+    pub whole: Option<Whole<'a>>,
+    facts: &'a Facts,
+}
+
+/// What only all services together tell.
+#[derive(Debug)]
+pub struct Whole<'a> {
     /// One entry for each address that services have.
     pub addresses: BTreeMap<ServiceKey, ServiceEntry>,
-    facts: &'a Facts,
+    /// Ids of all backends.
+    pub ids: &'a FxHashSet<u64>,
 }
 
 impl Target<'_> {
@@ -49,25 +112,27 @@ impl Target<'_> {
 }
 
 /// One service of the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetService {
+#[derive(Debug)]
+pub struct TargetService<'a> {
     /// Its name.
-    pub name: String,
+    pub name: &'a Name,
     /// Flags of its entry.
     pub flags: u32,
     /// What becomes of its flows.
     pub policy: FlowPolicy,
     /// How its connection IDs are read.
     pub quic: Option<QuicConfig>,
+    /// The backends that have a weight.
+    pub members: &'a Arc<Members>,
     /// All its backends, in order of name.
-    pub backends: Vec<TargetBackend>,
+    pub backends: Vec<TargetBackend<'a>>,
 }
 
 /// One backend of the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetBackend {
+#[derive(Debug)]
+pub struct TargetBackend<'a> {
     /// Its name: what its slots follow from.
-    pub name: Name,
+    pub name: &'a Name,
     /// Its weight.
     pub weight: u16,
     /// Which share of its slots it takes.
@@ -98,7 +163,7 @@ pub fn backend_id(service: &Service, backend: &Backend) -> u64 {
     identity.add("\0");
     identity.add(backend.name.as_str());
     identity.add("\0");
-    // This is done for each backend on every change: what is common is spelled without the machinery of formatting.
+    // What is common is spelled without the machinery of formatting: there may be very many backends.
     match backend.address {
         IpAddr::V4(address) => {
             for (byte, dot) in address.octets().into_iter().zip(["", ".", ".", "."]) {
@@ -141,14 +206,36 @@ impl fmt::Write for Identity {
     }
 }
 
-/// The target of a state.
-pub fn target<'a>(state: &State, facts: &'a Facts) -> Target<'a> {
-    let services = state.services.values();
+/// Chooses, brings the departures up to date with that, and says what the data plane should hold then. The roster is that of the
+/// state.
+pub fn wanted<'a>(
+    state: &'a State,
+    roster: &'a Roster,
+    facts: &'a mut Facts,
+    mirror: &Mirror,
+    scope: &Scope,
+) -> Target<'a> {
+    let choices = choices(state, roster, facts, scope);
+    let whole = (*scope == Scope::All).then_some((state, roster));
+    departure::follow(&choices, whole, facts, mirror);
+    target(&choices, whole, facts)
+}
+
+/// The target of choices. `whole`: the state and roster that they are all of, unless there are others.
+pub fn target<'a>(
+    choices: &[Choice<'a>],
+    whole: Option<(&State, &'a Roster)>,
+    facts: &'a Facts,
+) -> Target<'a> {
+    let services = choices.iter();
     Target {
         services: services
-            .map(|service| (service_key(service), target_service(service, facts)))
+            .map(|choice| (choice.enrolled.key, target_service(choice, facts)))
             .collect(),
-        addresses: addresses(state),
+        whole: whole.map(|(state, roster)| Whole {
+            addresses: addresses(state),
+            ids: &roster.ids,
+        }),
         facts,
     }
 }
@@ -167,33 +254,33 @@ fn addresses(state: &State) -> BTreeMap<ServiceKey, ServiceEntry> {
     addresses
 }
 
-fn target_service(service: &Service, facts: &Facts) -> TargetService {
-    let selection = select(service, facts);
-    let chosen = service.backends.values().zip(selection.backends());
-    let backends = chosen.map(|(backend, chosen)| {
+fn target_service<'a>(choice: &Choice<'a>, facts: &Facts) -> TargetService<'a> {
+    let service = choice.service;
+    let backends = choice.backends().map(|(backend, id, availability)| {
         // Also a backend that gets no slots has its next hop kept: the last packets on their way to it still find it.
         let hop = facts
             .next_hops
             .get(&backend.address)
             .and_then(|hop| hop.as_ref().ok());
-        let entry = entry(service, backend, hop, facts);
-        let idle = chosen.availability == Availability::NONE;
-        let lost = idle && departure::is_gone(service, backend, entry.id, &selection, facts);
+        let entry = entry(service, backend, id, hop, facts);
+        let idle = availability == Availability::NONE;
+        let lost = idle && departure::is_gone(service, backend, id, &choice.selection, facts);
         TargetBackend {
-            name: backend.name.clone(),
+            name: &backend.name,
             weight: backend.weight,
-            availability: chosen.availability,
+            availability,
             entry: entry.with_lost(lost),
             server_id: backend.server_id,
         }
     });
     TargetService {
-        name: service.name.to_string(),
+        name: &service.name,
         flags: service.hash.flags()
             | service.quic.map_or(0, ServiceEntry::quic_flags)
-            | ServiceEntry::prefix_flags(service_key(service).prefix),
+            | ServiceEntry::prefix_flags(choice.enrolled.key.prefix),
         policy: service.flows,
         quic: service.quic,
+        members: &choice.enrolled.members,
         backends: backends.collect(),
     }
 }
@@ -201,6 +288,7 @@ fn target_service(service: &Service, facts: &Facts) -> TargetService {
 fn entry(
     service: &Service,
     backend: &Backend,
+    id: u64,
     hop: Option<&ResolvedHop>,
     facts: &Facts,
 ) -> BackendEntry {
@@ -208,7 +296,7 @@ fn entry(
         address: backend.address.into(),
         mode: service.mode as u8,
         port: service.gue_port.unwrap_or(0).to_be(),
-        id: backend_id(service, backend),
+        id,
         ..BackendEntry::default()
     };
     hop.map_or(identity, |hop| with_hop(identity, hop, facts))

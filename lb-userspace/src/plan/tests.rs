@@ -3,12 +3,13 @@
 mod servers;
 
 use super::{
-    Facts,
+    Facts, Scope,
     apply::apply,
     diff::{Capacity, Step, diff},
     mirror::Mirror,
+    roster::Roster,
     select::{Condition, select},
-    target::{service_key, target},
+    target::{choices, service_key, target},
 };
 use crate::{
     dataplane::{DataPlane, fake::FakeDataPlane},
@@ -136,8 +137,10 @@ impl World {
 
     fn plan(&mut self, state: &State, facts: &Facts) -> Vec<Step> {
         let (plane, read) = (&mut self.plane, &mut self.read);
+        let roster = Roster::new(state, &Roster::default());
+        let choices = choices(state, &roster, facts, &Scope::All);
         diff(
-            &target(state, facts),
+            &target(&choices, Some((state, &roster)), facts),
             &self.mirror,
             CAPACITY,
             1,

@@ -1,5 +1,4 @@
-//! A node with real maps and many services that have the same backends: the daemon's core, told of health and next hops by
-//! hand. Nothing is attached, and no packet comes.
+//! A node with real maps and many services: the daemon's core, told of health and next hops by hand. Nothing is attached, and no packet comes.
 
 use crate::session::Session;
 use anyhow::{Result, anyhow, ensure};
@@ -23,6 +22,17 @@ pub(super) struct Pool {
     pub(super) services: usize,
     /// Of each service.
     pub(super) backends: usize,
+    /// Whose they are.
+    pub(super) hosts: Hosts,
+}
+
+/// Whose backends are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hosts {
+    /// The same hosts serve all services.
+    Shared,
+    /// Each service has hosts of its own.
+    Own,
 }
 
 /// A node whose files and maps are a session's.
@@ -99,7 +109,8 @@ impl<'a> Node<'a> {
         }
         for service in 0..self.pool.services {
             for backend in 0..self.pool.backends {
-                core.on_health(report(service, backend, HealthState::Up)?, monotonic());
+                let report = self.pool.report(service, backend, HealthState::Up)?;
+                core.on_health(report, monotonic());
             }
         }
         core.reconcile(monotonic());
@@ -107,22 +118,30 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// A backend of all services goes up or down at a moment of CLOCK_MONOTONIC; from the verdicts to the last slot stored.
+    /// A backend of the first so many services goes up or down at a moment of CLOCK_MONOTONIC; from the verdicts to the last
+    /// slot stored.
     pub(super) fn verdict(
         &mut self,
+        services: usize,
         backend: usize,
         state: HealthState,
         now: Duration,
     ) -> Result<()> {
-        for service in 0..self.pool.services {
-            self.core.on_health(report(service, backend, state)?, now);
+        for service in 0..services {
+            let report = self.pool.report(service, backend, state)?;
+            self.core.on_health(report, now);
         }
-        self.core.reconcile(now);
+        self.core.reconcile_new(now);
         ensure!(
             !self.core.must_retry(),
             "the data plane could not be written"
         );
         Ok(())
+    }
+
+    /// Lets it do what the loop does when nothing else is to be done, until nothing is left of that.
+    pub(super) fn make_ready(&self) {
+        (0..self.pool.services).for_each(|_| self.core.make_ready());
     }
 
     /// Takes its maps away.
@@ -151,13 +170,39 @@ impl Pool {
                 "  - name: service-{service}\n    address: 10.0.{high}.{low}\n    protocol: tcp\n    port: 80\n    health: {{}}\n    backends:"
             )?;
             for backend in 0..self.backends {
+                let name = self.name(service, backend);
                 writeln!(
                     text,
-                    "      - {{ name: backend-{backend}, address: 10.1.0.{backend} }}"
+                    "      - {{ name: {name}, address: 10.1.0.{backend} }}"
                 )?;
             }
         }
         Ok(yaml::parse(&text, "bench")?)
+    }
+
+    fn name(self, service: usize, backend: usize) -> String {
+        match self.hosts {
+            Hosts::Shared => format!("backend-{backend}"),
+            Hosts::Own => format!("backend-{service}-{backend}"),
+        }
+    }
+
+    fn report(self, service: usize, backend: usize, state: HealthState) -> Result<HealthReport> {
+        let name = |text: String| Name::parse(&text).ok_or_else(|| anyhow!("{text} is no name"));
+        Ok(HealthReport {
+            target: TargetId {
+                service: name(format!("service-{service}"))?,
+                backend: name(self.name(service, backend))?,
+            },
+            state,
+            changed: true,
+            outcome: match state {
+                HealthState::Up => Outcome::Success,
+                HealthState::Unknown | HealthState::Down => Outcome::Failure,
+            },
+            detail: String::new(),
+            latency: None,
+        })
     }
 }
 
@@ -174,22 +219,4 @@ fn core(session: &Session, pool: Pool) -> Result<Core<AyaDataPlane>> {
     let directory: &Path = &session.directory();
     let (plane, _) = aya::open(&settings)?;
     Core::new(plane, false, Store::open(directory)?, limits, monotonic())
-}
-
-fn report(service: usize, backend: usize, state: HealthState) -> Result<HealthReport> {
-    let name = |text: String| Name::parse(&text).ok_or_else(|| anyhow!("{text} is no name"));
-    Ok(HealthReport {
-        target: TargetId {
-            service: name(format!("service-{service}"))?,
-            backend: name(format!("backend-{backend}"))?,
-        },
-        state,
-        changed: true,
-        outcome: match state {
-            HealthState::Up => Outcome::Success,
-            HealthState::Unknown | HealthState::Down => Outcome::Failure,
-        },
-        detail: String::new(),
-        latency: None,
-    })
 }

@@ -2,7 +2,7 @@
 
 use super::{
     figure::{Figure, Figures},
-    pool::{Node, Pool},
+    pool::{Hosts, Node, Pool},
     table::{members, micros},
 };
 use crate::{netns::Namespace, session::Session};
@@ -16,66 +16,131 @@ use lb_userspace::{
 use std::{hint::black_box, time::Duration};
 
 const ROUNDS: usize = 15;
-const POOL: Pool = Pool {
-    services: 64,
-    backends: 100,
-};
 /// Longer than anything waits.
 const LONG: Duration = Duration::from_secs(3_600);
 
-/// A host that is a backend of all services goes down and comes back.
-pub fn run() -> Result<Figures> {
-    let session = Session::unique();
-    let namespace = Namespace::create(&session.namespace("bench"))?;
-    namespace.run(|| {
-        let mut node = Node::new(&session, POOL)?;
-        node.fill()?;
-        let mut node = node.restart()?;
-        let figures = measure(&mut node);
-        node.remove()?;
-        figures
-    })
+/// What is measured on one node.
+struct Case {
+    pool: Pool,
+    /// How many of its services the host serves that goes down and comes back.
+    touched: usize,
+    /// What the figures are called.
+    down: &'static str,
+    up: Option<&'static str>,
+    /// A reconcile that looks at everything and finds nothing to do.
+    idle: Option<&'static str>,
 }
 
-fn measure(node: &mut Node<'_>) -> Result<Figures> {
-    let (mut lost, mut back) = (Vec::new(), Vec::new());
+const fn pool(services: usize, backends: usize, hosts: Hosts) -> Pool {
+    Pool {
+        services,
+        backends,
+        hosts,
+    }
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        pool: pool(64, 100, Hosts::Shared),
+        touched: 64,
+        down: "publish.health_change",
+        up: Some("publish.health_return"),
+        idle: None,
+    },
+    Case {
+        pool: pool(64, 100, Hosts::Own),
+        touched: 64,
+        down: "publish.health_change.own_hosts",
+        up: None,
+        idle: None,
+    },
+    Case {
+        pool: pool(1, 10, Hosts::Shared),
+        touched: 1,
+        down: "publish.one_backend.services.1",
+        up: None,
+        idle: Some("publish.nothing_new.services.1"),
+    },
+    Case {
+        pool: pool(1_000, 10, Hosts::Shared),
+        touched: 1,
+        down: "publish.one_backend.services.1000",
+        up: None,
+        idle: Some("publish.nothing_new.services.1000"),
+    },
+];
+
+/// Hosts go down and come back.
+pub fn run() -> Result<Figures> {
+    let mut figures = Figures::new();
+    for case in &CASES {
+        let session = Session::unique();
+        let namespace = Namespace::create(&session.namespace("bench"))?;
+        figures.extend(namespace.run(|| {
+            let mut node = Node::new(&session, case.pool)?;
+            node.fill()?;
+            let mut node = node.restart()?;
+            let figures = measure(&mut node, case);
+            node.remove()?;
+            figures
+        })?);
+    }
+    let names: Vec<String> = (0..100).map(|n| format!("backend-{n}")).collect();
+    let members = members(&names);
+    let tables = || (0..64).for_each(|_| drop(black_box(maglev::table(&members))));
+    let tables = (0..ROUNDS).map(|_| micros(tables)).collect();
+    figures.insert("publish.tables_anew".into(), Figure::new(tables, "µs"));
+    Ok(figures)
+}
+
+fn measure(node: &mut Node<'_>, case: &Case) -> Result<Figures> {
+    let (mut lost, mut back, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     let mut now = monotonic();
     for round in 0..=ROUNDS {
         settle(node, &mut now)?;
-        for (state, samples) in [(HealthState::Down, &mut lost), (HealthState::Up, &mut back)] {
-            let before = words(node)?;
-            let mut result = Ok(());
-            let time = micros(|| result = node.verdict(round % POOL.backends, state, now));
-            result?;
-            let after = words(node)?;
-            let moved = before.iter().zip(&after).filter(|(before, after)| {
-                let pairs = before.iter().zip(*after);
-                let changed =
-                    |(before, after): &(&Slot, &Slot)| before.new_owner() != after.new_owner();
-                pairs.filter(changed).count() >= SLOTS as usize / POOL.backends
-            });
-            ensure!(
-                moved.count() == POOL.services,
-                "a table has not changed as it should"
-            );
-            // The first round grows what grows once.
-            if round > 0 {
-                samples.push(time);
-            }
+        let nothing = micros(|| node.core.reconcile(now));
+        let down = change(node, case, round, HealthState::Down, now)?;
+        let up = change(node, case, round, HealthState::Up, now)?;
+        // The first round grows what grows once.
+        if round > 0 {
+            idle.push(nothing);
+            lost.push(down);
+            back.push(up);
         }
     }
-    let names: Vec<String> = (0..POOL.backends).map(|n| format!("backend-{n}")).collect();
-    let members = members(&names);
-    let tables = || (0..POOL.services).for_each(|_| drop(black_box(maglev::table(&members))));
-    let tables = (0..ROUNDS).map(|_| micros(tables)).collect();
-    Ok([
-        ("publish.health_change", lost),
-        ("publish.health_return", back),
-        ("publish.tables_anew", tables),
-    ]
-    .into_iter()
-    .map(|(name, samples)| (name.to_owned(), Figure::new(samples, "µs")))
-    .collect())
+    let figures = [(Some(case.down), lost), (case.up, back), (case.idle, idle)];
+    let named = figures
+        .into_iter()
+        .filter_map(|(name, samples)| Some((name?, samples)));
+    Ok(named
+        .map(|(name, samples)| (name.to_owned(), Figure::new(samples, "µs")))
+        .collect())
+}
+
+/// One host goes up or down: what that takes, in microseconds.
+fn change(
+    node: &mut Node<'_>,
+    case: &Case,
+    round: usize,
+    state: HealthState,
+    now: Duration,
+) -> Result<f64> {
+    let before = words(node, case.touched)?;
+    let mut result = Ok(());
+    let host = round % case.pool.backends;
+    let time = micros(|| result = node.verdict(case.touched, host, state, now));
+    result?;
+    let after = words(node, case.touched)?;
+    let moved = before.iter().zip(&after).filter(|(before, after)| {
+        let pairs = before.iter().zip(*after);
+        let changed = |(before, after): &(&Slot, &Slot)| before.new_owner() != after.new_owner();
+        pairs.filter(changed).count() >= SLOTS as usize / case.pool.backends
+    });
+    ensure!(
+        moved.count() == case.touched,
+        "a table has not changed as it should"
+    );
+    Ok(time)
 }
 
 /// Lets all that waits come to rest, and does what the loop does when nothing else is to be done.
@@ -86,16 +151,15 @@ fn settle(node: &mut Node<'_>, now: &mut Duration) -> Result<()> {
         node.core.reconcile(*now);
     }
     ensure!(!node.core.has_more_to_do(), "slots still wait");
-    for _ in 0..POOL.services {
-        node.core.make_ready();
-    }
+    node.make_ready();
     Ok(())
 }
 
-/// The slots of all tables.
-fn words(node: &mut Node<'_>) -> Result<Vec<Vec<Slot>>> {
+/// The slots of the first so many tables.
+fn words(node: &mut Node<'_>, services: usize) -> Result<Vec<Vec<Slot>>> {
     let plane = &mut node.core.plane;
-    let services = plane.installed()?.services;
-    let tables = services.values();
+    // In order of their addresses, which is that of their numbers.
+    let tables = plane.installed()?.services;
+    let tables = tables.values().take(services);
     tables.map(|entry| plane.read_slots(entry.index)).collect()
 }

@@ -3,7 +3,7 @@
 use super::{
     figure::{Figure, Figures},
     packet::{self, Effort, case},
-    pool::{Node, Pool},
+    pool::{Hosts, Node, Pool},
     table::micros,
 };
 use crate::{
@@ -27,17 +27,21 @@ const FLOWS: u32 = 1_000;
 /// Port of the first service.
 const FIRST: u16 = 1_000;
 const ROUNDS: usize = 7;
-const POOL: Pool = Pool {
-    services: 1_000,
-    backends: 10,
-};
+const SERVICES: usize = 1_000;
+const BACKENDS: usize = 10;
 
 /// Measures packets, then memory and applying.
 pub fn run(effort: Effort) -> Result<Figures> {
     let mut figures = packets(effort)?;
     let session = Session::unique();
     let namespace = Namespace::create(&session.namespace("bench"))?;
-    figures.extend(namespace.run(|| apply(&session))?);
+    for (hosts, suffix) in [(Hosts::Own, ""), (Hosts::Shared, ".shared")] {
+        let measured = namespace.run(|| apply(&session, hosts))?;
+        let named = measured.map(|(name, figure)| (format!("{name}{suffix}"), figure));
+        figures.extend(named);
+    }
+    // The kernel does not know whose hosts they are.
+    figures.remove("scale.memory.service.shared");
     Ok(figures)
 }
 
@@ -88,32 +92,32 @@ fn balancer(services: u32, backends: u32) -> Result<Balancer> {
 }
 
 /// From the text of a state to the last slot stored, and what that takes of memory.
-fn apply(session: &Session) -> Result<Figures> {
+fn apply(session: &Session, hosts: Hosts) -> Result<[(&'static str, Figure); 3]> {
+    let pool = Pool {
+        services: SERVICES,
+        backends: BACKENDS,
+        hosts,
+    };
     let (mut times, mut own) = (Vec::new(), Vec::new());
     let mut tables = Vec::new();
     for _ in 0..ROUNDS {
-        let mut node = Node::new(session, POOL)?;
+        let mut node = Node::new(session, pool)?;
         let before = resident()?;
         let mut filled = Ok(());
         times.push(micros(|| filled = node.fill()) / 1_000.0);
         filled?;
-        for _ in 0..POOL.services {
-            node.core.make_ready();
-        }
-        own.push(resident()?.saturating_sub(before) as f64 / POOL.services as f64);
+        node.make_ready();
+        own.push(resident()?.saturating_sub(before) as f64 / SERVICES as f64);
         if tables.is_empty() {
             tables = locked(session)?;
         }
         node.remove()?;
     }
-    let figures = [
+    Ok([
         ("scale.apply.services.1000", Figure::new(times, "ms")),
         ("scale.memory.service", Figure::new(tables, "bytes")),
         ("scale.memory.lbd", Figure::new(own, "bytes")),
-    ];
-    Ok(figures
-        .map(|(name, figure)| (name.to_owned(), figure))
-        .into())
+    ])
 }
 
 /// Bytes that the kernel has allocated for each slot table.

@@ -28,7 +28,7 @@ pub fn run() -> Result<Figures> {
 }
 
 /// Members of one weight, with owners 1, 2, ...
-pub(super) fn members(names: &[String]) -> Vec<Member<'_>> {
+pub fn members(names: &[String]) -> Vec<Member<'_>> {
     let numbered = names.iter().zip(1..);
     numbered
         .map(|(name, owner)| Member {
@@ -48,7 +48,7 @@ pub(super) fn micros(work: impl FnOnce()) -> f64 {
 
 /// Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, section 3.4, pseudocode 1. Where it
 /// looks a permutation up, the element is calculated: written out for 1,000 backends, permutations alone take some 300 ms.
-fn paper(names: &[String]) -> Vec<usize> {
+pub fn paper(names: &[String]) -> Vec<usize> {
     let (n, m) = (names.len(), SLOTS as usize);
     let hash = |seed: u64, below: usize| {
         move |name: &String| xxh64(name.as_bytes(), seed) as usize % below

@@ -5,7 +5,7 @@ use super::{
     flood,
     ledger::Ledger,
     plan::Action,
-    server::TCP_PORT,
+    server,
     services::{self, NAMES},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     wait::wait_until,
     xdp::HostProgram,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use lb_common::{
     decap::Reason,
     flow_table::{FlowEntry, FlowKey},
@@ -27,7 +27,6 @@ use lb_common::{
 use nix::sys::signal::Signal;
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -251,23 +250,7 @@ impl Fleet {
 
     fn start_server(&mut self, number: usize) -> Result<()> {
         let backend = &self.topology.backends[number];
-        let mut command = backend.namespace.command(super::program()?);
-        command.args(["serve", &backend.name, &VIP_V4.to_string()]);
-        let log = self
-            .session
-            .directory()
-            .join(format!("{}.log", backend.name));
-        let mut process = Process::start(&format!("server of {}", backend.name), command, &log)?;
-        wait_until("the server to listen", LIMIT, || {
-            if let Some(status) = process.ended()? {
-                bail!(
-                    "the server of {} ended ({status}): {}",
-                    backend.name,
-                    process.log()
-                );
-            }
-            Ok(backend.namespace.run(listens).then_some(()))
-        })?;
+        let process = server::start(backend, &super::program()?, &self.session.directory())?;
         self.servers[number] = Some(process);
         Ok(())
     }
@@ -456,9 +439,4 @@ fn entries(node: &Node) -> Result<usize> {
         aya::maps::Map::LruHashMap(data).try_into()?;
     // A table that changes can be walked for ever.
     Ok(table.keys().take(MOST_FLOWS).flatten().count())
-}
-
-fn listens() -> bool {
-    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT));
-    TcpStream::connect_timeout(&own, Duration::from_secs(1)).is_ok()
 }

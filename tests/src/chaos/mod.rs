@@ -17,6 +17,9 @@ mod services;
 mod stream;
 mod takeover;
 
+pub mod moves;
+pub mod pair;
+
 use crate::{interrupt, require, session::Session, topology::VIP_V4, wait::wait_until};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clients::Load;

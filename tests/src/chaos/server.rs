@@ -2,9 +2,15 @@
 //! byte, over UDP it answers a datagram with the same and its name.
 
 use super::stream::{GREETING, answered, greeting};
-use anyhow::{Context, Result};
+use crate::{
+    process::Process,
+    topology::{Backend, VIP_V4},
+    wait::wait_until,
+};
+use anyhow::{Context, Result, bail};
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{self, Ipv4Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 use tokio::{
@@ -18,6 +24,35 @@ pub(super) const TCP_PORT: u16 = 80;
 pub(crate) const UDP_PORT: u16 = 443;
 /// Bytes of a datagram: flow and number, both 64 bits in network byte order. The answer has the greeting behind them.
 pub(super) const DATAGRAM: usize = 16;
+
+/// Longest wait for a server to listen.
+const START: Duration = Duration::from_secs(15);
+
+/// Starts the server of a backend, which is in `program`, and waits until it listens. Its log is in `directory`.
+///
+/// # Errors
+/// When it ends or does not listen; the error has its log.
+pub(super) fn start(backend: &Backend, program: &Path, directory: &Path) -> Result<Process> {
+    let Backend {
+        name, namespace, ..
+    } = backend;
+    let mut command = namespace.command(program);
+    command.args(["serve", name, &VIP_V4.to_string()]);
+    let log = directory.join(format!("{name}.log"));
+    let mut process = Process::start(&format!("server of {name}"), command, &log)?;
+    wait_until("the server to listen", START, || {
+        if let Some(status) = process.ended()? {
+            bail!("the server of {name} ended ({status}): {}", process.log());
+        }
+        Ok(namespace.run(listens).then_some(()))
+    })?;
+    Ok(process)
+}
+
+fn listens() -> bool {
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, TCP_PORT));
+    net::TcpStream::connect_timeout(&own, Duration::from_secs(1)).is_ok()
+}
 
 /// Serves until it is killed. `vip` is where it is asked over UDP, so that answers come from there.
 ///

@@ -15,7 +15,7 @@ use tokio::{
     net::unix::pipe,
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
@@ -58,7 +58,7 @@ pub async fn run(socket: &Path) -> Result<()> {
 }
 
 /// Serves requests until ExaBGP is gone. `changed`: the number of the client that has last changed what is announced.
-async fn work(
+pub(super) async fn work(
     speaker: Speaker<impl AsyncRead + Unpin, impl AsyncWrite + Unpin>,
     memory: Memory,
     mut requests: mpsc::Receiver<Asked>,
@@ -67,7 +67,7 @@ async fn work(
     let mut announcer = Announcer { speaker, memory };
     let mut said = None;
     // What was announced before, at once.
-    let mut wait = Duration::ZERO;
+    let mut next = Instant::now();
     loop {
         let asked = tokio::select! {
             asked = requests.recv() => match asked {
@@ -75,7 +75,7 @@ async fn work(
                 None => return,
             },
             () = announcer.speaker.gone() => return,
-            () = sleep(wait) => None,
+            () = sleep_until(next) => None,
         };
         let asked = match asked {
             Some(Asked {
@@ -113,7 +113,7 @@ async fn work(
             said.clone_from(&reply.problem);
         }
         let is_settled = reply.problem.is_none() && announcer.memory.is_settled();
-        wait = if is_settled { PERIOD } else { RETRY };
+        next = Instant::now() + if is_settled { PERIOD } else { RETRY };
         if let Some(asked) = asked {
             let _ = asked.send(reply);
         }

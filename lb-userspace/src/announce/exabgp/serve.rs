@@ -25,6 +25,8 @@ use tracing::{info, warn};
 pub const MAX_CLIENTS: usize = 16;
 /// Longest wait for a client to take an answer.
 const SLOW: Duration = Duration::from_secs(5);
+/// How long the last words of one who is sent away are waited for.
+const FAREWELL: Duration = Duration::from_millis(100);
 /// How often, and how long apart, the socket of an earlier process that is about to end is looked at.
 const HANDOVER: (u32, Duration) = (30, Duration::from_millis(100));
 
@@ -99,6 +101,8 @@ pub async fn run(
             if let Err(problem) = client(number, &mut stream, &requests, changes).await {
                 info!(%problem, "a client is sent away");
                 answer(&mut stream, &Reply::problem(problem)).await;
+                // The kernel drops the answer of who hangs up before it has read all.
+                let _ = timeout(FAREWELL, stream.next()).await;
             }
             drop(place);
         });
@@ -123,6 +127,7 @@ async fn client(
     loop {
         let line = tokio::select! {
             line = stream.next() => line,
+            () = requests.closed() => return Ok(()),
             _ = changes.changed() => {
                 if *changes.borrow_and_update() == number {
                     continue;

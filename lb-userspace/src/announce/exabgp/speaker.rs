@@ -3,7 +3,6 @@
 //! After an answer that did not come, nobody can tell which command the next one is for. Then commands that wait are called
 //! back (`reset`), and all is left out up to the answer of `version`, which no other command gives.
 
-use super::protocol::lines;
 use crate::{
     announce::bgp::{Community, Route},
     prefix::Prefix,
@@ -15,18 +14,20 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     time::timeout,
 };
-use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::codec::{AnyDelimiterCodec, FramedRead};
 use tracing::debug;
 
 /// Longest wait for a line from ExaBGP, which answers a command within a few milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(2);
+/// Longest line, in bytes.
+const MAX_LINE: usize = 1 << 16;
 /// As much is shown of a line that nobody understands, in characters.
 const SHOWN: usize = 80;
 
 /// ExaBGP at the other end of two pipes.
 #[derive(Debug)]
 pub struct Speaker<R, W> {
-    answers: FramedRead<R, LinesCodec>,
+    answers: FramedRead<R, AnyDelimiterCodec>,
     output: W,
     /// What is not written yet.
     unsent: BytesMut,
@@ -48,8 +49,10 @@ pub enum Fault {
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Speaker<R, W> {
     /// ExaBGP with what it writes and what it reads.
     pub fn new(input: R, output: W) -> Self {
+        // Bytes, since a line that is no text is no answer, and no reason to end either.
+        let lines = AnyDelimiterCodec::new_with_max_length(b"\n".into(), b"\n".into(), MAX_LINE);
         Self {
-            answers: FramedRead::new(input, lines()),
+            answers: FramedRead::new(input, lines),
             output,
             unsent: BytesMut::new(),
             in_step: false,
@@ -117,7 +120,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Speaker<R, W> {
     /// Returns when ExaBGP is gone. What it says unasked is of no interest.
     pub async fn gone(&mut self) {
         while let Some(Ok(line)) = self.answers.next().await {
-            debug!(%line, "ExaBGP says");
+            debug!(line = %String::from_utf8_lossy(&line), "ExaBGP says");
         }
     }
 
@@ -149,23 +152,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Speaker<R, W> {
         let next = async {
             tokio::select! {
                 biased;
-                line = answers.next() => line,
-                failed = send(output, unsent) => Some(Err(failed.into())),
+                line = answers.next() => match line {
+                    Some(Ok(line)) => Ok(line),
+                    // The pipe is closed, or carries what no ExaBGP says.
+                    Some(Err(_)) | None => Err(Fault::Gone),
+                },
+                // So is the other one.
+                _ = send(output, unsent) => Err(Fault::Gone),
             }
         };
         match timeout(PATIENCE, next).await {
-            Ok(Some(Ok(line))) => Ok(line),
-            Ok(Some(Err(error))) => match error {
-                tokio_util::codec::LinesCodecError::Io(error)
-                    if error.kind() == io::ErrorKind::BrokenPipe =>
-                {
-                    Err(Fault::Gone)
-                }
-                error => Err(Fault::Odd(format!(
-                    "what ExaBGP says cannot be read: {error}"
-                ))),
-            },
-            Ok(None) => Err(Fault::Gone),
+            Ok(line) => line.map(|line| String::from_utf8_lossy(&line).into_owned()),
             Err(_) => Err(self.silence()),
         }
     }
