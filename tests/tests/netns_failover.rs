@@ -37,7 +37,7 @@ fn nodes_come_and_go_and_nothing_breaks() -> Result<()> {
     );
     let mut command = Command::new(require::built("failover")?);
     command
-        .args("--speakers bird,frr --fleets 2,4 --connections 200 --rounds 1 --after 3".split(' '))
+        .args("--without-pair --speakers bird,frr --fleets 2,4 --connections 200 --rounds 1 --after 3".split(' '))
         .arg("--json")
         .arg(&file);
     let mut process = Process::start("failover", command, &log)?;

@@ -13,7 +13,7 @@ mod site;
 mod stream;
 
 use crate::{
-    chaos::{raise_open_files, server},
+    chaos::{moves, raise_open_files, server},
     interrupt, require,
     session::Session,
     speaker::Kind,
@@ -50,7 +50,10 @@ pub struct Arguments {
         value_parser = clap::value_parser!(u8).range(2..=16)
     )]
     fleets: Vec<u8>,
-    /// Long-lived connections of a fleet
+    /// Leave the pair with keepalived out
+    #[arg(long)]
+    without_pair: bool,
+    /// Long-lived connections of a fleet, and of the pair
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     connections: u64,
     /// How often each time is taken; the median is what is said
@@ -95,6 +98,9 @@ fn perform(arguments: &Arguments) -> Result<bool> {
         all.flat_map(|kind| [kind, kind.router()])
             .filter_map(Kind::lack),
     );
+    if !arguments.without_pair && !require::in_path("keepalived") {
+        missing.push("keepalived in PATH (apt-get install keepalived)".into());
+    }
     missing.dedup();
     if !missing.is_empty() {
         bail!("failover needs {}", missing.join(", "));
@@ -103,7 +109,9 @@ fn perform(arguments: &Arguments) -> Result<bool> {
     let mut figures = Figures::default();
     let played = play(arguments, &kinds, &mut figures);
     sum_up(&mut figures, &arguments.fleets);
-    println!("\n{}", figures.table(&kinds));
+    if !kinds.is_empty() {
+        println!("\n{}", figures.table(&kinds));
+    }
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&figures.json())? + "\n";
         fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
@@ -140,6 +148,16 @@ fn play(arguments: &Arguments, kinds: &[Kind], figures: &mut Figures) -> Result<
         };
         departures::play(Session::named(&name), plan, figures)
             .with_context(|| format!("a fleet of {balancers} balancers"))?;
+    }
+    if !arguments.without_pair {
+        println!("\na pair with keepalived");
+        let program = std::env::current_exe()?;
+        let session = Session::named(&name);
+        let pair = moves::perform(session, &program, "l2", arguments.connections)
+            .context("a pair with keepalived")?;
+        for (name, value) in pair.named() {
+            figures.add(name, value);
+        }
     }
     Ok(())
 }
