@@ -1,6 +1,7 @@
 //! The balancer: forwards packets for services to their backends, passes everything else untouched.
 //!
-//! This file only turns a verdict into a count and an XDP action. Modules in the order of the packet's path.
+//! This file only turns a verdict into a count and an XDP action, but for packets that have gone the straight way: they are counted
+//! there. Modules in the order of the packet's path.
 //!
 //! **Invariants.** Every packet gets exactly one verdict and is counted under it once. A packet that is passed or
 //! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.

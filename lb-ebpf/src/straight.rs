@@ -1,8 +1,8 @@
 //! The straight way: plain packets to services that ask for nothing special, in steady slots. These are nearly all there are, and
 //! what they need is a fraction of what the [`crate::pipeline`] can do.
 //!
-//! **Invariants.** It goes through the same stages as the pipeline, to one of three ends: the packet is forwarded, it is nobody's, or
-//! its slot is. All else it leaves to the pipeline, uncounted and as it came. A program that looks on has no straight way: the
+//! **Invariants.** It goes through the same stages as the pipeline, to one of three ends: the packet is forwarded, it is no service's,
+//! or its slot has no backend. All else it leaves to the pipeline, uncounted and as it came. A program that looks on has no straight way: the
 //! pipeline tells what it does.
 
 use crate::{
@@ -21,9 +21,9 @@ use lb_ebpf::packet::Packet;
 
 /// What has become of a packet.
 pub enum Fate {
-    /// It has been forwarded, or is nobody's, and has been counted: XDP is to do this.
+    /// It has been forwarded, or is no service's, and has been counted: XDP is to do this.
     Done(xdp_action::Type),
-    /// It is a service's that nobody serves. It has not been counted.
+    /// Its slot has no backend. It has not been counted.
     Refused,
     /// The pipeline has it.
     Open,
