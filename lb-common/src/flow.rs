@@ -124,7 +124,7 @@ impl FlowV6 {
 /// xxHash64 (its specification's section "XXH64 Algorithm Description") of 40 bytes in five words. The library does not inline it for
 /// more than 32 bytes: the words would go through memory, and a loop.
 #[inline(always)]
-const fn xxh64_of_five([a, b, c, d, e]: [u64; 5], seed: u64) -> u64 {
+pub(crate) const fn xxh64_of_five([a, b, c, d, e]: [u64; 5], seed: u64) -> u64 {
     const P1: u64 = 0x9e37_79b1_85eb_ca87;
     const P2: u64 = 0xc2b2_ae3d_27d4_eb4f;
     const P3: u64 = 0x1656_67b1_9e37_79f9;

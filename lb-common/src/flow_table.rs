@@ -172,7 +172,7 @@ pub enum FlowEvent {
     Recorded = 1,
     /// An entry that counted for nothing any more was overwritten.
     Replaced = 2,
-    /// The kernel refused to record a flow; the packet went to its slot's owner.
+    /// A flow could not be recorded, as others wrote to its set just then; the packet went to its slot's owner.
     Failed = 3,
     /// A packet went to the backend that its QUIC connection ID names.
     QuicRouted = 4,

@@ -12,6 +12,7 @@ pub mod backend;
 pub mod checksum;
 pub mod decap;
 pub mod flow;
+pub mod flow_set;
 pub mod flow_table;
 pub mod fragment;
 pub mod gue;

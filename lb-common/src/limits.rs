@@ -22,12 +22,11 @@ pub const MAX_BACKENDS: u32 = 1 << 20;
 /// Highest weight of a backend. Weight 0 keeps a backend configured without giving it slots.
 pub const MAX_WEIGHT: u16 = 1_000;
 
-/// Flow-table entries of a node unless its configuration says otherwise. All are allocated at the start, some 130 bytes
-/// each.
+/// Flows that a node's flow table is made for unless its configuration says otherwise. All of it is allocated at the start, some
+/// 170 bytes a flow.
 pub const DEFAULT_FLOWS: u32 = 1 << 18;
 
-/// Lower bound of `limits.flows`: the kernel hands entries of its LRU map to CPUs by the hundred, so a smaller one forgets
-/// flows that it still has room for.
+/// Lower bound of `limits.flows`: less would save no memory to speak of.
 pub const MIN_FLOWS: u32 = 1 << 10;
 
 /// Upper bound of `limits.flows`.

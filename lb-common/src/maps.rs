@@ -21,7 +21,8 @@ pub const VERDICTS: &str = "VERDICTS";
 pub const SERVICE_STATS: &str = "SERVICE_STATS";
 /// Per-CPU array of [`crate::stats::Counter`], indexed by backend index.
 pub const BACKEND_STATS: &str = "BACKEND_STATS";
-/// LRU hash map [`crate::flow_table::FlowKey`] -> [`crate::flow_table::FlowEntry`]; `limits.flows` entries.
+/// Memory-mappable array of [`crate::flow_set::FlowSet`]: [`crate::flow_table::FlowKey`] -> [`crate::flow_table::FlowEntry`];
+/// [`crate::flow_set::sets`] of `limits.flows`, and one element before them.
 pub const FLOWS: &str = "FLOWS";
 /// Per-CPU array of `u64` counts, indexed by [`crate::flow_table::FlowEvent`].
 pub const FLOW_EVENTS: &str = "FLOW_EVENTS";
@@ -94,5 +95,5 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 ///
 /// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
-/// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel.
-pub const LAYOUT_VERSION: u32 = 4;
+/// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel, up to version 4 [`FLOWS`] one with LRU.
+pub const LAYOUT_VERSION: u32 = 5;

@@ -7,19 +7,14 @@
 //! does not go to as its second owner, where the mode can say that, and so do the flow's later packets: the entry
 //! remembers both.
 
-use crate::{backend, parse::Flow, stats, trace};
-use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
+use crate::{backend, flow_set, parse::Flow, stats, trace};
 use lb_common::{
-    flow_table::{FlowEntry, FlowEvent, FlowKey, PacketKind, SYN_REUSE_SECONDS},
-    limits::DEFAULT_FLOWS,
+    flow_set::{Head, KEY_WORDS, Worth, entry_of, entry_words},
+    flow_table::{FlowEntry, FlowEvent, PacketKind, SYN_REUSE_SECONDS},
     slot::Slot,
     verdict::Verdict,
 };
-use lb_ebpf::clock;
-use lb_ebpf::verifier;
-
-#[btf_map]
-static FLOWS: LruHashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }> = LruHashMap::new();
+use lb_ebpf::{clock, verifier};
 
 /// Where a flow is at home.
 pub struct Place {
@@ -77,11 +72,13 @@ impl Owners {
 pub fn owners(flow: &Flow, kind: PacketKind, place: &Place) -> Result<Owners, Verdict> {
     let key = key(flow);
     let now = clock::seconds();
-    let found = FLOWS.get_ptr_mut(key);
-    trace::entry(found.map(<*mut _>::cast_const), Some(kind));
-    if let Some(entry) = found
-        && let Some((first, second)) = follow(entry, kind, place.service, now)
+    let home = flow_set::find(key);
+    let found = known(home);
+    trace::entry(found.map(|(_, entry)| entry), Some(kind));
+    if let Some((head, entry)) = found
+        && let Some((first, second)) = follow(&entry, kind, place.service, now)
     {
+        mark(home, head, kind, now);
         stats::count_flow(FlowEvent::Hit);
         return Ok(Owners::new(first, second));
     }
@@ -99,11 +96,18 @@ pub fn owners(flow: &Flow, kind: PacketKind, place: &Place) -> Result<Owners, Ve
             seen: now,
             flags: FlowEntry::flags_of(owners.second()),
         };
-        stats::count_flow(match FLOWS.insert(key, entry, BPF_ANY.into()) {
-            Ok(()) if found.is_some() => FlowEvent::Replaced,
-            Ok(()) => FlowEvent::Recorded,
-            Err(_) => FlowEvent::Failed,
-        });
+        let claimed = flow_set::claim(home);
+        let event = if !claimed.is_there() {
+            FlowEvent::Failed
+        } else {
+            claimed.write(key, entry_words(&entry), now);
+            if home.is_there() {
+                FlowEvent::Replaced
+            } else {
+                FlowEvent::Recorded
+            }
+        };
+        stats::count_flow(event);
     }
     Ok(owners)
 }
@@ -113,15 +117,14 @@ pub fn owners(flow: &Flow, kind: PacketKind, place: &Place) -> Result<Owners, Ve
 /// no more than a guess to send an error.
 #[inline(always)]
 pub fn owners_of_error(flow: &Flow, place: &Place) -> Result<Owners, Verdict> {
-    let found = FLOWS.get_ptr(key(flow));
+    let found = known(flow_set::find(key(flow))).map(|(_, entry)| entry);
     trace::entry(found, None);
-    if let Some(entry) = found {
-        // SAFETY: as in `follow`.
-        let known = unsafe { entry.read_volatile() };
-        if known.service == place.service && backend::keeps_flows(known.backend, known.generation) {
-            stats::count_flow(FlowEvent::Hit);
-            return Ok(Owners::new(known.backend, known.second()));
-        }
+    if let Some(known) = found
+        && known.service == place.service
+        && backend::keeps_flows(known.backend, known.generation)
+    {
+        stats::count_flow(FlowEvent::Hit);
+        return Ok(Owners::new(known.backend, known.second()));
     }
     match place.slot.old_owner() {
         0 => Err(Verdict::DropNoBackend),
@@ -130,38 +133,49 @@ pub fn owners_of_error(flow: &Flow, place: &Place) -> Result<Owners, Verdict> {
 }
 
 #[inline(always)]
-fn key(flow: &Flow) -> FlowKey {
-    FlowKey::new(flow.source, flow.destination, flow.ports, flow.protocol)
+fn key(flow: &Flow) -> [u64; KEY_WORDS] {
+    let ([a, b], [c, d]) = (flow.source.halves(), flow.destination.halves());
+    let ports = u64::from(flow.ports.source) | u64::from(flow.ports.destination) << 16;
+    [a, b, c, d, ports | u64::from(flow.protocol) << 32]
 }
 
-/// The backend of an entry and its second owner, if the entry counts for such a packet; then it is marked as seen.
+/// What is known of a flow whose place was found.
 #[inline(always)]
-fn follow(entry: *mut FlowEntry, kind: PacketKind, service: u32, now: u32) -> Option<(u32, u32)> {
-    // SAFETY: an element of an LRU map stays memory of the map while the program runs. The kernel may give it to another
-    // flow meanwhile; then one packet in a great many goes, or one mark lands, where it does not belong. Other CPUs and
-    // the daemon see each word as it was or as it will be.
-    unsafe {
-        let known = entry.read_volatile();
-        if known.service != service || !backend::keeps_flows(known.backend, known.generation) {
-            return None;
-        }
-        if kind == PacketKind::TcpSyn && (known.is_closing() || known.idle(now) > SYN_REUSE_SECONDS)
-        {
-            return None;
-        }
-        let owners = match kind {
-            PacketKind::TcpSyn => (known.backend, 0),
-            _ => (known.backend, known.second()),
-        };
-        if trace::is_explaining() {
-            return Some(owners);
-        }
-        if known.seen != now {
-            (&raw mut (*entry).seen).write_volatile(now);
-        }
-        if kind == PacketKind::TcpEnd && !known.is_closing() {
-            (&raw mut (*entry).flags).write_volatile(known.flags | FlowEntry::CLOSING);
-        }
-        Some(owners)
+fn known(place: flow_set::Place) -> Option<(Head, FlowEntry)> {
+    if !place.is_there() {
+        return None;
+    }
+    let (head, words) = place.read()?;
+    Some((head, entry_of(words, head)))
+}
+
+/// The backend of an entry and its second owner, if the entry counts for such a packet.
+#[inline(always)]
+fn follow(known: &FlowEntry, kind: PacketKind, service: u32, now: u32) -> Option<(u32, u32)> {
+    if known.service != service || !backend::keeps_flows(known.backend, known.generation) {
+        return None;
+    }
+    match kind {
+        PacketKind::TcpSyn if known.is_closing() || known.idle(now) > SYN_REUSE_SECONDS => None,
+        PacketKind::TcpSyn => Some((known.backend, 0)),
+        _ => Some((known.backend, known.second())),
+    }
+}
+
+/// Remembers that the flow has had a packet.
+#[inline(always)]
+fn mark(place: flow_set::Place, head: Head, kind: PacketKind, now: u32) {
+    if trace::is_explaining() {
+        return;
+    }
+    let worth = match kind {
+        _ if head.is_closing() => Worth::Closing as u64,
+        PacketKind::TcpEnd => Worth::Closing as u64,
+        PacketKind::TcpSyn => head.worth(),
+        PacketKind::Tcp | PacketKind::Udp => Worth::Followed as u64,
+    };
+    let new = head.marked(worth, now);
+    if new != head {
+        place.mark(head, new);
     }
 }

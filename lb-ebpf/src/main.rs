@@ -11,6 +11,7 @@
 mod answer;
 mod backend;
 mod exit;
+mod flow_set;
 mod flow_table;
 mod forward;
 mod fragment;

@@ -109,15 +109,14 @@ pub fn slot(slot: Slot) {
 
 /// Its flow was looked up in the flow table; `kind` is none for an ICMP error.
 #[inline(always)]
-pub fn entry(entry: Option<*const FlowEntry>, kind: Option<PacketKind>) {
+pub fn entry(entry: Option<FlowEntry>, kind: Option<PacketKind>) {
     let Some(record) = record(Record::LOOKED_UP) else {
         return;
     };
     record.kind = kind.map_or(0, |kind| kind as u8 + 1);
     if let Some(entry) = entry {
         record.stages |= Record::ENTRY;
-        // SAFETY: an element of an LRU map stays memory of the map while the program runs.
-        record.entry = unsafe { entry.read_volatile() };
+        record.entry = entry;
     }
 }
 

@@ -7,15 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun, TestRunOptions,
     maps::{
-        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, MapError, PerCpuArray, PerCpuValues,
-        RingBuf, lpm_trie::Key, xdp::DevMapHash,
+        Array, ArrayOfMaps, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, RingBuf,
+        lpm_trie::Key, xdp::DevMapHash,
     },
     programs::{ProgramFd, SchedClassifier, Xdp},
     util::nr_cpus,
 };
 use lb_common::{
     backend::{BackendEntry, NextHop},
-    decap,
+    decap, flow_set,
     flow_table::{FlowEntry, FlowKey},
     fragment::{FragmentEntry, FragmentKey},
     limits::SLOTS,
@@ -27,7 +27,7 @@ use lb_common::{
     slot::Slot,
     trace::{self, Event, Filter, Scratch},
 };
-use lb_userspace::dataplane::{Buckets, object};
+use lb_userspace::dataplane::{Buckets, FlowTable, object};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     collections::BTreeMap,
@@ -95,6 +95,7 @@ pub struct Outcome {
 pub struct Balancer {
     ebpf: Ebpf,
     program: &'static str,
+    flows: FlowTable,
 }
 
 impl Balancer {
@@ -148,14 +149,19 @@ impl Balancer {
             .map_max_entries(maps::BACKENDS, backends)
             .map_max_entries(maps::BACKEND_STATS, backends)
             .map_max_entries(maps::QUIC_SERVERS, backends)
-            .map_max_entries(maps::FLOWS, flows)
+            .map_max_entries(maps::FLOWS, 1 + flow_set::sets(flows))
             .map_max_entries(maps::FRAGMENTS, FRAGMENTS)
             .load(object::BALANCER)
             .context("loading the balancer")?;
         program_mut(&mut ebpf, program)?
             .load()
             .context("the verifier refused the balancer")?;
-        Ok(Self { ebpf, program })
+        let flows = FlowTable::open(ebpf.map(maps::FLOWS).context("no flow table")?)?;
+        Ok(Self {
+            ebpf,
+            program,
+            flows,
+        })
     }
 
     /// Says what a program that traces is to record.
@@ -337,40 +343,42 @@ impl Balancer {
         Ok(exits.insert(interface, interface, None, 0)?)
     }
 
+    /// The flow table, as the daemon uses it.
+    pub const fn flow_table(&self) -> &FlowTable {
+        &self.flows
+    }
+
     /// What the flow table knows of a flow.
     pub fn flow(&self, key: &FlowKey) -> Result<Option<FlowEntry>> {
-        match self.flow_table()?.get(key, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.flows.get(key)
     }
 
     /// Everything that the flow table knows.
     pub fn flows(&self) -> Result<BTreeMap<FlowKey, FlowEntry>> {
-        Ok(self.flow_table()?.iter().collect::<Result<_, _>>()?)
+        let mut flows = BTreeMap::new();
+        let mut twice = None;
+        self.flows.scan(&mut |key, entry| {
+            if flows.insert(*key, *entry).is_some() {
+                twice = Some(*key);
+            }
+        });
+        ensure!(twice.is_none(), "{twice:?} has two entries");
+        Ok(flows)
     }
 
     /// Puts an entry into the flow table.
     pub fn set_flow(&mut self, key: &FlowKey, entry: &FlowEntry) -> Result<()> {
-        let map = map_mut(&mut self.ebpf, maps::FLOWS)?;
-        let mut flows: HashMap<_, FlowKey, FlowEntry> = HashMap::try_from(map)?;
-        Ok(flows.insert(key, entry, 0)?)
+        ensure!(
+            self.flows.insert(key, entry)?,
+            "no place is free for {key:?}"
+        );
+        Ok(())
     }
 
     /// Removes an entry that is in the flow table.
     pub fn remove_flow(&mut self, key: &FlowKey) -> Result<()> {
-        let map = map_mut(&mut self.ebpf, maps::FLOWS)?;
-        let mut flows: HashMap<_, FlowKey, FlowEntry> = HashMap::try_from(map)?;
-        Ok(flows.remove(key)?)
-    }
-
-    fn flow_table(&self) -> Result<HashMap<&MapData, FlowKey, FlowEntry>> {
-        let map = self
-            .ebpf
-            .map(maps::FLOWS)
-            .context("the object has no flow table")?;
-        Ok(HashMap::try_from(map)?)
+        ensure!(self.flows.remove(&[*key])? == 1, "{key:?} is not known");
+        Ok(())
     }
 
     /// All counters.

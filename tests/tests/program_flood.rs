@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use lb_common::{
+    flow_set,
     flow_table::{FlowEvent, SYN_REUSE_SECONDS},
     limits::SLOTS,
     slot::Slot,
@@ -9,7 +10,10 @@ use lb_common::{
 use lb_tests::{
     effort,
     fixture::{BACKEND, SERVICE, flow_key, key, slot_number, tunnel, v4},
-    packet::{ETHERNET, Packet, Protocol, flag::SYN},
+    packet::{
+        ETHERNET, Packet, Protocol,
+        flag::{ACK, SYN},
+    },
     prog_run::{Balancer, XdpAction},
     require,
 };
@@ -97,6 +101,39 @@ fn steady_slots_forget_a_flood_and_tracked_ones_know_their_own_flows() -> Result
     Ok(())
 }
 
+/// Connections that have had a second packet are worth more than a flood's SYNs.
+#[test]
+fn a_flood_puts_out_no_connection_that_goes_on() -> Result<()> {
+    if !require::bpf() {
+        return Ok(());
+    }
+    const CAPACITY: u32 = 1 << 14;
+    let mut balancer = Balancer::with_flows(CAPACITY)?;
+    balancer.set_backend(BACKEND, &tunnel())?;
+    let service = key(&syn(0), 443);
+    balancer.add_service_of_slots(service, SERVICE, |_| Slot::tracked(BACKEND))?;
+    let live: Vec<Packet> = (0..CAPACITY / 2)
+        .map(|number| syn(1 << 24 | number))
+        .collect();
+    for packet in &live {
+        for flags in [SYN, ACK] {
+            let packet = Packet {
+                flags,
+                ..packet.clone()
+            };
+            assert_eq!(balancer.run(&packet.frame())?.action, XdpAction::Tx);
+        }
+    }
+    flood(&balancer)?;
+    let flows = balancer.flows()?;
+    let lost = live
+        .iter()
+        .filter(|packet| !flows.contains_key(&flow_key(packet)));
+    // More than a handful of them share a set with more than it has room for about never.
+    assert!(lost.count() <= 8);
+    Ok(())
+}
+
 #[test]
 fn a_full_table_forgets_and_forwards_on() -> Result<()> {
     if !require::bpf() {
@@ -107,13 +144,14 @@ fn a_full_table_forgets_and_forwards_on() -> Result<()> {
     let service = key(&syn(0), 443);
     balancer.add_service_of_slots(service, SERVICE, |_| Slot::tracked(BACKEND))?;
     flood(&balancer)?;
-    assert!((512..=1_024).contains(&balancer.flows()?.len()));
+    let places = flow_set::sets(1_024) as usize * flow_set::WAYS;
+    assert_eq!(balancer.flows()?.len(), places);
     let counters = balancer.counters()?;
     assert_eq!(counters.backends[&BACKEND].0, u64::from(syns()));
     assert_eq!(
         counters.flows,
         [(FlowEvent::Recorded, syns().into())].into(),
-        "the kernel makes room for every flow"
+        "there is room for every flow"
     );
     Ok(())
 }

@@ -298,7 +298,7 @@ pub struct Stats {
 pub struct FlowStats {
     /// Entries when it was last counted.
     pub entries: u64,
-    /// Entries that it holds (`limits.flows`).
+    /// Flows that it is made for (`limits.flows`); some more fit.
     pub capacity: u64,
     /// Slots of all services that were moved and wait until no flow depends on that any more.
     pub slots_waiting: u64,
@@ -308,9 +308,9 @@ pub struct FlowStats {
     pub recorded: u64,
     /// Entries overwritten that counted for nothing any more.
     pub replaced: u64,
-    /// Flows that the kernel refused to record.
+    /// Flows that could not be recorded, as others were at that very moment.
     pub failed: u64,
-    /// Entries that the kernel has put out to make room, as far as counting tells, since `lbd` started. When this grows,
+    /// Entries that were put out to make room, as far as counting tells, since `lbd` started. When this grows,
     /// raise `limits.flows`.
     pub evicted: u64,
     /// Packets of services with `quic`.

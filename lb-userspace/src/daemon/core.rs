@@ -70,7 +70,7 @@ pub struct Core<P> {
     brought_up: Duration,
     /// When the flow table is counted again at the earliest.
     census_due: Duration,
-    /// Flow-table entries that have vanished between two counts: put out by the kernel.
+    /// Flow-table entries that have vanished between two counts: put out to make room.
     pub(super) evicted: u64,
     /// Traffic of departing backends.
     pub(super) rates: Rates,

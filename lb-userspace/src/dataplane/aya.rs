@@ -47,7 +47,7 @@ pub struct Settings {
     pub services: u32,
     /// Backend entries that fit (`limits.backends`), entry 0 included.
     pub backends: u32,
-    /// Entries of the flow table (`limits.flows`).
+    /// Flows that the flow table is made for (`limits.flows`).
     pub flows: u32,
 }
 
@@ -300,7 +300,7 @@ impl AyaDataPlane {
     /// Copies the flows that the old program has recorded since.
     fn copy_flows(&mut self) {
         if let Some(old) = &mut self.old_flows {
-            match old.copy_to(&mut self.maps.flows) {
+            match old.copy_to(&self.maps.flows) {
                 Ok(0) => {}
                 Ok(flows) => tracing::info!(flows, "flows recorded meanwhile were carried over"),
                 Err(error) => tracing::warn!(
@@ -429,7 +429,7 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn flow_capacity(&self) -> u32 {
-        self.maps.flows.capacity()
+        self.settings.flows
     }
 
     fn flow_events(&mut self) -> Result<Vec<u64>> {
@@ -437,7 +437,8 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn scan_flows(&mut self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
-        self.maps.flows.scan(visit)
+        self.maps.flows.scan(visit);
+        Ok(())
     }
 
     fn remove_flows(&mut self, keys: &[FlowKey]) -> Result<u64> {

@@ -10,6 +10,7 @@ use super::{
     clock,
     flows::FlowTable,
     loader::Maps,
+    lru_flows::LruFlows,
     pins::Generation,
     services,
     shape::{Shape, Wanted},
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
     backend::BackendEntry,
+    flow_table::{FlowEntry, FlowKey},
     maps,
     quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
@@ -45,7 +47,7 @@ pub(super) struct OldMaps {
     services: BTreeMap<ServiceKey, ServiceEntry>,
     backends: BTreeMap<u32, BackendEntry>,
     tables: SlotTables,
-    flows: Option<FlowTable>,
+    flows: Option<OldFlowTable>,
     servers: BTreeMap<ServerKey, ServerEntry>,
 }
 
@@ -61,11 +63,11 @@ impl OldMaps {
         // What ran before there were prefixes has no map of them.
         let prefixes = generation.path.join(maps::SERVICE_PREFIXES).exists();
         let prefixes = prefixes.then(|| open(maps::SERVICE_PREFIXES)).transpose()?;
-        let services = services::entries(open_services(generation)?, prefixes)?;
+        let services = services::entries(pinned(generation, maps::SERVICES)?, prefixes)?;
         let flows = if layout == STEADY_ONLY {
             None
         } else {
-            Some(FlowTable::open(open(maps::FLOWS)?)?)
+            Some(OldFlowTable::open(pinned(generation, maps::FLOWS)?)?)
         };
         // Maps of an earlier version have none.
         let servers = if generation.path.join(maps::QUIC_SERVERS).exists() {
@@ -119,7 +121,7 @@ impl OldMaps {
             new.tables.store(index, &slots)?;
         }
         let flows = match &self.flows {
-            Some(flows) => flows.copy_to(&new.flows)?,
+            Some(flows) => flows.copy_since(0, &new.flows)?,
             None => 0,
         };
         for (key, entry) in &self.servers {
@@ -149,10 +151,54 @@ impl OldMaps {
     }
 }
 
+/// A flow table of whatever layout.
+#[derive(Debug)]
+enum OldFlowTable {
+    Sets(FlowTable),
+    /// Up to layout version 4.
+    Lru(LruFlows),
+}
+
+impl OldFlowTable {
+    fn open(map: Map) -> Result<Self> {
+        if let Map::LruHashMap(data) = &map {
+            return Ok(Self::Lru(LruFlows::open(data)?));
+        }
+        Ok(Self::Sets(FlowTable::open(&map)?))
+    }
+
+    fn scan(&self, visit: &mut dyn FnMut(&FlowKey, &FlowEntry)) -> Result<()> {
+        match self {
+            Self::Sets(flows) => {
+                flows.scan(visit);
+                Ok(())
+            }
+            Self::Lru(flows) => flows.scan(visit),
+        }
+    }
+
+    /// Copies to `new` the entries of flows that it does not know, and returns how many. Only those are looked at of which
+    /// a packet was seen at `since` or later, in seconds of CLOCK_MONOTONIC.
+    fn copy_since(&self, since: u32, new: &FlowTable) -> Result<u64> {
+        let mut copied = Ok(0);
+        self.scan(&mut |key, entry| {
+            if entry.seen >= since
+                && let Ok(count) = &mut copied
+            {
+                match new.add(key, entry) {
+                    Ok(is_new) => *count += u64::from(is_new),
+                    Err(error) => copied = Err(error),
+                }
+            }
+        })?;
+        copied
+    }
+}
+
 /// A flow table that has been copied, and whose program is still attached.
 #[derive(Debug)]
 pub(super) struct OldFlows {
-    flows: FlowTable,
+    flows: OldFlowTable,
     /// When copying last began.
     copied: Duration,
 }
@@ -162,7 +208,7 @@ impl OldFlows {
     const MARGIN: Duration = Duration::from_secs(1);
 
     /// Copies the flows that were recorded since the last time and that `new` does not know. Returns how many.
-    pub(super) fn copy_to(&mut self, new: &mut FlowTable) -> Result<u64> {
+    pub(super) fn copy_to(&mut self, new: &FlowTable) -> Result<u64> {
         let now = clock::monotonic();
         let since = clock::seconds(self.copied.saturating_sub(Self::MARGIN));
         let copied = self.flows.copy_since(since, new)?;
@@ -171,9 +217,9 @@ impl OldFlows {
     }
 }
 
-/// Opens the services map, whatever it was made as.
-fn open_services(generation: &Generation) -> Result<Map> {
-    let path = generation.path.join(maps::SERVICES);
+/// Opens a map, whatever it was made as.
+fn pinned(generation: &Generation, name: &str) -> Result<Map> {
+    let path = generation.path.join(name);
     let map =
         MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(Map::from_map_data(map)?)

@@ -62,7 +62,7 @@ pub(super) fn load(
         verdicts: PerCpuArray::try_from(map(maps::VERDICTS)?)?,
         service_stats: Counters(PerCpuArray::try_from(map(maps::SERVICE_STATS)?)?),
         backend_stats: Counters(PerCpuArray::try_from(map(maps::BACKEND_STATS)?)?),
-        flows: FlowTable::open(map(maps::FLOWS)?)?,
+        flows: FlowTable::open(&map(maps::FLOWS)?)?,
         flow_events: PerCpuArray::try_from(map(maps::FLOW_EVENTS)?)?,
         exits: Exits::open(map(maps::EXITS)?, map(maps::EXIT_MACS)?)?,
         servers: HashMap::try_from(map(maps::QUIC_SERVERS)?)?,

@@ -19,6 +19,7 @@ mod flows;
 mod interfaces;
 mod loader;
 mod looking;
+mod lru_flows;
 mod mapped;
 pub mod object;
 mod pins;
@@ -35,6 +36,7 @@ pub use self::{
     aya::{AyaDataPlane, Settings},
     buckets::Buckets,
     carry::Carried,
+    flows::FlowTable,
     interfaces::XdpMode,
     looking::{Explained, Explainer, Loader, SHORTEST, Tracer},
 };
@@ -145,7 +147,7 @@ pub trait DataPlane: Send {
     /// Sets the counter of a backend index to zero, before the index is given to another backend.
     fn reset_backend_counter(&mut self, backend: u32) -> Result<()>;
 
-    /// Entries that the flow table holds (`limits.flows`).
+    /// Flows that the flow table is made for (`limits.flows`).
     fn flow_capacity(&self) -> u32;
 
     /// What the program did with the flow table, summed over CPUs, in order of

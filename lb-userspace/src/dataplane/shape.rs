@@ -6,7 +6,7 @@ use aya_obj::{
     Object,
     generated::{BPF_F_RDONLY_PROG, bpf_map_type},
 };
-use lb_common::{maps, service_bucket::ServiceBucket};
+use lb_common::{flow_set, maps, service_bucket::ServiceBucket};
 use std::fmt;
 
 /// What has to be equal for a program to be able to use a map. Sizes in bytes.
@@ -134,7 +134,7 @@ pub(super) struct Sizes {
     pub(super) services: u32,
     /// Places for backends, place 0 included.
     pub(super) backends: u32,
-    /// Entries of the flow table.
+    /// Flows that the flow table is made for.
     pub(super) flows: u32,
 }
 
@@ -171,7 +171,7 @@ impl Sizes {
             maps::SERVICE_PREFIXES => Some(self.service_keys()),
             maps::SLOT_TABLES | maps::SERVICE_STATS => Some(self.services),
             maps::BACKENDS | maps::BACKEND_STATS | maps::QUIC_SERVERS => Some(self.backends),
-            maps::FLOWS => Some(self.flows),
+            maps::FLOWS => Some(1 + flow_set::sets(self.flows)),
             _ => None,
         }
     }

@@ -177,43 +177,6 @@ pub(super) unsafe fn map_lookup_batch<K: Copy, V: Copy>(
     Ok(step)
 }
 
-/// Sets the elements of these keys, as many as there are values for.
-///
-/// # Safety
-/// The map's keys are `K` and its values `V`.
-pub(super) unsafe fn map_update_batch<K: Copy, V: Copy>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-    values: &[V],
-) -> io::Result<()> {
-    let mut attr = zeroed();
-    attr.batch.map_fd = number(map);
-    attr.batch.keys = keys.as_ptr() as u64;
-    attr.batch.values = values.as_ptr() as u64;
-    attr.batch.count = u32::try_from(keys.len().min(values.len())).unwrap_or(u32::MAX);
-    // SAFETY: the kernel reads `count` keys and values of the map's sizes.
-    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
-}
-
-/// Deletes the elements of these keys in order, until one cannot be. Returns how many were deleted before it.
-///
-/// # Safety
-/// The map's keys are `K`.
-pub(super) unsafe fn map_delete_batch<K: Copy>(
-    map: BorrowedFd<'_>,
-    keys: &[K],
-) -> (usize, io::Result<()>) {
-    let mut attr = zeroed();
-    attr.batch.map_fd = number(map);
-    attr.batch.keys = keys.as_ptr() as u64;
-    attr.batch.count = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-    // SAFETY: the kernel reads `count` keys of the map's size, and writes `count`.
-    let result = unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_BATCH, &mut attr) };
-    // SAFETY: the union's member in use.
-    let deleted = unsafe { attr.batch.count } as usize;
-    (deleted, result.map(drop))
-}
-
 fn zeroed() -> bpf_attr {
     // SAFETY: all members of the union are plain integers, for which zero is a value; the kernel wants what a
     // command does not use to be zero.

@@ -40,13 +40,13 @@ impl FlowMetrics {
         );
         registry.register(
             "flow_capacity",
-            "Entries that the flow table holds (limits.flows)",
+            "Flows that the flow table is made for (limits.flows)",
             flows.capacity.clone(),
         );
         let waiting = "Slots that were moved and wait until no flow depends on that any more";
         registry.register("slots_waiting", waiting, flows.slots_waiting.clone());
         let events = "What happened in the flow table: hit (a packet followed an entry), recorded, replaced, failed, \
-                      evicted (put out by the kernel to make room, as far as counting tells)";
+                      evicted (put out to make room, as far as counting tells)";
         registry.register("flow_events", events, flows.events.clone());
         let quic = "Packets of services with quic: routed (where the connection ID says); by their flows since the ID was \
                     short, other_config, unknown (nobody's server ID) or gone (its backend's flows are given up)";

@@ -19,11 +19,8 @@ use crate::{
     xdp::HostProgram,
 };
 use anyhow::{Context, Result};
-use lb_common::{
-    decap::Reason,
-    flow_table::{FlowEntry, FlowKey},
-    maps,
-};
+use lb_common::{decap::Reason, maps};
+use lb_userspace::dataplane::FlowTable;
 use nix::sys::signal::Signal;
 use std::{
     fs,
@@ -42,8 +39,6 @@ const DEAD: Duration = Duration::from_secs(2);
 const SHORT_DRAIN: Duration = Duration::from_secs(1);
 /// Time for which an `lbd` is away.
 const AWAY: Duration = Duration::from_millis(300);
-/// No flow table of a run has more entries.
-const MOST_FLOWS: usize = 1 << 20;
 
 /// What a fleet is made of.
 #[derive(Clone, Debug)]
@@ -435,8 +430,8 @@ fn entries(node: &Node) -> Result<usize> {
     let path = tables.pop().context("no flow table is pinned")?;
     let data = aya::maps::MapData::from_pin(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    let table: aya::maps::HashMap<_, FlowKey, FlowEntry> =
-        aya::maps::Map::LruHashMap(data).try_into()?;
-    // A table that changes can be walked for ever.
-    Ok(table.keys().take(MOST_FLOWS).flatten().count())
+    let table = FlowTable::open(&aya::maps::Map::from_map_data(data)?)?;
+    let mut count = 0;
+    table.scan(&mut |_, _| count += 1);
+    Ok(count)
 }

@@ -2,10 +2,10 @@
 
 use crate::fixture::{Fixture, address, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, Map, MapData};
 use lb_common::{
     backend::BackendEntry,
-    flow_table::FlowEntry,
+    flow_table::{FlowEntry, FlowKey},
     quic::{ServerEntry, ServerKey},
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
@@ -67,10 +67,10 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         return Ok(());
     };
     let before = first_daemon(&fixture)?;
-    let mut recorded = pinned_flows(&fixture, "maps-4-1")?;
+    let recorded = pinned_flows(&fixture, "maps-5-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
-        recorded.insert(key, entry, 0)?;
+        recorded.insert(key, entry)?;
     }
     fixture.settings = Settings {
         services: 10,
@@ -87,7 +87,8 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         panic!("{adoption:?}")
     };
     assert_eq!(differences.len(), 7, "{differences:?}");
-    let flows = "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> LRU hash of 4096 entries";
+    let flows =
+        "FLOWS: array of 172 entries, key 4 B, value 1024 B, flags 0x400 -> array of 684 entries";
     assert!(
         differences.iter().any(|line| line.starts_with(flows)),
         "{differences:?}"
@@ -106,7 +107,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     let seen = clock::seconds(clock::monotonic());
     let seen_now = |(key, entry)| (key, FlowEntry { seen, ..entry });
     for (key, entry) in (500..700).map(flow).map(seen_now) {
-        recorded.insert(key, entry, 0)?;
+        recorded.insert(&key, &entry)?;
         expected.insert(key, entry);
     }
     let (key, entry) = seen_now(flow(3));
@@ -114,19 +115,19 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         backend: 63,
         ..entry
     };
-    recorded.insert(key, other, 0)?;
+    recorded.insert(&key, &other)?;
     let link = fixture.activate(&mut plane).index;
     assert_eq!(scan(&mut plane)?, expected);
     assert_same(&mut plane, &before)?;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{link}"), "maps-4-2".into()],
+        [format!("link-{link}"), "maps-5-2".into()],
         "the old maps are removed"
     );
 
     // They are done with.
     let (key, entry) = seen_now(flow(900));
-    recorded.insert(key, entry, 0)?;
+    recorded.insert(&key, &entry)?;
     assert_eq!(plane.remove_flows(&[flow(4).0])?, 1);
     expected.remove(&flow(4).0);
     fixture.activate(&mut plane);
@@ -160,7 +161,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let mut before = first_daemon(&fixture)?;
     before.0.servers.clear();
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-4-1"), pins.join("maps-1-1"))?;
+    fs::rename(pins.join("maps-5-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
     for name in [
         "SERVICE_PREFIXES",
@@ -175,13 +176,13 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
-            "layout version 1 -> 4".into(),
+            "layout version 1 -> 5".into(),
             "SERVICES: hash of 32 entries, key 20 B, value 8 B, flags 0x1 -> array of 129 entries, key 4 B, value 32 B, \
              flags 0x400"
                 .into(),
             "SERVICE_PREFIXES: missing -> trie of prefixes of 32 entries, key 24 B, value 8 B, flags 0x1"
                 .into(),
-            "FLOWS: missing -> LRU hash of 1024 entries, key 40 B, value 24 B".into(),
+            "FLOWS: missing -> array of 172 entries, key 4 B, value 1024 B, flags 0x400".into(),
             "FLOW_EVENTS: missing -> per-CPU array of 9 entries, key 4 B, value 8 B".into(),
             "FRAGMENTS: missing -> LRU hash of 32768 entries, key 40 B, value 24 B".into(),
             "ANSWERS: missing -> per-CPU array of 2 entries, key 4 B, value 8 B".into(),
@@ -197,9 +198,60 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let link = fixture.activate(&mut plane).index;
     assert_same(&mut plane, &before)?;
-    let left = [format!("link-{link}"), "maps-4-2".into()];
+    let left = [format!("link-{link}"), "maps-5-2".into()];
     assert_eq!(fixture.pins(), left);
     Ok(())
+}
+
+/// Up to layout version 4 the flow table was an LRU map of the kernel.
+#[test]
+fn flows_of_an_lru_map_are_carried_over() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let before = first_daemon(&fixture)?;
+    let pins = fixture.session.pins();
+    fs::rename(pins.join("maps-5-1"), pins.join("maps-4-1"))?;
+    let path = pins.join("maps-4-1/FLOWS");
+    fs::remove_file(&path)?;
+    const LRU_HASH: u32 = 9;
+    let shape = aya_obj::Map::new_from_params(LRU_HASH, 40, 24, 1_024, 0);
+    let old = MapData::create(shape, "FLOWS", None)?;
+    old.pin(&path)?;
+    let mut old: HashMap<_, FlowKey, FlowEntry> = HashMap::try_from(Map::from_map_data(old)?)?;
+    let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
+    for (key, entry) in &expected {
+        old.insert(key, entry, 0)?;
+    }
+    let (mut plane, adoption) = fixture.open()?;
+    let differences = vec![
+        "layout version 4 -> 5".into(),
+        "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> array of 172 entries, key 4 B, value 1024 B, flags \
+         0x400"
+            .into(),
+    ];
+    let carried = Ok(Carried {
+        services: 1,
+        backends: 3,
+        flows: 500,
+    });
+    assert_eq!(
+        adoption,
+        Adoption::Replaced {
+            differences,
+            carried
+        }
+    );
+    assert_eq!(scan(&mut plane)?, expected);
+    // What its program records until the new one takes over comes later.
+    let (key, entry) = flow(600);
+    let seen = clock::seconds(clock::monotonic());
+    let entry = FlowEntry { seen, ..entry };
+    old.insert(key, entry, 0)?;
+    expected.insert(key, entry);
+    fixture.activate(&mut plane);
+    assert_eq!(scan(&mut plane)?, expected);
+    assert_same(&mut plane, &before)
 }
 
 #[test]
@@ -277,7 +329,7 @@ fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result
         assert_eq!(carried, Err(why.to_owned()));
         assert_eq!(plane.installed()?, Installed::default());
         assert!(fixture.attachment(&plane).program_id != 0);
-        assert!(fixture.pins().contains(&"maps-4-1".into()));
+        assert!(fixture.pins().contains(&"maps-5-1".into()));
     }
     // It is filled and takes over, as if nothing had been there.
     let (mut plane, _) = fixture.open()?;
@@ -295,14 +347,14 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     };
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    let mut path = pins.join("maps-4-1");
-    for version in [0, 5] {
+    let mut path = pins.join("maps-5-1");
+    for version in [0, 6] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
         let (mut plane, adoption) = fixture.open()?;
         let expected = Adoption::Replaced {
-            differences: vec![format!("layout version {version} -> 4")],
+            differences: vec![format!("layout version {version} -> 5")],
             carried: Err(format!(
                 "this lbd cannot read maps of layout version {version}"
             )),

@@ -1,6 +1,6 @@
 //! A namespace, a pin directory, and daemons that come and go.
 
-use ::aya::maps::{HashMap, Map, MapData};
+use ::aya::maps::{Map, MapData};
 use anyhow::Result;
 use lb_common::{
     address::Address,
@@ -12,7 +12,8 @@ use lb_common::{
 };
 use lb_tests::{netns::Namespace, require, session::Session};
 use lb_userspace::dataplane::{
-    Adoption, AttachMode, Attachment, AyaDataPlane, DataPlane, InterfaceSetting, Settings, aya,
+    Adoption, AttachMode, Attachment, AyaDataPlane, DataPlane, FlowTable, InterfaceSetting,
+    Settings, aya,
 };
 use std::{collections::BTreeMap, fs, net::IpAddr};
 
@@ -142,14 +143,9 @@ pub fn fill(plane: &mut AyaDataPlane) -> Result<()> {
 }
 
 /// The flow table of a generation of maps, opened as the program of those maps has it.
-pub fn pinned_flows(
-    fixture: &Fixture,
-    generation: &str,
-) -> Result<HashMap<MapData, FlowKey, FlowEntry>> {
+pub fn pinned_flows(fixture: &Fixture, generation: &str) -> Result<FlowTable> {
     let path = fixture.session.pins().join(generation).join("FLOWS");
-    Ok(HashMap::try_from(Map::from_map_data(MapData::from_pin(
-        path,
-    )?)?)?)
+    FlowTable::open(&Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
 /// The flow with this number; every field has a value.
