@@ -7,6 +7,7 @@
 //! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod answer;
 mod backend;
