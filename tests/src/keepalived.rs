@@ -10,6 +10,7 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
+    io::ErrorKind,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -19,6 +20,13 @@ use std::{
 pub const CONFIGURATION: &str = include_str!("../../deploy/keepalived.conf");
 /// The command that the driver `exec` calls.
 pub const TRACK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/keepalived-track");
+
+/// Where it is told to write the ids of its processes: options and files.
+const PID_FILES: [(&str, &str); 3] = [
+    ("--pid", "pid"),
+    ("--vrrp_pid", "vrrp.pid"),
+    ("--checkers_pid", "checkers.pid"),
+];
 
 /// keepalived on one node, whether it runs or not.
 #[derive(Debug)]
@@ -81,11 +89,7 @@ impl Keepalived {
             .args(["--dont-fork", "--log-console", "--log-detail"])
             .arg("--use-file")
             .arg(self.directory.join("etc/keepalived.conf"));
-        for (option, file) in [
-            ("--pid", "pid"),
-            ("--vrrp_pid", "vrrp.pid"),
-            ("--checkers_pid", "checkers.pid"),
-        ] {
+        for (option, file) in PID_FILES {
             command.arg(option).arg(self.directory.join(file));
         }
         let log = self.directory.join("keepalived.log");
@@ -106,10 +110,18 @@ impl Keepalived {
     /// # Errors
     /// When it does not run.
     pub fn kill(&mut self) -> Result<()> {
-        self.process
-            .take()
-            .context("keepalived does not run")?
-            .kill()
+        let process = self.process.take();
+        process.context("keepalived does not run")?.kill()?;
+        // Its children died with it. But until init has waited for them, the next keepalived believes that they run.
+        for file in PID_FILES.map(|(_, file)| self.directory.join(file)) {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", file.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What it has logged since its start.
