@@ -38,22 +38,6 @@ impl Address {
         self.distance_to_v4() == 0
     }
 
-    /// The words of two IPv4 addresses in network order, if both are that; as they lie in memory, in wide words.
-    #[inline(always)]
-    pub const fn v4_words([first, second]: [[u64; 2]; 2]) -> Option<[u32; 2]> {
-        const fn split(half: u64) -> [u32; 2] {
-            // SAFETY: both are 8 bytes, and valid for every bit pattern.
-            unsafe { core::mem::transmute(half) }
-        }
-        let ([third, fourth], [other_third, other_fourth]) = (split(first[1]), split(second[1]));
-        let is_v4 = first[0] | second[0] == 0 && (third ^ MAPPED) | (other_third ^ MAPPED) == 0;
-        if is_v4 {
-            Some([fourth, other_fourth])
-        } else {
-            None
-        }
-    }
-
     /// Not 0 if this is no IPv4 address: the bits that are other than they are in one.
     #[inline(always)]
     pub const fn distance_to_v4(&self) -> u64 {
@@ -152,25 +136,6 @@ mod tests {
         ] {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(Address::from(ip).is_of_one_host(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn words_are_told_of_two_ipv4_addresses_alone() {
-        let words = |first: &str, second: &str| {
-            let wide = |text: &str| {
-                let address = Address::from(text.parse::<IpAddr>().unwrap());
-                // SAFETY: both are 16 bytes, and valid for every bit pattern.
-                unsafe { core::mem::transmute::<Address, [u64; 2]>(address) }
-            };
-            Address::v4_words([wide(first), wide(second)])
-        };
-        let expected = [[10, 1, 2, 3], [192, 0, 2, 9]].map(u32::from_ne_bytes);
-        assert_eq!(words("10.1.2.3", "192.0.2.9"), Some(expected));
-        for other in ["2001:db8::1", "::1", "::fffe:10.1.2.3", "1::ffff:10.1.2.3"] {
-            assert_eq!(words("10.1.2.3", other), None, "{other}");
-            assert_eq!(words(other, "10.1.2.3"), None, "{other}");
-            assert_eq!(words(other, other), None, "{other}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the XDP program knows of a backend.
 
-use crate::{address::Address, header::Mac};
+use crate::{address::Address, checksum, header::Mac};
 
 /// Forwarding mode of a backend entry: how a packet is sent to it.
 #[repr(u8)]
@@ -104,8 +104,8 @@ pub struct BackendEntry {
     pub generation: u32,
     /// Outer destination port of mode `gue` in network byte order; 0 in other modes.
     pub port: u16,
-    /// Always 0.
-    pub zero2: u16,
+    /// [`BackendEntry::sum_of_ends`] once the entry is in the map, and 0 before.
+    pub sum: u16,
     /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
     pub id: u64,
 }
@@ -116,6 +116,31 @@ impl BackendEntry {
     pub const LOST: u8 = 1;
     /// In `flags`: `outer_source` is a prefix (IPv4 /16, IPv6 /96) whose other bits are the flow's. For mode `ipip` alone.
     pub const ENTROPY: u8 = 2;
+
+    /// The entry as it lies in the map, with what the program need not calculate for each packet.
+    #[must_use]
+    pub const fn sealed(self) -> Self {
+        let sum = self.sum_of_ends();
+        Self { sum, ..self }
+    }
+
+    /// The entry before it was [`BackendEntry::sealed`].
+    #[must_use]
+    pub const fn unsealed(self) -> Self {
+        Self { sum: 0, ..self }
+    }
+
+    /// The sum of the 16-bit words of outer source and destination, as in a checksum (RFC 1071), if both are IPv4 and the same for all
+    /// packets, and then not 0; else 0.
+    const fn sum_of_ends(&self) -> u16 {
+        let (source, destination) = (&self.outer_source, &self.address);
+        let is_entropic = self.mode == Mode::Ipip as u8 && self.flags & Self::ENTROPY != 0;
+        if !source.is_v4() || !destination.is_v4() || is_entropic {
+            return 0;
+        }
+        let sum = checksum::halves(source.v4_word()) + checksum::halves(destination.v4_word());
+        !checksum::finish(sum)
+    }
 
     /// The same entry with or without [`BackendEntry::LOST`].
     #[must_use]
@@ -142,3 +167,38 @@ impl BackendEntry {
 const _: () = assert!(size_of::<NextHop>() == 8);
 const _: () = assert!(size_of::<BackendEntry>() == 64);
 const _: () = assert!(core::mem::offset_of!(BackendEntry, id) + 8 == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::IpAddr;
+
+    #[test]
+    fn ends_that_are_ipv4_and_do_not_change_have_a_sum() {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().unwrap());
+        let entry = |mode: Mode, source: &str, destination: &str| BackendEntry {
+            mode: mode as u8,
+            outer_source: address(source),
+            address: address(destination),
+            ..BackendEntry::default()
+        };
+        let plain = entry(Mode::Ipip, "10.0.0.1", "192.0.2.255");
+        // The words 0a00, 0001, c000 and 02ff.
+        let sum = 0xcd00_u16.to_be();
+        assert_eq!(plain.sealed().sum, sum);
+        assert_eq!(plain.sealed().unsealed(), plain);
+        let carried = entry(Mode::Ipip, "255.255.0.1", "255.255.255.255");
+        assert_eq!(carried.sealed().sum, 1_u16.to_be());
+        let flags = BackendEntry::ENTROPY;
+        assert_eq!(BackendEntry { flags, ..plain }.sealed().sum, 0);
+        let gue = entry(Mode::Gue, "10.0.0.1", "192.0.2.255");
+        assert_eq!(BackendEntry { flags, ..gue }.sealed().sum, sum);
+        for (source, destination) in [
+            ("2001:db8::1", "2001:db8::2"),
+            ("2001:db8::1", "10.0.0.2"),
+            ("10.0.0.1", "2001:db8::2"),
+        ] {
+            assert_eq!(entry(Mode::Ipip, source, destination).sealed().sum, 0);
+        }
+    }
+}

@@ -157,12 +157,13 @@ pub(crate) const fn xxh64_of_five([a, b, c, d, e]: [u64; 5], seed: u64) -> u64 {
 /// With M = 2^16 + 1, 2^16 is -1 modulo M, so hi * 2^16 + lo is lo - hi: a subtraction instead of a division.
 #[inline(always)]
 pub const fn slot_of(hash: u64) -> u32 {
-    let low = hash as u32 & 0xffff;
-    let high = (hash >> 16) as u32 & 0xffff;
-    if low >= high {
-        low - high
+    let low = (hash & 0xffff) as i64;
+    let high = (hash >> 16 & 0xffff) as i64;
+    let slot = low - high;
+    if slot < 0 {
+        (slot + SLOTS as i64) as u32
     } else {
-        low + SLOTS - high
+        slot as u32
     }
 }
 

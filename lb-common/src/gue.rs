@@ -12,7 +12,7 @@ use crate::{
     address::Address,
     backend::Mode,
     checksum,
-    header::{Inner, Ipv4Header, Ipv6Header, PROTOCOL_UDP},
+    header::{EndsV4, Inner, Ipv4Header, Ipv6Header, PROTOCOL_UDP},
     mtu,
 };
 
@@ -165,18 +165,12 @@ const _: () = assert!(size_of::<Ipv4Header>() == mtu::overhead(Mode::Ipip, true)
 const _: () = assert!(size_of::<Ipv6Header>() == mtu::overhead(Mode::Ipip, false) as usize);
 
 impl GueOverIpv4 {
-    /// The headers of `inner`; addresses and port in network order. The IP header follows the rules of
+    /// The headers of `inner`; port in network order. The IP header follows the rules of
     /// [`Ipv4Header::encapsulating`].
     #[inline(always)]
-    pub fn encapsulating(
-        inner: &Inner,
-        source: u32,
-        destination: u32,
-        port: u16,
-        flow_hash: u64,
-    ) -> Self {
+    pub fn encapsulating(inner: &Inner, ends: EndsV4, port: u16, flow_hash: u64) -> Self {
         let (udp, gue, payload) = inside(inner, port, flow_hash);
-        let ip = Ipv4Header::encapsulating(&payload, source, destination);
+        let ip = Ipv4Header::encapsulating(&payload, ends);
         Self { ip, udp, gue }
     }
 
@@ -372,7 +366,7 @@ mod tests {
 
     #[test]
     fn naming_one_and_handing_on_undo_each_other_but_for_the_way() {
-        let plain = GueOverIpv4::encapsulating(&inner(), 1, 2, 3, 0);
+        let plain = GueOverIpv4::encapsulating(&inner(), EndsV4::new(1, 2), 3, 0);
         let named = plain.with_second();
         assert_eq!(named.ip.total_length, (100_u16 + 40).to_be());
         assert_eq!(named.ip.checksum, named.ip.sum());

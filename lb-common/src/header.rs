@@ -383,34 +383,63 @@ pub struct Inner {
     pub id: u16,
 }
 
+/// Source and destination of an outer IPv4 header.
+#[derive(Clone, Copy, Debug)]
+pub struct EndsV4 {
+    /// Source address.
+    pub source: u32,
+    /// Destination address.
+    pub destination: u32,
+    /// A sum of the 16-bit words of both, as they lie in memory, of 17 bits at the most.
+    pub sum: u32,
+}
+
+impl EndsV4 {
+    /// From one address to another.
+    pub const fn new(source: u32, destination: u32) -> Self {
+        let sum = checksum::halves(source) + checksum::halves(destination);
+        let sum = checksum::halves(sum);
+        Self {
+            source,
+            destination,
+            sum,
+        }
+    }
+}
+
 impl Ipv4Header {
-    /// The outer header of `inner` (RFC 2003, section 3.1; RFC 4213, section 3.5), addresses in network order.
+    /// The outer header of `inner` (RFC 2003, section 3.1; RFC 4213, section 3.5).
     /// The sum of the lengths must fit in 16 bits.
     ///
     /// An unfragmentable packet is atomic and needs no identification (RFC 6864, section 4.1); for others that of
     /// the inner packet is as unique as its sender made it.
     #[inline(always)]
-    pub fn encapsulating(inner: &Inner, source: u32, destination: u32) -> Self {
-        let mut header = Self {
+    pub fn encapsulating(inner: &Inner, ends: EndsV4) -> Self {
+        let total_length = (size_of::<Self>() as u16)
+            .wrapping_add(inner.length)
+            .to_be();
+        let (id, fragment) = if inner.dont_fragment {
+            (0, DONT_FRAGMENT.to_be())
+        } else {
+            (inner.id, 0)
+        };
+        let first = u16::from_ne_bytes([0x45, inner.traffic_class]);
+        let fifth = u16::from_ne_bytes([OUTER_TTL, inner.protocol]);
+        let sum = [first, total_length, id, fragment, fifth]
+            .into_iter()
+            .fold(ends.sum, |sum, word| sum + u32::from(word));
+        Self {
             version_ihl: 0x45,
             traffic_class: inner.traffic_class,
-            total_length: (size_of::<Self>() as u16)
-                .wrapping_add(inner.length)
-                .to_be(),
-            id: if inner.dont_fragment { 0 } else { inner.id },
-            fragment: if inner.dont_fragment {
-                DONT_FRAGMENT.to_be()
-            } else {
-                0
-            },
+            total_length,
+            id,
+            fragment,
             ttl: OUTER_TTL,
             protocol: inner.protocol,
-            checksum: 0,
-            source,
-            destination,
-        };
-        header.checksum = header.sum();
-        header
+            checksum: checksum::finish(sum),
+            source: ends.source,
+            destination: ends.destination,
+        }
     }
 
     /// The checksum that this header should carry, computed as if it carried 0.
@@ -542,7 +571,10 @@ mod tests {
     fn outer_ipv4_header_byte_by_byte() {
         let source = u32::from_ne_bytes([10, 0, 0, 1]);
         let destination = u32::from_ne_bytes([10, 0, 0, 2]);
-        let bytes = v4(Ipv4Header::encapsulating(&INNER, source, destination));
+        let bytes = v4(Ipv4Header::encapsulating(
+            &INNER,
+            EndsV4::new(source, destination),
+        ));
         assert_eq!(
             bytes[..10],
             [
@@ -577,11 +609,38 @@ mod tests {
                 dont_fragment: true,
                 ..INNER
             },
-            1,
-            2,
+            EndsV4::new(1, 2),
         );
         assert_eq!((header.fragment, header.id), (DONT_FRAGMENT.to_be(), 0));
-        assert_eq!(Ipv4Header::encapsulating(&INNER, 1, 2).fragment, 0);
+        let header = Ipv4Header::encapsulating(&INNER, EndsV4::new(1, 2));
+        assert_eq!((header.fragment, header.id), (0, INNER.id));
+    }
+
+    #[test]
+    fn a_sum_of_addresses_gives_the_right_checksum() {
+        let words = [
+            0,
+            1,
+            0xffff,
+            0x1_0000,
+            0xfffe_ffff,
+            0xffff_ffff,
+            0x0a00_0001,
+        ];
+        for (source, destination) in words
+            .iter()
+            .flat_map(|source| words.iter().map(move |destination| (*source, *destination)))
+        {
+            for dont_fragment in [false, true] {
+                let inner = Inner {
+                    dont_fragment,
+                    id: 0xffff,
+                    ..INNER
+                };
+                let header = Ipv4Header::encapsulating(&inner, EndsV4::new(source, destination));
+                assert_eq!(header.checksum, header.sum(), "{source:x} {destination:x}");
+            }
+        }
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub const SERVICE_PREFIXES: &str = "SERVICE_PREFIXES";
 pub const SLOT_TABLES: &str = "SLOT_TABLES";
 /// Array of [`crate::backend::BackendEntry`]; `limits.backends` entries, entry 0 unused.
 pub const BACKENDS: &str = "BACKENDS";
-/// Per-CPU array of `u64` packet counts, indexed by [`crate::verdict::Verdict`].
+/// Per-CPU array of `u64` packet counts, indexed by [`crate::verdict::Verdict`]. What is forwarded is counted in [`SERVICE_STATS`]; here
+/// the daemon keeps how many packets were forwarded for services that are no more.
 pub const VERDICTS: &str = "VERDICTS";
 /// Per-CPU array of [`crate::stats::Counter`], indexed by service index.
 pub const SERVICE_STATS: &str = "SERVICE_STATS";
@@ -95,5 +96,6 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 /// and in the pin directory's name, so that a daemon never adopts maps that it would misread.
 ///
 /// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
-/// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel, up to version 4 [`FLOWS`] one with LRU.
-pub const LAYOUT_VERSION: u32 = 5;
+/// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel, up to version 4 [`FLOWS`] one with LRU. Up to version 5
+/// entries of [`BACKENDS`] had no sum, and forwarded packets were counted in [`VERDICTS`] as well.
+pub const LAYOUT_VERSION: u32 = 6;

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::BPF_F_MMAPABLE, btf_maps::Array, macros::btf_map};
 use lb_common::{
     address::Address,
     backend::{BackendEntry, Mode, NextHop},
-    header::Mac,
+    header::{EndsV4, Mac},
     limits::DEFAULT_BACKENDS,
     mtu,
     verdict::Verdict,
@@ -21,22 +21,11 @@ static BACKENDS: Array<BackendEntry, { DEFAULT_BACKENDS as usize }, { BPF_F_MMAP
 pub struct Backend {
     /// How, if that is a [`Mode`].
     mode: u8,
-    /// MAC of the next hop.
-    pub next_hop: Mac,
+    /// MAC of the next hop, as the word that it was read as.
+    next_hop: u64,
     /// The interface behind which the next hop is.
     pub interface: u32,
     entry: *const BackendEntry,
-}
-
-/// Outer source and destination; words of IPv4 in network order.
-pub enum Ends {
-    /// Of IPv4.
-    V4 { source: u32, destination: u32 },
-    /// Of IPv6.
-    V6 {
-        source: Address,
-        destination: Address,
-    },
 }
 
 impl Backend {
@@ -46,6 +35,12 @@ impl Backend {
         Mode::from_u8(self.mode)
     }
 
+    /// MAC of the next hop. Each caller has it from the word: what several had would be on the stack for all.
+    #[inline(always)]
+    pub fn next_hop(&self) -> Mac {
+        NextHop::words_of(verifier::hide(self.next_hop))
+    }
+
     /// Outer destination.
     #[inline(always)]
     pub fn address(&self) -> Address {
@@ -53,46 +48,51 @@ impl Backend {
         unsafe { (*self.entry).address }
     }
 
-    /// Outer source and destination, of packets whose source has the flow's entropy if there is a `flow_hash`, and if the entry wants
-    /// that.
+    /// Outer source and destination if both are IPv4 and the same for all packets.
     #[inline(always)]
-    pub fn ends(&self, flow_hash: Option<u64>) -> Result<Ends, Verdict> {
-        // SAFETY: as in `get`. Wide words, as they are half as many; an entry has its addresses at such.
-        let (source, destination, flags) = unsafe {
-            (
-                (&raw const (*self.entry).outer_source)
-                    .cast::<[u64; 2]>()
-                    .read(),
-                (&raw const (*self.entry).address).cast::<[u64; 2]>().read(),
-                (*self.entry).flags,
-            )
-        };
-        let entropy = flow_hash.filter(|_| flags & BackendEntry::ENTROPY != 0);
-        if let Some([source, destination]) = Address::v4_words([source, destination]) {
-            let source = match entropy {
-                Some(flow_hash) => BackendEntry::entropic_v4(source, flow_hash),
-                None => source,
-            };
-            return Ok(Ends::V4 {
-                source,
-                destination,
-            });
-        }
-        // Read anew: kept, they would have to be kept on the stack.
-        let entry = verifier::hide_pointer(self.entry);
+    pub fn plain_ends(&self) -> Option<EndsV4> {
         // SAFETY: as in `get`.
-        let (source, destination) = unsafe { ((*entry).outer_source, (*entry).address) };
+        let (source, destination, sum) = unsafe {
+            let entry = &*self.entry;
+            (&entry.outer_source, &entry.address, entry.sum)
+        };
+        (sum != 0).then(|| EndsV4 {
+            source: source.v4_word(),
+            destination: destination.v4_word(),
+            sum: sum.into(),
+        })
+    }
+
+    /// Outer source and destination if both are IPv4 and the source has the flow's entropy.
+    #[inline(always)]
+    pub fn entropic_ends(&self, flow_hash: u64) -> Option<EndsV4> {
+        // SAFETY: as in `get`.
+        let (source, destination, flags) = unsafe {
+            let entry = &*self.entry;
+            (entry.outer_source, entry.address, entry.flags)
+        };
+        let is_entropic = flags & BackendEntry::ENTROPY != 0;
+        (is_entropic && source.is_v4() && destination.is_v4()).then(|| {
+            let source = BackendEntry::entropic_v4(source.v4_word(), flow_hash);
+            EndsV4::new(source, destination.v4_word())
+        })
+    }
+
+    /// Outer source and destination if both are IPv6; the source has the flow's entropy if the entry wants that.
+    #[inline(always)]
+    pub fn ends_v6(&self, flow_hash: u64) -> Result<(Address, Address), Verdict> {
+        // SAFETY: as in `get`.
+        let (source, destination, flags) = unsafe {
+            let entry = &*self.entry;
+            (entry.outer_source, entry.address, entry.flags)
+        };
         if source.is_v4() || destination.is_v4() {
             return Err(Verdict::DropBadState);
         }
-        let source = match entropy {
-            Some(flow_hash) => BackendEntry::entropic_v6(source, flow_hash),
-            None => source,
-        };
-        Ok(Ends::V6 {
-            source,
-            destination,
-        })
+        if flags & BackendEntry::ENTROPY == 0 {
+            return Ok((source, destination));
+        }
+        Ok((BackendEntry::entropic_v6(source, flow_hash), destination))
     }
 
     /// Outer destination port of mode `gue`, network order.
@@ -135,7 +135,7 @@ pub fn get(index: u32) -> Result<Backend, Verdict> {
     }
     Ok(Backend {
         mode,
-        next_hop: NextHop::words_of(word),
+        next_hop: word,
         interface,
         entry,
     })

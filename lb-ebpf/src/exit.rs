@@ -1,10 +1,12 @@
 //! The interface that a packet leaves by: the one it came in on, or another of the node's.
 
 use aya_ebpf::{
+    bindings::xdp_action,
     btf_maps::{DevMapHash, HashMap},
     macros::btf_map,
 };
 use lb_common::{backend::NextHop, header::Mac, limits::MAX_EXITS, verdict::Verdict};
+use lb_ebpf::packet::FrontMut;
 
 #[btf_map]
 static EXITS: DevMapHash<{ MAX_EXITS as usize }> = DevMapHash::new();
@@ -46,9 +48,18 @@ fn across(to: u32) -> u64 {
 }
 
 impl Exit {
-    /// The MAC of the other interface, if it is another.
+    /// Bytes of a frame before its source's MAC address: that of its destination.
+    const SOURCE: usize = size_of::<Mac>();
+
+    /// Gives the frame the source that it has to have on another interface. Returns what XDP is to do.
     #[inline(always)]
-    pub fn own(self) -> Option<Mac> {
-        (self.0 != 0).then(|| NextHop::words_of(self.0))
+    pub fn leave(self, front: &mut FrontMut) -> Option<xdp_action::Type> {
+        match self.0 {
+            0 => Some(xdp_action::XDP_TX),
+            own => {
+                front.write_mac(Self::SOURCE, NextHop::words_of(own))?;
+                Some(xdp_action::XDP_REDIRECT)
+            }
+        }
     }
 }

@@ -3,8 +3,8 @@
 //! This file only turns a verdict into a count and an XDP action, but for packets that have gone the straight way: they are counted
 //! there. Modules in the order of the packet's path.
 //!
-//! **Invariants.** Every packet gets exactly one verdict and is counted under it once. A packet that is passed or
-//! dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
+//! **Invariants.** Every packet gets exactly one verdict and is counted once: under it, or for the service and the backend that it is forwarded to.
+//! A packet that is passed or dropped has not been altered. No routing look-up on the path; a clock and a flow table for tracked slots alone.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
@@ -70,10 +70,9 @@ fn run(packet: &Packet) -> u32 {
 #[inline(always)]
 fn end(packet: &Packet, outcome: Outcome) -> u32 {
     let verdict = outcome.verdict();
-    stats::count_verdict(verdict);
     trace::end(packet, verdict);
-    match verdict.action() {
-        Action::Forward => outcome.exit(),
+    let action = match verdict.action() {
+        Action::Forward => return outcome.exit(),
         Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
@@ -85,7 +84,9 @@ fn end(packet: &Packet, outcome: Outcome) -> u32 {
             );
             xdp_action::XDP_DROP
         }
-    }
+    };
+    stats::count_verdict(verdict);
+    action
 }
 
 /// The helpers that we call are open to any licence; the dual one keeps GPL-only helpers within reach.

@@ -1,6 +1,7 @@
 //! The frame: the one place that turns packet pointers into values, each time after a bounds check.
 //!
-//! **Invariants.** No reference into the frame ever leaves this module, so moving the head invalidates nothing.
+//! **Invariants.** No reference into the frame leaves this module but [`Front`], which ends where the frame changes: moving the
+//! head invalidates nothing.
 //! Whoever has looked at a frame and not called a method that takes `&mut self` has not changed it.
 
 use crate::{verifier, words};
@@ -9,6 +10,7 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
+use core::marker::PhantomData;
 use lb_common::{
     flow_table::TcpFlags,
     gue::{GueHeader, GueOverIpv4, GueOverIpv6, SecondV4, SecondV6, SecondWord, UdpHeader},
@@ -91,6 +93,70 @@ pub struct Pair<A: Header, B: Header>(pub A, pub B);
 // SAFETY: packed, and headers are of even length.
 unsafe impl<A: Header, B: Header> Header for Pair<A, B> {}
 
+/// What a frame begins with, for as long as it is not changed: bytes that are known to be there, so that reading costs no comparison.
+/// To read a field again takes one instruction, to keep it on the stack two: so each is read when it is needed.
+#[derive(Clone, Copy)]
+pub struct Front<'a> {
+    start: usize,
+    length: usize,
+    of: PhantomData<&'a Packet>,
+}
+
+impl Front<'_> {
+    /// The header at `offset`; `None` if it is not all in front.
+    #[inline(always)]
+    pub fn read<T: Header>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `pointer` checked that it is there, and the frame is as it was; `T: Header` is valid for every bit pattern.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { pointer.read().0 })
+    }
+
+    /// As [`Front::read`], in words; a type that begins with an Ethernet header.
+    #[inline(always)]
+    pub fn read_words<T: Header>(&self, offset: usize) -> Option<T> {
+        // SAFETY: as in `read`.
+        self.pointer::<T>(offset)
+            .map(|pointer| unsafe { words::read(pointer.cast()) })
+    }
+
+    /// The compiler knows all three numbers.
+    #[inline(always)]
+    fn pointer<T: Header>(&self, offset: usize) -> Option<*mut Even<T>> {
+        let is_there = offset + T::LENGTH <= self.length;
+        is_there.then_some((self.start + offset) as *mut Even<T>)
+    }
+}
+
+/// A [`Front`] that can be written to.
+pub struct FrontMut<'a>(Front<'a>);
+
+impl<'a> FrontMut<'a> {
+    /// As it is now.
+    #[inline(always)]
+    pub fn read(&self) -> &Front<'a> {
+        &self.0
+    }
+
+    /// Writes `header` at the start of the frame, in words; a type that begins with an Ethernet header. `None`, and nothing written,
+    /// if it is longer than the front.
+    #[inline(always)]
+    pub fn write_words<T: Header>(&mut self, header: T) -> Option<()> {
+        // SAFETY: as in `Front::read`; the frame is ours alone while the program runs.
+        self.0
+            .pointer::<T>(0)
+            .map(|pointer| unsafe { words::write(pointer.cast(), header) })
+    }
+
+    /// Writes a MAC address at `offset`.
+    #[inline(always)]
+    pub fn write_mac(&mut self, offset: usize, mac: Mac) -> Option<()> {
+        // SAFETY: as in `write_words`.
+        self.0
+            .pointer::<Mac>(offset)
+            .map(|pointer| unsafe { pointer.write(Even(mac)) })
+    }
+}
+
 /// The frame that an XDP program was called for.
 pub struct Packet {
     context: XdpContext,
@@ -172,20 +238,21 @@ impl Packet {
             .map(|pointer| unsafe { pointer.write(Even(header)) })
     }
 
-    /// As [`Packet::read`], of a type of two bytes and then words, at an `offset` in whole words: in instructions of four bytes.
+    /// The first `length` bytes, a number that the compiler knows; `None` where the frame ends before.
     #[inline(always)]
-    pub fn read_words<T: Header>(&self, offset: usize) -> Option<T> {
-        // SAFETY: `pointer` checked the bounds; `T: Header` is valid for every bit pattern.
-        self.pointer::<T>(offset)
-            .map(|pointer| unsafe { words::read(pointer.cast()) })
+    pub fn front(&self, length: usize) -> Option<Front<'_>> {
+        let start = self.context.data();
+        (start + length <= self.context.data_end()).then_some(Front {
+            start,
+            length,
+            of: PhantomData,
+        })
     }
 
-    /// As [`Packet::write`], of such a type at such an offset.
+    /// As [`Packet::front`], to be written to.
     #[inline(always)]
-    pub fn write_words<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
-        // SAFETY: `pointer` checked the bounds; the frame is ours alone while the program runs.
-        self.pointer::<T>(offset)
-            .map(|pointer| unsafe { words::write(pointer.cast(), header) })
+    pub fn front_mut(&mut self, length: usize) -> Option<FrontMut<'_>> {
+        self.front(length).map(FrontMut)
     }
 
     /// Moves the start of the frame by `bytes`: down to make room if negative, up to cut if positive. `None`, and

@@ -186,7 +186,7 @@ fn owners(
     service: u32,
     number: u32,
 ) -> Result<Owners, Verdict> {
-    let slot = slot::get(service, number)?;
+    let slot = slot::get(service, || number)?;
     trace::slot(slot);
     if slot.is_tracked() {
         let place = Place {

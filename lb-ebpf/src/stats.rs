@@ -21,7 +21,7 @@ static BACKEND_STATS: PerCpuArray<Counter, { DEFAULT_BACKENDS as usize }> = PerC
 #[btf_map]
 static FLOW_EVENTS: PerCpuArray<u64, { FlowEvent::COUNT as usize }> = PerCpuArray::new();
 
-/// Counts a packet under its verdict.
+/// Counts a packet that is not forwarded under its verdict.
 #[inline(always)]
 pub fn count_verdict(verdict: Verdict) {
     increment(VERDICTS.get_ptr_mut(verdict as u32));

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// Counters, summed over CPUs; those at zero are left out, so that equality compares every one of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets by verdict.
+    /// Packets by verdict. One that is forwarded is counted for its service alone.
     pub verdicts: BTreeMap<Verdict, u64>,
     /// (packets, bytes) by service index.
     pub services: BTreeMap<u32, (u64, u64)>,
@@ -28,10 +28,16 @@ impl Counters {
             .iter()
             .map(|verdict| (*verdict, *verdict as u32));
         let flows = FlowEvent::ALL.iter().map(|event| (*event, *event as u32));
+        let services = counters(ebpf, maps::SERVICE_STATS)?;
+        let mut verdicts = counts(ebpf, maps::VERDICTS, verdicts)?;
+        let forwarded: u64 = services.values().map(|(packets, _)| packets).sum();
+        if forwarded > 0 {
+            *verdicts.entry(Verdict::Forwarded).or_default() += forwarded;
+        }
         Ok(Self {
-            verdicts: counts(ebpf, maps::VERDICTS, verdicts)?,
+            verdicts,
             flows: counts(ebpf, maps::FLOW_EVENTS, flows)?,
-            services: counters(ebpf, maps::SERVICE_STATS)?,
+            services,
             backends: counters(ebpf, maps::BACKEND_STATS)?,
         })
     }

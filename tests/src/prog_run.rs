@@ -198,7 +198,7 @@ impl Balancer {
     pub fn set_backend(&mut self, index: u32, entry: &BackendEntry) -> Result<()> {
         let mut map: Array<_, BackendEntry> =
             Array::try_from(map_mut(&mut self.ebpf, maps::BACKENDS)?)?;
-        Ok(map.set(index, entry, 0)?)
+        Ok(map.set(index, entry.sealed(), 0)?)
     }
 
     /// Adds a service under `index` with a slot table in which `owner` says who owns each slot.

@@ -14,8 +14,8 @@ use aya_ebpf::{
 };
 use core::hint::black_box;
 use lb_common::header::{
-    ETHERTYPE_IPV4, EthernetHeader, FragmentId, Inner, Ipv4Header, LinkHeader, PROTOCOL_IPV4,
-    Ports, Words,
+    ETHERTYPE_IPV4, EndsV4, EthernetHeader, FragmentId, Inner, Ipv4Header, LinkHeader,
+    PROTOCOL_IPV4, Ports, Words,
 };
 use lb_ebpf::packet::{Header, Packet};
 
@@ -150,7 +150,7 @@ fn encapsulated(packet: &mut Packet) -> Option<()> {
         dont_fragment: true,
         id: 0,
     };
-    let outer = Ipv4Header::encapsulating(&inner, 0x0200_000a, 0x0300_000a);
+    let outer = Ipv4Header::encapsulating(&inner, EndsV4::new(0x0200_000a, 0x0300_000a));
     let old: EthernetHeader = packet.read(0)?;
     let new = old.readdressed(old.source, old.destination, ETHERTYPE_IPV4);
     packet.move_head(-(Ipv4Header::LENGTH as i32))?;

@@ -3,13 +3,14 @@
 //! **Invariant.** There is always room for the name of a second owner: a packet that would not fit with it is too large
 //! without it as well.
 
-use super::outer::{inner, prepend};
+use super::{Passenger, outer::prepend};
 use crate::{
-    backend::{self, Backend, Ends},
-    parse::{Ip, Tags},
+    backend::{self, Backend},
+    exit::Exit,
+    parse::Tags,
     trace,
 };
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use lb_common::{
     address::Address,
     gue::{GueOverIpv4, GueOverIpv6, SecondV4, SecondV6},
@@ -22,30 +23,24 @@ use lb_ebpf::packet::{Header, Packet};
 #[inline(always)]
 pub fn encapsulate(
     packet: &mut Packet,
-    ip: &Ip,
+    ip: &impl Passenger,
     hash: u64,
     backend: &Backend,
-) -> Result<(), Verdict> {
-    let inner = inner(ip);
+    exit: Exit,
+) -> Result<xdp_action::Type, Verdict> {
+    let way = (backend, exit);
     let port = backend.port();
-    match backend.ends(None)? {
-        Ends::V4 {
-            source,
-            destination,
-        } => {
-            let outer = GueOverIpv4::encapsulating(&inner, source, destination, port, hash);
-            let outer = (outer, SecondV4::LENGTH);
-            prepend(packet, ip, backend, ETHERTYPE_IPV4, outer)
-        }
-        Ends::V6 {
-            source,
-            destination,
-        } => {
-            let outer = GueOverIpv6::encapsulating(&inner, source, destination, port, hash);
-            let outer = (outer, SecondV6::LENGTH);
-            prepend(packet, ip, backend, ETHERTYPE_IPV6, outer)
-        }
+    if let Some(ends) = backend.plain_ends() {
+        let kind = (ETHERTYPE_IPV4, SecondV4::LENGTH);
+        return prepend(packet, ip, way, kind, |inner| {
+            GueOverIpv4::encapsulating(inner, ends, port, hash)
+        });
     }
+    let (source, destination) = backend.ends_v6(hash)?;
+    let kind = (ETHERTYPE_IPV6, SecondV6::LENGTH);
+    prepend(packet, ip, way, kind, |inner| {
+        GueOverIpv6::encapsulating(inner, source, destination, port, hash)
+    })
 }
 
 /// Names a second owner in a frame that is ready to leave in GUE, behind tags as [`Tags`] counts them. Where a driver

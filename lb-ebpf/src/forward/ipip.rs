@@ -1,10 +1,8 @@
 //! IP in IP, all four pairs of families; the outer family is the backend's.
 
-use super::outer::{inner, prepend};
-use crate::{
-    backend::{Backend, Ends},
-    parse::Ip,
-};
+use super::{Passenger, outer::prepend};
+use crate::{backend::Backend, exit::Exit};
+use aya_ebpf::bindings::xdp_action;
 use lb_common::{
     header::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, Ipv4Header, Ipv6Header},
     verdict::Verdict,
@@ -15,25 +13,25 @@ use lb_ebpf::packet::Packet;
 #[inline(always)]
 pub fn encapsulate(
     packet: &mut Packet,
-    ip: &Ip,
+    ip: &impl Passenger,
     hash: u64,
     backend: &Backend,
-) -> Result<(), Verdict> {
-    let inner = inner(ip);
-    match backend.ends(Some(hash))? {
-        Ends::V4 {
-            source,
-            destination,
-        } => {
-            let outer = Ipv4Header::encapsulating(&inner, source, destination);
-            prepend(packet, ip, backend, ETHERTYPE_IPV4, (outer, 0))
-        }
-        Ends::V6 {
-            source,
-            destination,
-        } => {
-            let outer = Ipv6Header::encapsulating(&inner, source, destination, hash);
-            prepend(packet, ip, backend, ETHERTYPE_IPV6, (outer, 0))
-        }
+    exit: Exit,
+) -> Result<xdp_action::Type, Verdict> {
+    let way = (backend, exit);
+    if let Some(ends) = backend.plain_ends() {
+        return prepend(packet, ip, way, (ETHERTYPE_IPV4, 0), |inner| {
+            Ipv4Header::encapsulating(inner, ends)
+        });
     }
+    // Rare, and the same once more: what it needs is not kept for the others.
+    if let Some(ends) = backend.entropic_ends(hash) {
+        return prepend(packet, ip, way, (ETHERTYPE_IPV4, 0), |inner| {
+            Ipv4Header::encapsulating(inner, ends)
+        });
+    }
+    let (source, destination) = backend.ends_v6(hash)?;
+    prepend(packet, ip, way, (ETHERTYPE_IPV6, 0), |inner| {
+        Ipv6Header::encapsulating(inner, source, destination, hash)
+    })
 }

@@ -1,18 +1,30 @@
 //! Forwarding on the same segment: new MAC addresses, nothing else. VLAN tags stay where they are.
 
-use super::check_size;
-use crate::{backend::Backend, parse::Ip};
+use super::{Passenger, check_size};
+use crate::{backend::Backend, exit::Exit};
+use aya_ebpf::bindings::xdp_action;
 use lb_common::{
     header::{EthernetHeader, LinkHeader as _},
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::packet::{Header as _, Packet};
 
-/// Addresses the frame to the next hop. It leaves from the address that it was sent to.
+/// Addresses the frame to the next hop. It leaves from the address that it was sent to, if it goes back where it came from.
 #[inline(always)]
-pub fn rewrite(packet: &mut Packet, ip: &Ip, backend: &Backend) -> Result<(), Verdict> {
-    check_size(usize::from(ip.length), backend)?;
-    let old: EthernetHeader = packet.read_words(0).ok_or(Verdict::PassTruncated)?;
-    let new = old.readdressed(backend.next_hop, old.destination(), old.ethertype);
-    packet.write_words(0, new).ok_or(Verdict::PassTruncated)
+pub fn rewrite(
+    packet: &mut Packet,
+    ip: &impl Passenger,
+    backend: &Backend,
+    exit: Exit,
+) -> Result<xdp_action::Type, Verdict> {
+    check_size(ip.length().into(), backend)?;
+    readdress(packet, backend, exit).ok_or(Verdict::PassTruncated)
+}
+
+#[inline(always)]
+fn readdress(packet: &mut Packet, backend: &Backend, exit: Exit) -> Option<xdp_action::Type> {
+    let mut front = packet.front_mut(EthernetHeader::LENGTH)?;
+    let old: EthernetHeader = front.read().read_words(0)?;
+    front.write_words(old.readdressed(backend.next_hop(), old.destination(), old.ethertype))?;
+    exit.leave(&mut front)
 }

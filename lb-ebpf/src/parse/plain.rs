@@ -3,15 +3,16 @@
 //!
 //! **Invariant.** What is plain is parsed as [`super::ip`] and [`super::flow`] would.
 
-use super::{Flow, Fragment, Ip, Tags};
+use super::Flow;
 use lb_common::{
     address::Address,
     header::{
-        DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Ipv4Header,
-        Ipv6Header, MORE_FRAGMENTS, PROTOCOL_TCP, PROTOCOL_UDP, PlainV4, PlainV6, Ports,
+        DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Inner,
+        Ipv4Header, Ipv6Header, MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP,
+        PROTOCOL_UDP, PlainV4, PlainV6, Ports,
     },
 };
-use lb_ebpf::packet::{Header as _, Packet};
+use lb_ebpf::packet::{Front, Header, Packet};
 
 /// Why a packet is not plain.
 pub enum NotPlain {
@@ -21,87 +22,107 @@ pub enum NotPlain {
     Other,
 }
 
-/// A plain packet of IPv4. One that is too short to be one is too short for IPv6 as well.
-#[inline(always)]
-pub fn v4(packet: &Packet) -> Result<(Ip, Flow), NotPlain> {
-    let PlainV4 { ethernet, ip, .. } = packet.read(0).ok_or(NotPlain::Other)?;
-    let length = u16::from_be(ip.total_length);
-    if ethernet.ethertype != ETHERTYPE_IPV4 {
-        return Err(NotPlain::OtherFamily);
-    }
-    if ip.version_ihl != 0x45
-        || ip.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0
-        || usize::from(length) < Ipv4Header::LENGTH + Ports::LENGTH
-        || !fits(packet, usize::from(length))
-        || !is_tcp_or_udp(ip.protocol)
-    {
-        return Err(NotPlain::Other);
-    }
-    // The same once more, as what is longer than two bytes is better read.
-    let wide: PlainV4 = packet.read_words(0).ok_or(NotPlain::Other)?;
-    let (source, destination) = (
-        Address::from_v4_word(wide.ip.source),
-        Address::from_v4_word(wide.ip.destination),
-    );
-    let parsed = Ip {
-        tags: Tags::None,
-        is_v4: true,
-        source,
-        destination,
-        protocol: ip.protocol,
-        traffic_class: ip.traffic_class,
-        length,
-        l4_offset: EthernetHeader::LENGTH + Ipv4Header::LENGTH,
-        dont_fragment: ip.fragment & DONT_FRAGMENT.to_be() != 0,
-        id: ip.id,
-        fragment_id: ip.id.into(),
-        fragment: Fragment::Whole,
-    };
-    let flow = flow(source, destination, wide.ports, ip.protocol);
-    Ok((parsed, flow))
+/// The headers of a plain packet of one family. One that is too short for IPv4 is too short for IPv6 as well.
+pub trait Plain: Header {
+    /// Whether it is IPv4.
+    const IS_V4: bool;
+
+    /// Bytes of the IP packet if `front`, of this length, is what a plain one begins with.
+    fn length(front: &Front, packet: &Packet) -> Result<u16, NotPlain>;
+
+    /// Its flow.
+    fn flow(front: &Front) -> Option<Flow>;
+
+    /// What an outer header takes from the IP packet at `offset`.
+    fn inner(front: &Front, offset: usize) -> Option<Inner>;
 }
 
-/// A plain packet of IPv6.
-#[inline(always)]
-pub fn v6(packet: &Packet) -> Result<(Ip, Flow), NotPlain> {
-    let PlainV6 { ethernet, ip, .. } = packet.read(0).ok_or(NotPlain::Other)?;
-    let length = Ipv6Header::LENGTH + usize::from(u16::from_be(ip.payload_length));
-    if ethernet.ethertype != ETHERTYPE_IPV6 {
-        return Err(NotPlain::OtherFamily);
+impl Plain for PlainV4 {
+    const IS_V4: bool = true;
+
+    #[inline(always)]
+    fn length(front: &Front, packet: &Packet) -> Result<u16, NotPlain> {
+        let Self { ethernet, ip, .. } = front.read(0).ok_or(NotPlain::Other)?;
+        if ethernet.ethertype != ETHERTYPE_IPV4 {
+            return Err(NotPlain::OtherFamily);
+        }
+        let length = u16::from_be(ip.total_length);
+        if ip.version_ihl != 0x45
+            || ip.fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET).to_be() != 0
+            || usize::from(length) < Ipv4Header::LENGTH + Ports::LENGTH
+            || !fits(packet, length.into())
+            || !is_tcp_or_udp(ip.protocol)
+        {
+            return Err(NotPlain::Other);
+        }
+        Ok(length)
     }
-    if length < Ipv6Header::LENGTH + Ports::LENGTH
-        || length > usize::from(u16::MAX)
-        || !fits(packet, length)
-        || !is_tcp_or_udp(ip.next_header)
-    {
-        return Err(NotPlain::Other);
+
+    #[inline(always)]
+    fn flow(front: &Front) -> Option<Flow> {
+        let Self { ip, ports, .. } = front.read_words(0)?;
+        let source = Address::from_v4_word(ip.source);
+        let destination = Address::from_v4_word(ip.destination);
+        let plain: Self = front.read(0)?;
+        Some(flow(source, destination, ports, plain.ip.protocol))
     }
-    let wide: PlainV6 = packet.read_words(0).ok_or(NotPlain::Other)?;
-    let header = wide.ip;
-    if header.version() != 6 || header.destination.is_v4() {
-        return Err(NotPlain::Other);
+
+    #[inline(always)]
+    fn inner(front: &Front, offset: usize) -> Option<Inner> {
+        let ip: Ipv4Header = front.read(offset)?;
+        Some(Inner {
+            protocol: PROTOCOL_IPV4,
+            traffic_class: ip.traffic_class,
+            length: u16::from_be(ip.total_length),
+            dont_fragment: ip.fragment & DONT_FRAGMENT.to_be() != 0,
+            id: ip.id,
+        })
     }
-    let parsed = Ip {
-        tags: Tags::None,
-        is_v4: false,
-        source: header.source,
-        destination: header.destination,
-        protocol: ip.next_header,
-        traffic_class: header.traffic_class(),
-        length: length as u16,
-        l4_offset: EthernetHeader::LENGTH + Ipv6Header::LENGTH,
-        dont_fragment: true,
-        id: 0,
-        fragment_id: 0,
-        fragment: Fragment::Whole,
-    };
-    let flow = flow(
-        header.source,
-        header.destination,
-        wide.ports,
-        ip.next_header,
-    );
-    Ok((parsed, flow))
+}
+
+impl Plain for PlainV6 {
+    const IS_V4: bool = false;
+
+    #[inline(always)]
+    fn length(front: &Front, packet: &Packet) -> Result<u16, NotPlain> {
+        let Self { ethernet, ip, .. } = front.read(0).ok_or(NotPlain::Other)?;
+        if ethernet.ethertype != ETHERTYPE_IPV6 {
+            return Err(NotPlain::OtherFamily);
+        }
+        let length = Ipv6Header::LENGTH + usize::from(u16::from_be(ip.payload_length));
+        if length < Ipv6Header::LENGTH + Ports::LENGTH
+            || length > usize::from(u16::MAX)
+            || !fits(packet, length)
+            || !is_tcp_or_udp(ip.next_header)
+        {
+            return Err(NotPlain::Other);
+        }
+        let Self { ip, .. } = front.read_words(0).ok_or(NotPlain::Other)?;
+        if ip.version() != 6 || ip.destination.is_v4() {
+            return Err(NotPlain::Other);
+        }
+        Ok(length as u16)
+    }
+
+    #[inline(always)]
+    fn flow(front: &Front) -> Option<Flow> {
+        let Self { ip, ports, .. } = front.read_words(0)?;
+        let plain: Self = front.read(0)?;
+        let protocol = plain.ip.next_header;
+        Some(flow(ip.source, ip.destination, ports, protocol))
+    }
+
+    #[inline(always)]
+    fn inner(front: &Front, offset: usize) -> Option<Inner> {
+        let ip: Ipv6Header = front.read(offset)?;
+        Some(Inner {
+            protocol: PROTOCOL_IPV6,
+            traffic_class: ip.traffic_class(),
+            length: u16::from_be(ip.payload_length) + Ipv6Header::LENGTH as u16,
+            dont_fragment: true,
+            id: 0,
+        })
+    }
 }
 
 #[inline(always)]

@@ -29,6 +29,7 @@ use lb_common::{
     service::{ServiceEntry, ServiceKey},
     slot::Slot,
     stats::Counter,
+    verdict::Verdict,
 };
 use std::path::{Path, PathBuf};
 
@@ -358,7 +359,8 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn remove_table(&mut self, service: u32) -> Result<()> {
-        self.maps.tables.remove(service)
+        self.maps.tables.remove(service)?;
+        self.maps.retire_service_counter(service)
     }
 
     fn put_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()> {
@@ -397,7 +399,14 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn verdicts(&mut self) -> Result<Vec<u64>> {
-        sums(&self.maps.verdicts).context("cannot read the verdict counters")
+        let mut verdicts = sums(&self.maps.verdicts).context("cannot read the verdict counters")?;
+        for service in self.maps.tables.indexes() {
+            let packets = self.service_counter(service)?.packets;
+            if let Some(forwarded) = verdicts.get_mut(Verdict::Forwarded as usize) {
+                *forwarded += packets;
+            }
+        }
+        Ok(verdicts)
     }
 
     fn service_counter(&mut self, service: u32) -> Result<Counter> {
@@ -415,10 +424,7 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn reset_service_counter(&mut self, service: u32) -> Result<()> {
-        self.maps
-            .service_stats
-            .reset(service)
-            .with_context(|| format!("cannot reset the counter of service {service}"))
+        self.maps.retire_service_counter(service)
     }
 
     fn reset_backend_counter(&mut self, backend: u32) -> Result<()> {

@@ -53,6 +53,7 @@ impl BackendArray {
     pub(super) fn in_use(&self) -> BTreeMap<u32, BackendEntry> {
         (0..)
             .zip(self.entries.words().chunks_exact(WORDS).map(load))
+            .map(|(index, entry)| (index, entry.unsealed()))
             .filter(|(_, entry)| entry.mode != 0)
             .collect()
     }
@@ -72,7 +73,7 @@ impl BackendArray {
             .with_context(|| {
                 format!("backend index {index} is not below {capacity} (limits.backends)")
             })?;
-        store(place, entry);
+        store(place, &entry.sealed());
         Ok(())
     }
 }

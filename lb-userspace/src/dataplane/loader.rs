@@ -25,6 +25,7 @@ use lb_common::{
     maps,
     quic::{ServerEntry, ServerKey},
     stats::Counter,
+    verdict::Verdict,
 };
 
 /// The program's maps.
@@ -39,6 +40,27 @@ pub(super) struct Maps {
     pub(super) flow_events: PerCpuArray<MapData, u64>,
     pub(super) exits: Exits,
     pub(super) servers: HashMap<MapData, ServerKey, ServerEntry>,
+}
+
+impl Maps {
+    /// Sets the counter of a service to zero and adds its packets to those that services had which are no more. No packet is counted for it
+    /// at this moment, and the program never writes to that sum.
+    pub(super) fn retire_service_counter(&mut self, service: u32) -> Result<()> {
+        let mut retire = || -> Result<()> {
+            let packets = self.service_stats.sum(service)?.packets;
+            if packets > 0 {
+                let forwarded = Verdict::Forwarded as u32;
+                let mut sum: Vec<u64> = self.verdicts.get(&forwarded, 0)?.to_vec();
+                if let Some(first) = sum.first_mut() {
+                    *first += packets;
+                }
+                let sum = PerCpuValues::try_from(sum)?;
+                self.verdicts.set(forwarded, sum, 0)?;
+            }
+            self.service_stats.reset(service)
+        };
+        retire().with_context(|| format!("cannot reset the counter of service {service}"))
+    }
 }
 
 /// Loads the program with the maps of a generation: those that are pinned there are used, the others are made.

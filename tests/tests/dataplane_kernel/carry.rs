@@ -2,7 +2,7 @@
 
 use crate::fixture::{Fixture, address, fill, flow, pinned_flows, scan, web, www};
 use anyhow::Result;
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use lb_common::{
     backend::BackendEntry,
     flow_table::{FlowEntry, FlowKey},
@@ -67,7 +67,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         return Ok(());
     };
     let before = first_daemon(&fixture)?;
-    let recorded = pinned_flows(&fixture, "maps-5-1")?;
+    let recorded = pinned_flows(&fixture, "maps-6-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
         recorded.insert(key, entry)?;
@@ -121,7 +121,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     assert_same(&mut plane, &before)?;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{link}"), "maps-5-2".into()],
+        [format!("link-{link}"), "maps-6-2".into()],
         "the old maps are removed"
     );
 
@@ -161,7 +161,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let mut before = first_daemon(&fixture)?;
     before.0.servers.clear();
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-5-1"), pins.join("maps-1-1"))?;
+    fs::rename(pins.join("maps-6-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
     for name in [
         "SERVICE_PREFIXES",
@@ -176,7 +176,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
-            "layout version 1 -> 5".into(),
+            "layout version 1 -> 6".into(),
             "SERVICES: hash of 32 entries, key 20 B, value 8 B, flags 0x1 -> array of 129 entries, key 4 B, value 32 B, \
              flags 0x400"
                 .into(),
@@ -198,9 +198,42 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let link = fixture.activate(&mut plane).index;
     assert_same(&mut plane, &before)?;
-    let left = [format!("link-{link}"), "maps-5-2".into()];
+    let left = [format!("link-{link}"), "maps-6-2".into()];
     assert_eq!(fixture.pins(), left);
     Ok(())
+}
+
+/// Up to layout version 5 entries of backends had no sum.
+#[test]
+fn entries_of_backends_get_their_sum() -> Result<()> {
+    let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
+        return Ok(());
+    };
+    let before = first_daemon(&fixture)?;
+    let pins = fixture.session.pins();
+    fs::rename(pins.join("maps-6-1"), pins.join("maps-5-1"))?;
+    let backends = |generation: &str| -> Result<Array<MapData, BackendEntry>> {
+        let map = MapData::from_pin(pins.join(generation).join("BACKENDS"))?;
+        Ok(Array::try_from(Map::from_map_data(map)?)?)
+    };
+    let mut old = backends("maps-5-1")?;
+    for (index, entry) in &before.0.backends {
+        assert_eq!(entry.sum, 0);
+        old.set(*index, entry, 0)?;
+    }
+    let (mut plane, adoption) = fixture.open()?;
+    assert!(
+        matches!(&adoption, Adoption::Replaced { differences, carried: Ok(_) } if differences[..] == ["layout version 5 -> 6"]),
+        "{adoption:?}"
+    );
+    let new = backends("maps-6-2")?;
+    for (index, entry) in &before.0.backends {
+        let found = new.get(index, 0)?;
+        assert_ne!(found.sum, 0);
+        assert_eq!(found, entry.sealed());
+    }
+    fixture.activate(&mut plane);
+    assert_same(&mut plane, &before)
 }
 
 /// Up to layout version 4 the flow table was an LRU map of the kernel.
@@ -211,7 +244,7 @@ fn flows_of_an_lru_map_are_carried_over() -> Result<()> {
     };
     let before = first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-5-1"), pins.join("maps-4-1"))?;
+    fs::rename(pins.join("maps-6-1"), pins.join("maps-4-1"))?;
     let path = pins.join("maps-4-1/FLOWS");
     fs::remove_file(&path)?;
     const LRU_HASH: u32 = 9;
@@ -225,7 +258,7 @@ fn flows_of_an_lru_map_are_carried_over() -> Result<()> {
     }
     let (mut plane, adoption) = fixture.open()?;
     let differences = vec![
-        "layout version 4 -> 5".into(),
+        "layout version 4 -> 6".into(),
         "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> array of 172 entries, key 4 B, value 1024 B, flags \
          0x400"
             .into(),
@@ -329,7 +362,7 @@ fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result
         assert_eq!(carried, Err(why.to_owned()));
         assert_eq!(plane.installed()?, Installed::default());
         assert!(fixture.attachment(&plane).program_id != 0);
-        assert!(fixture.pins().contains(&"maps-5-1".into()));
+        assert!(fixture.pins().contains(&"maps-6-1".into()));
     }
     // It is filled and takes over, as if nothing had been there.
     let (mut plane, _) = fixture.open()?;
@@ -347,14 +380,14 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     };
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    let mut path = pins.join("maps-5-1");
-    for version in [0, 6] {
+    let mut path = pins.join("maps-6-1");
+    for version in [0, 7] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
         let (mut plane, adoption) = fixture.open()?;
         let expected = Adoption::Replaced {
-            differences: vec![format!("layout version {version} -> 5")],
+            differences: vec![format!("layout version {version} -> 6")],
             carried: Err(format!(
                 "this lbd cannot read maps of layout version {version}"
             )),

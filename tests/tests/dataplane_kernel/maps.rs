@@ -11,11 +11,11 @@ use lb_common::{
     stats::Counter,
     verdict::Verdict,
 };
-use lb_userspace::dataplane::{Adoption, AttachMode, DataPlane, Installed};
+use lb_userspace::dataplane::{Adoption, AttachMode, AyaDataPlane, DataPlane, Installed};
 
 /// The map of this name in the first generation, opened as another process would.
 fn pinned(fixture: &Fixture, name: &str) -> Result<Map> {
-    let path = fixture.session.pins().join("maps-5-1").join(name);
+    let path = fixture.session.pins().join("maps-6-1").join(name);
     Ok(Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
@@ -57,7 +57,7 @@ fn what_is_written_is_what_the_kernel_has() -> Result<()> {
         assert_eq!(read[slot as usize], expected(slot), "slot {slot}");
     }
     let backends: Array<_, BackendEntry> = Array::try_from(pinned(&fixture, "BACKENDS")?)?;
-    assert_eq!(backends.get(&63, 0)?, web(2));
+    assert_eq!(backends.get(&63, 0)?, web(2).sealed());
 
     let moved = BackendEntry {
         next_hop: NextHop::default(),
@@ -65,7 +65,7 @@ fn what_is_written_is_what_the_kernel_has() -> Result<()> {
         ..web(2)
     };
     plane.write_backend(63, &moved)?;
-    assert_eq!(backends.get(&63, 0)?, moved);
+    assert_eq!(backends.get(&63, 0)?, moved.sealed());
     Ok(())
 }
 
@@ -217,11 +217,22 @@ fn counters_are_summed_over_cpus_and_reset_one_by_one() -> Result<()> {
         (plane.backend_counter(1)?, plane.backend_counter(2)?),
         (expected, Counter::default())
     );
-    let counts = plane.verdicts()?;
-    assert_eq!(counts.len(), Verdict::COUNT as usize);
-    assert_eq!(
-        (counts[number as usize], counts.iter().sum::<u64>()),
-        (sum, sum)
-    );
+    // A service is counted for as long as it has a table, and what it had been counted for stays.
+    let counted = |plane: &mut AyaDataPlane| -> Result<u64> {
+        let counts = plane.verdicts()?;
+        assert_eq!(counts.len(), Verdict::COUNT as usize);
+        assert_eq!(counts[number as usize], sum);
+        let forwarded = counts[Verdict::Forwarded as usize];
+        assert_eq!(counts.iter().sum::<u64>(), sum + forwarded);
+        Ok(forwarded)
+    };
+    assert_eq!(counted(&mut plane)?, sum);
+    plane.create_tables(&[1])?;
+    assert_eq!(counted(&mut plane)?, 2 * sum);
+    plane.remove_table(1)?;
+    assert_eq!(counted(&mut plane)?, 2 * sum);
+    assert_eq!(plane.service_counter(1)?, Counter::default());
+    plane.reset_service_counter(1)?;
+    assert_eq!(counted(&mut plane)?, 2 * sum);
     Ok(())
 }
