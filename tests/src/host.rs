@@ -117,8 +117,11 @@ impl Host {
     pub fn command(&self, program: &str) -> Command {
         // Opened before the mounts are entered, whose /run is the host's own.
         let mut command = Command::new("nsenter");
+        let holder = self.holder.pid();
         command
-            .arg(format!("--mount=/proc/{}/ns/mnt", self.holder.pid()))
+            .arg(format!("--mount=/proc/{holder}/ns/mnt"))
+            // Whoever enters mounts is at their root, which is another's if the tests run in a chroot.
+            .arg(format!("--root=/proc/{holder}/root"))
             .arg(format!("--net={}", self.netns.display()))
             .arg(format!("--wd={}", self.work_directory().display()))
             .arg(program);
