@@ -1,7 +1,7 @@
 //! What is announced, and why or why not: from facts alone, with what was decided before as the only memory.
 //!
-//! **Invariants.** A VIP is announced at most once per hold-down, however its backends flap; it is withdrawn at once. Nothing
-//! outside the allowed prefixes is ever announced.
+//! **Invariants.** A VIP is announced at most once per hold-down, however its backends flap; it is withdrawn at once, but for what is not
+//! known yet. Nothing outside the allowed prefixes is ever announced, and nothing anew by a node that is leaving.
 
 use super::{
     Announced, Role,
@@ -18,7 +18,8 @@ pub struct Facts {
     pub plane: Result<(), String>,
     /// Whether the node is leaving.
     pub node: Phase,
-    /// Whether tables are about to be written: what is not announced yet waits for that, what must go does not.
+    /// Whether tables are about to be written: what is not announced yet waits for that, what must go does not, and what is announced
+    /// does not go for a table that is about to be there.
     pub pending: bool,
     /// The VIPs of all services.
     pub vips: BTreeMap<Prefix, Vec<ServiceFacts>>,
@@ -31,6 +32,8 @@ pub struct ServiceFacts {
     pub name: String,
     /// Weight of its backends that are up and can be reached.
     pub healthy: u64,
+    /// Weight of its backends of which that is not known yet: a next hop or a first verdict is awaited.
+    pub awaited: u64,
     /// Weight of all its backends.
     pub total: u64,
     /// Whether its table is in the data plane.
@@ -61,7 +64,7 @@ pub struct Decision {
     pub refused: bool,
     /// Names of its services.
     pub services: Vec<String>,
-    /// Weight of its services' backends that counts as healthy.
+    /// Weight of its services' backends that counts as healthy; of what is announced, with that of which nothing is known yet.
     pub healthy: u64,
     /// Weight of all of them.
     pub total: u64,
@@ -139,21 +142,20 @@ impl Decider {
         facts: &Facts,
         now: Duration,
     ) -> Decision {
-        let counts = |service: &&ServiceFacts| match service.test {
-            Test::Passed => service.published,
-            // What is announced already was right when it was: it is withdrawn for a failure only.
-            Test::Untested => service.published && memory.announced,
-            Test::Failed(_) => false,
+        // What is announced already was right when it was: it is withdrawn for what is known, not for what is awaited.
+        let stays = memory.announced;
+        let weight = |service: &ServiceFacts| {
+            let is_there = service.published || (facts.pending && stays);
+            let counts = match service.test {
+                Test::Passed => is_there,
+                Test::Untested => is_there && stays,
+                Test::Failed(_) => false,
+            };
+            let awaited = if stays { service.awaited } else { 0 };
+            if counts { service.healthy + awaited } else { 0 }
         };
-        let sum = |weight: fn(&ServiceFacts) -> u64, of: &[&ServiceFacts]| -> u64 {
-            of.iter().map(|service| weight(service)).sum()
-        };
-        let all: Vec<&ServiceFacts> = services.iter().collect();
-        let good: Vec<&ServiceFacts> = services.iter().filter(counts).collect();
-        let (healthy, total) = (
-            sum(|service| service.healthy, &good),
-            sum(|service| service.total, &all),
-        );
+        let healthy = services.iter().map(weight).sum();
+        let total = services.iter().map(|service| service.total).sum();
         let verdict = self.verdict(prefix, facts, (healthy, total), memory, now);
         let (role, reason) = match verdict {
             Ok(said) => {
@@ -234,6 +236,9 @@ impl Decider {
         }
         if facts.pending {
             return Err(format!("{share}, and tables are about to be written"));
+        }
+        if facts.node == Phase::Draining {
+            return Err(format!("{share}, but the node is draining"));
         }
         let held = memory.held(self.hold_down, now);
         if !held.is_zero() {

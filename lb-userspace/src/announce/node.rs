@@ -5,7 +5,7 @@ use super::{
     decide::{Decider, Decision, Facts, Test},
     drain::{NodeDrain, Phase},
     setting::{Settings, WHOLE},
-    worker::{Order, Report},
+    worker::Report,
 };
 use crate::{
     api::announce::{AnnouncementView, NodeView},
@@ -43,10 +43,8 @@ pub struct Announcing {
     decider: Option<Decider>,
     drain: NodeDrain,
     decisions: BTreeMap<Prefix, Decision>,
-    number: u64,
-    wanted: Arc<Wanted>,
-    /// Number of the last order that was done, in full or in part.
-    done: u64,
+    /// None until anything is decided.
+    wanted: Option<Arc<Wanted>>,
     outcome: Outcome,
     /// Whether packets were balanced at the last look, and until when they must go on to be before that counts.
     well: Option<(bool, Duration)>,
@@ -59,7 +57,7 @@ pub struct Announcing {
 #[derive(Debug, Default)]
 pub struct Next {
     /// What the driver is to do now.
-    pub order: Option<Order>,
+    pub order: Option<Arc<Wanted>>,
     /// The phase of the node's drain, if it has changed.
     pub phase: Option<Phase>,
 }
@@ -72,9 +70,7 @@ impl Announcing {
             settings,
             decider: None,
             decisions: BTreeMap::new(),
-            number: 0,
-            wanted: Arc::default(),
-            done: 0,
+            wanted: None,
             outcome: Outcome::default(),
             well: None,
             tests: BTreeMap::new(),
@@ -110,14 +106,11 @@ impl Announcing {
                     ..Outcome::default()
                 });
             }
-            Report::Done { number, outcome } => {
-                self.done = number;
-                self.take(outcome);
-            }
+            Report::Done(outcome) => self.take(outcome),
         }
     }
 
-    fn take(&mut self, outcome: Outcome) {
+    fn take(&mut self, mut outcome: Outcome) {
         if let Some(problem) = outcome
             .problem
             .as_ref()
@@ -130,21 +123,35 @@ impl Announcing {
                 error!(%prefix, %problem, "announcing fails; it is tried again");
             }
         }
+        // A driver that could do nothing has taken nothing away.
+        if outcome.problem.is_some() && outcome.announced.is_empty() {
+            outcome.announced = std::mem::take(&mut self.outcome.announced);
+        }
         self.outcome = outcome;
+    }
+
+    /// Whether what the phase of the node's drain asks for is so. Orders on their way do not matter: one that withdraws a VIP, or fails to announce it,
+    /// keeps no router from finding another way.
+    fn has_left(&self) -> bool {
+        let announced = &self.outcome.announced;
+        let is_so = match self.phase() {
+            Phase::Serving => false,
+            Phase::Draining => announced.values().all(|role| *role == Role::Draining),
+            Phase::Withdrawn => announced.is_empty(),
+        };
+        is_so && self.has_decided() && self.outcome.problem.is_none()
     }
 
     /// Decides at a moment of CLOCK_MONOTONIC; `facts.node` is filled in here.
     pub fn decide(&mut self, mut facts: Facts, now: Duration) -> Next {
         let mut next = Next::default();
-        let done = self.number > 0 && self.done == self.number && self.outcome.is_complete();
         if self.decider.is_none() {
             return next;
         }
         facts.plane = self.settled(facts.plane, now);
         facts.node = self.phase();
         self.redecide(&facts, now, &mut next);
-        // Only what has been announced so can have been heard.
-        if self.drain.advance(done && next.order.is_none(), now) {
+        if self.drain.advance(self.has_left(), now) {
             facts.node = self.phase();
             next.phase = Some(facts.node);
             self.redecide(&facts, now, &mut next);
@@ -168,13 +175,10 @@ impl Announcing {
             .map(|(prefix, decision)| (*prefix, decision.role))
             .collect();
         self.decisions = decisions;
-        if self.number == 0 || *self.wanted != wanted {
-            self.number += 1;
-            self.wanted = Arc::new(wanted);
-            next.order = Some(Order {
-                number: self.number,
-                wanted: Arc::clone(&self.wanted),
-            });
+        if self.wanted.as_deref() != Some(&wanted) {
+            let wanted = Arc::new(wanted);
+            next.order = Some(Arc::clone(&wanted));
+            self.wanted = Some(wanted);
         }
     }
 
@@ -195,6 +199,11 @@ impl Announcing {
         Ok(())
     }
 
+    /// Whether anything has been decided.
+    pub const fn has_decided(&self) -> bool {
+        self.wanted.is_some()
+    }
+
     /// Whether self-tests are possible here as far as is known.
     pub const fn is_testable(&self) -> bool {
         self.untestable.is_none()
@@ -204,6 +213,13 @@ impl Announcing {
     pub fn set_untestable(&mut self, why: String) {
         warn!(%why, "services cannot be tested, and are announced without");
         self.untestable = Some(why);
+    }
+
+    /// Self-tests are possible here after all.
+    pub fn set_testable(&mut self) {
+        if self.untestable.take().is_some() {
+            info!("services can be tested again");
+        }
     }
 
     /// Tables have changed: every service is to be tested again.
@@ -269,18 +285,29 @@ impl Announcing {
             .iter()
             .map(|(prefix, decision)| self.view(*prefix, decision))
             .collect();
-        if self.decider.is_some() && self.number > 0 {
+        if self.has_decided() {
             return views;
         }
         for (prefix, role) in &self.outcome.announced {
             views.push(AnnouncementView {
-                address: prefix.to_string(),
                 state: state(Some(*role)).into(),
                 reason: "adopted from an earlier lbd; nothing is decided yet".into(),
-                ..AnnouncementView::default()
+                ..self.undecided(prefix.to_string())
             });
         }
         views
+    }
+
+    /// The view of a VIP before anything is decided.
+    pub fn undecided(&self, address: String) -> AnnouncementView {
+        AnnouncementView {
+            address,
+            wanted: state(None).into(),
+            state: state(None).into(),
+            reason: "nothing is decided yet".into(),
+            problem: self.outcome.problem.clone().unwrap_or_default(),
+            ..AnnouncementView::default()
+        }
     }
 
     fn view(&self, prefix: Prefix, decision: &Decision) -> AnnouncementView {

@@ -37,6 +37,7 @@ fn service(healthy: u64, total: u64) -> ServiceFacts {
     ServiceFacts {
         name: "www".into(),
         healthy,
+        awaited: 0,
         total,
         published: true,
         test: Test::Passed,
@@ -70,8 +71,8 @@ fn every_reason_is_said() {
         (good(), Some(Role::Serving), "1 of 2 weight is healthy"),
         (
             drained(Phase::Draining),
-            Some(Role::Draining),
-            "1 of 2 weight is healthy",
+            None,
+            "1 of 2 weight is healthy, but the node is draining",
         ),
         (
             drained(Phase::Withdrawn),
@@ -157,6 +158,43 @@ fn what_was_announced_before_stays_between_the_watermarks_and_untested() {
     assert_eq!(decide(&mut new, &facts, 1).role, None);
 }
 
+/// A pool that is replaced, a table that is about to be written, a service that is added: for a moment nothing is known.
+#[test]
+fn what_is_announced_is_not_withdrawn_for_what_is_awaited() {
+    let announced = Announced::from([(prefix("192.0.2.1"), Role::Serving)]);
+    let awaited = ServiceFacts {
+        awaited: 100,
+        ..service(0, 100)
+    };
+    let unpublished = ServiceFacts {
+        published: false,
+        test: Test::Untested,
+        ..service(100, 100)
+    };
+    let failed = ServiceFacts {
+        test: Test::Failed("no".into()),
+        ..awaited.clone()
+    };
+    // What is known, whether tables are about to be written, whether it stays.
+    for (service, pending, stays) in [
+        (awaited, false, true),
+        (unpublished.clone(), true, true),
+        (unpublished, false, false),
+        (failed, true, false),
+        (service(0, 100), true, false),
+    ] {
+        let facts = Facts {
+            pending,
+            ..facts("192.0.2.1", service)
+        };
+        let mut known = Decider::new(&settings(0, 0), &announced);
+        let decision = decide(&mut known, &facts, 1);
+        assert_eq!(decision.role.is_some(), stays, "{facts:?}: {decision:?}");
+        let mut new = Decider::new(&settings(0, 0), &Announced::new());
+        assert_eq!(decide(&mut new, &facts, 1).role, None, "{facts:?}");
+    }
+}
+
 #[test]
 fn a_service_that_is_removed_and_added_again_is_still_held_down() {
     let mut decider = Decider::new(&settings(0, 0), &Announced::new());
@@ -184,16 +222,13 @@ fn a_node_drains_step_by_step_as_far_as_its_driver_follows() {
     announcing.on_report(Report::Adopted(Ok([(vip, Role::Serving)].into())));
     let step = |announcing: &mut Announcing, seconds, role: Option<Role>| {
         let next = announcing.decide(facts.clone(), at(seconds));
-        if let Some(order) = next.order {
+        if next.order.is_some() {
             let announced = role.map(|role| (vip, role)).into_iter().collect();
             let outcome = Outcome {
                 announced,
                 ..Outcome::default()
             };
-            announcing.on_report(Report::Done {
-                number: order.number,
-                outcome,
-            });
+            announcing.on_report(Report::Done(outcome));
         }
         (
             announcing.node(at(seconds)).state,
@@ -208,18 +243,18 @@ fn a_node_drains_step_by_step_as_far_as_its_driver_follows() {
     announcing.set_drain(true);
     // The driver fails first: nobody has heard of the drain, and time does not count.
     let next = announcing.decide(facts.clone(), at(3));
-    let number = next.order.unwrap().number;
+    assert!(next.order.is_some());
     let outcome = Outcome {
         problem: Some("no session".into()),
         ..Outcome::default()
     };
-    announcing.on_report(Report::Done { number, outcome });
+    announcing.on_report(Report::Done(outcome));
     assert_eq!(step(&mut announcing, 50, None), state("draining", None));
     let outcome = Outcome {
         announced: [(vip, Role::Draining)].into(),
         ..Outcome::default()
     };
-    announcing.on_report(Report::Done { number, outcome });
+    announcing.on_report(Report::Done(outcome));
     assert_eq!(step(&mut announcing, 60, None), state("draining", Some(5)));
     assert_eq!(step(&mut announcing, 65, None), state("lingering", None));
     assert_eq!(
@@ -236,6 +271,54 @@ fn a_node_drains_step_by_step_as_far_as_its_driver_follows() {
         announcing.announced(),
         &Announced::from([(vip, Role::Serving)])
     );
+}
+
+/// One VIP that flaps, one that cannot be announced, and others that come and go: none of them keeps the node from leaving.
+#[test]
+fn a_node_leaves_whatever_single_vips_do() {
+    let [vip, other] = ["192.0.2.1", "192.0.2.2"].map(prefix);
+    let mut announcing = Announcing::new(settings(0, 0), Phase::Serving);
+    announcing.on_report(Report::Adopted(Ok([(vip, Role::Serving)].into())));
+    let both = |healthy| {
+        let mut facts = facts("192.0.2.1", service(1, 1));
+        facts.vips.insert(other, vec![service(healthy, 1)]);
+        facts
+    };
+    // The driver does what it can: the other one is refused.
+    let step = |announcing: &mut Announcing, facts: Facts, seconds| {
+        let at = Duration::from_secs(seconds);
+        if let Some(wanted) = announcing.decide(facts, at).order {
+            let role = wanted.get(&vip).copied().flatten();
+            let announced = role.map(|role| (vip, role)).into_iter().collect();
+            let failed = match wanted.get(&other) {
+                Some(Some(_)) => [(other, "refused".to_owned())].into(),
+                Some(None) | None => Default::default(),
+            };
+            let outcome = Outcome {
+                announced,
+                failed,
+                problem: None,
+            };
+            announcing.on_report(Report::Done(outcome));
+        }
+        announcing.node(at).state
+    };
+    assert_eq!(step(&mut announcing, both(1), 1), "serving");
+    announcing.set_drain(true);
+    assert_eq!(step(&mut announcing, both(1), 2), "draining");
+    for at in 3..8 {
+        assert_eq!(step(&mut announcing, both(at % 2), at), "draining", "{at}");
+    }
+    assert_eq!(step(&mut announcing, both(1), 8), "lingering");
+    for at in 9..29 {
+        let facts = if at % 2 == 0 {
+            both(1)
+        } else {
+            facts("192.0.2.1", service(1, 1))
+        };
+        assert_eq!(step(&mut announcing, facts, at), "lingering", "{at}");
+    }
+    assert_eq!(step(&mut announcing, both(1), 29), "safe");
 }
 
 #[test]
@@ -439,7 +522,8 @@ proptest! {
             let able = facts.plane.is_ok() && facts.node != Phase::Withdrawn && share > down;
             let free = last.is_none_or(|last| now >= last + HOLD);
             // The rules, once more and without memory but for these two.
-            let expected = able && (announced || (share >= up && free));
+            let begins = share >= up && free && facts.node != Phase::Draining;
+            let expected = able && (announced || begins);
             prop_assert_eq!(decision.role.is_some(), expected, "{:?} {:?}", facts, decision);
             if expected && !announced {
                 last = Some(now);

@@ -16,33 +16,19 @@ const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Between two looks at what nobody has said to have changed.
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// What is wanted, with a number that its reports repeat.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// Its number, from 1.
-    pub number: u64,
-    /// What is wanted.
-    pub wanted: Arc<Wanted>,
-}
-
 /// What the driver says.
 #[derive(Clone, Debug)]
 pub enum Report {
     /// What was announced when it started, or why that is not known so far.
     Adopted(Result<Announced, String>),
-    /// What became of an order.
-    Done {
-        /// The order's number.
-        number: u64,
-        /// What has been brought about.
-        outcome: Outcome,
-    },
+    /// What has been brought about.
+    Done(Outcome),
 }
 
 /// A driver at work, until this is dropped.
 #[derive(Debug)]
 pub struct Worker {
-    orders: watch::Sender<Option<Order>>,
+    orders: watch::Sender<Option<Arc<Wanted>>>,
     task: JoinHandle<()>,
 }
 
@@ -54,9 +40,9 @@ pub fn start(driver: impl Announcer, reports: mpsc::Sender<Report>) -> Worker {
 }
 
 impl Worker {
-    /// Gives an order, in place of any earlier one.
-    pub fn order(&self, order: Order) {
-        self.orders.send_replace(Some(order));
+    /// Orders what is wanted, in place of any earlier order.
+    pub fn order(&self, wanted: Arc<Wanted>) {
+        self.orders.send_replace(Some(wanted));
     }
 
     /// Whether its task has ended although nobody stopped it: a defect.
@@ -73,7 +59,7 @@ impl Drop for Worker {
 
 async fn run(
     mut driver: impl Announcer,
-    mut orders: watch::Receiver<Option<Order>>,
+    mut orders: watch::Receiver<Option<Arc<Wanted>>>,
     reports: mpsc::Sender<Report>,
 ) {
     let mut retry = FIRST_RETRY;
@@ -103,21 +89,17 @@ async fn run(
             () = driver.disturbed() => {}
             () = sleep(wait) => {}
         }
-        let Some(order) = orders.borrow_and_update().clone() else {
+        let Some(wanted) = orders.borrow_and_update().clone() else {
             continue;
         };
-        let outcome = driver.reconcile(&order.wanted).await;
+        let outcome = driver.reconcile(&wanted).await;
         if outcome.is_complete() {
             (wait, retry) = (PERIOD, FIRST_RETRY);
         } else {
             wait = retry;
             retry = (retry * 2).min(LAST_RETRY);
         }
-        let report = Report::Done {
-            number: order.number,
-            outcome,
-        };
-        if reports.send(report).await.is_err() {
+        if reports.send(Report::Done(outcome)).await.is_err() {
             return;
         }
     }

@@ -3,7 +3,7 @@
 use super::{core::Core, run::Daemon, self_test};
 use crate::{
     announce::{
-        Announcing, balances,
+        Announcing, Wanted, balances,
         decide::{Facts, ServiceFacts},
         drain::Phase,
         exabgp::ExabgpDriver,
@@ -11,7 +11,7 @@ use crate::{
         gobgp::GobgpDriver,
         route::RouteDriver,
         setting::{Driver, Settings},
-        worker::{self, Order, Report, Worker},
+        worker::{self, Report, Worker},
     },
     api::{
         announce::{AnnouncementView, NodeView},
@@ -24,7 +24,7 @@ use crate::{
     },
     spec::Service,
 };
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tracing::{error, info};
 
@@ -54,7 +54,7 @@ impl<P: DataPlane> Core<P> {
 
     /// Decides what is announced; what the driver is to do, if that differs. Nothing is decided without a usable state.
     /// `pending`: tables are about to be written.
-    pub fn announce(&mut self, pending: bool, now: Duration) -> Option<Order> {
+    pub fn announce(&mut self, pending: bool, now: Duration) -> Option<Arc<Wanted>> {
         if self.unreadable.is_some() {
             return None;
         }
@@ -76,7 +76,7 @@ impl<P: DataPlane> Core<P> {
             vips: Default::default(),
         };
         for service in self.state.services.values() {
-            let (healthy, total) = self.weights(service);
+            let (healthy, awaited, total) = self.weights(service);
             facts
                 .vips
                 .entry(service.address)
@@ -84,6 +84,7 @@ impl<P: DataPlane> Core<P> {
                 .push(ServiceFacts {
                     name: service.name.to_string(),
                     healthy,
+                    awaited,
                     total,
                     // Its entry is what is written last.
                     published: self.mirror.service_index(&service_key(service)).is_some(),
@@ -93,20 +94,22 @@ impl<P: DataPlane> Core<P> {
         facts
     }
 
-    /// Weight of a service's backends that are up and can be reached, and of all.
-    fn weights(&self, service: &Service) -> (u64, u64) {
+    /// Weight of a service's backends that are up and can be reached, of those of which that is not known yet, and of all.
+    fn weights(&self, service: &Service) -> (u64, u64, u64) {
         let selection = select(service, &self.facts);
         let is_up = selection.condition == Condition::Up;
-        let (mut healthy, mut total) = (0, 0);
+        let (mut healthy, mut awaited, mut total) = (0, 0, 0);
         // Both are in order of name.
         for (backend, chosen) in service.backends.values().zip(selection.backends()) {
             let weight = u64::from(backend.weight);
             total += weight;
-            if is_up && chosen.refusal.is_none() {
+            if chosen.is_awaited {
+                awaited += weight;
+            } else if is_up && chosen.refusal.is_none() {
                 healthy += weight;
             }
         }
-        (healthy, total)
+        (healthy, awaited, total)
     }
 
     /// Begins or ends the node's drain; how it stands then.
@@ -144,13 +147,33 @@ impl<P: DataPlane> Core<P> {
     /// When the node announces nothing.
     pub fn announcements(&self) -> Result<Vec<AnnouncementView>, ErrorBody> {
         let announcing = self.announcing.as_ref().ok_or_else(nothing_announced)?;
-        Ok(announcing.views())
+        let mut views = announcing.views();
+        if !announcing.has_decided() {
+            for service in self.state.services.values() {
+                let address = service.address.to_string();
+                if !views.iter().any(|view| view.address == address) {
+                    views.push(announcing.undecided(address.clone()));
+                }
+                let view = views.iter_mut().find(|view| view.address == address);
+                if let Some(view) = view {
+                    view.services.push(service.name.to_string());
+                }
+            }
+        }
+        Ok(views)
     }
 
     /// Takes that no packet can be sent through the program here.
     pub fn set_untestable(&mut self, problem: &anyhow::Error) {
         if let Some(announcing) = &mut self.announcing {
             announcing.set_untestable(format!("{problem:#}"));
+        }
+    }
+
+    /// Takes that packets can be sent through the program here.
+    pub fn set_testable(&mut self) {
+        if let Some(announcing) = &mut self.announcing {
+            announcing.set_testable();
         }
     }
 

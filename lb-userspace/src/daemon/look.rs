@@ -107,6 +107,7 @@ impl Daemon {
         let problem = match explainer {
             Ok(explainer) => {
                 self.looking.explainer = Some(explainer);
+                self.core.set_testable();
                 self.announce();
                 None
             }

@@ -55,6 +55,8 @@ pub struct Chosen {
     pub refusal: Option<Cow<'static, str>>,
     /// Which share of its slots it takes.
     pub availability: Availability,
+    /// Whether that is for now only: its next hop or the first verdict on its health is awaited.
+    pub is_awaited: bool,
 }
 
 impl Selection {
@@ -123,7 +125,12 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
         Condition::Starting => service.when_all_down == AllDown::Open,
         Condition::Up | Condition::AllDownClosed | Condition::NoBackends => false,
     };
-    let chosen = |(name, standing): (&Name, Result<HealthState, String>)| {
+    let chosen = |(backend, standing): (&Backend, Result<HealthState, String>)| {
+        let name = &backend.name;
+        let is_awaited = match standing {
+            Err(_) => !backend.drain && !facts.next_hops.contains_key(&backend.address),
+            Ok(health) => health == HealthState::Unknown,
+        };
         let refusal = match standing {
             Err(refusal) => Some(refusal.into()),
             Ok(_) if all_get_traffic => None,
@@ -140,9 +147,11 @@ pub fn select(service: &Service, facts: &Facts) -> Selection {
             name: name.clone(),
             refusal,
             availability,
+            is_awaited,
         }
     };
-    let backends = service.backends.keys().zip(standing).map(chosen).collect();
+    let backends = service.backends.values();
+    let backends = backends.zip(standing).map(chosen).collect();
     Selection {
         condition,
         backends,

@@ -37,18 +37,15 @@ fn adopt(core: &mut Core<FakeDataPlane>, found: Announced) {
 
 /// What the driver is told, if it is told anything; it does it.
 fn told(core: &mut Core<FakeDataPlane>, at: Duration) -> Option<Wanted> {
-    let order = core.announce(false, at)?;
-    let announced = order.wanted.iter();
+    let wanted = core.announce(false, at)?;
+    let announced = wanted.iter();
     let announced = announced.filter_map(|(prefix, role)| Some((*prefix, (*role)?)));
     let outcome = Outcome {
         announced: announced.collect(),
         ..Outcome::default()
     };
-    core.on_announced(Report::Done {
-        number: order.number,
-        outcome,
-    });
-    Some((*order.wanted).clone())
+    core.on_announced(Report::Done(outcome));
+    Some((*wanted).clone())
 }
 
 fn pass(core: &mut Core<FakeDataPlane>, result: Result<(), String>) {
@@ -131,6 +128,50 @@ fn what_an_earlier_daemon_announced_stays_until_something_is_wrong_with_it() {
         view.reason
             .ends_with("the self-test of www failed: it is dropped"),
         "{view:?}"
+    );
+}
+
+#[test]
+fn a_pool_that_is_replaced_as_a_whole_keeps_its_vip_until_the_new_one_is_known() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    adopt(&mut core, [(vip(), Role::Serving)].into());
+    assert!(told(&mut core, NOW).is_some());
+    let others = WWW.replace("b1", "c1").replace("b2", "c2");
+    let others = others
+        .replace("10.1.0.1", "10.1.0.3")
+        .replace("10.20.0.2", "10.20.0.4");
+    core.change(&Change::Apply(spec(&others)), &MAKE).unwrap();
+    assert!(core.announce(true, NOW).is_none(), "no way is known");
+    core.reconcile_new(NOW);
+    assert_eq!(told(&mut core, NOW), None, "no way is known");
+    all_reachable(&mut core);
+    core.reconcile_new(NOW);
+    assert_eq!(told(&mut core, NOW), None, "no probe has ended");
+    for backend in ["c1", "c2"] {
+        core.on_health(report(target("www", backend), HealthState::Down), NOW);
+    }
+    assert_eq!(told(&mut core, NOW), Some([(vip(), None)].into()));
+}
+
+#[test]
+fn before_anything_is_decided_the_services_vips_are_listed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    core.on_announced(Report::Adopted(Err("no speaker".into())));
+    let view = core.announcements().unwrap().remove(0);
+    let said = (
+        view.address.as_str(),
+        view.state.as_str(),
+        view.problem.as_str(),
+    );
+    assert_eq!(said, ("10.0.0.1", "withdrawn", "no speaker"));
+    assert_eq!(
+        (view.services, view.reason.as_str()),
+        (vec!["www".to_owned()], "nothing is decided yet")
     );
 }
 
