@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
-    time::sleep,
+    time::{Instant, sleep},
 };
 
 /// First wait after a failure; each further one doubles it.
@@ -15,6 +15,19 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Between two looks at what nobody has said to have changed.
 const PERIOD: Duration = Duration::from_secs(30);
+
+/// How long an order is repeated without a word from who gave it: whose loop stands still may be wrong by now, and a watchdog that
+/// withdraws what is sick then is not to be outdone.
+const STALE: Duration = Duration::from_secs(3);
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+struct Order {
+    /// None before the first.
+    wanted: Option<Arc<Wanted>>,
+    /// When that was last said.
+    said: Instant,
+}
 
 /// What the driver says.
 #[derive(Clone, Debug)]
@@ -28,13 +41,16 @@ pub enum Report {
 /// A driver at work, until this is dropped.
 #[derive(Debug)]
 pub struct Worker {
-    orders: watch::Sender<Option<Arc<Wanted>>>,
+    orders: watch::Sender<Order>,
     task: JoinHandle<()>,
 }
 
 /// Starts a driver within a tokio runtime. It first reports what it finds announced.
 pub fn start(driver: impl Announcer, reports: mpsc::Sender<Report>) -> Worker {
-    let (orders, taken) = watch::channel(None);
+    let (orders, taken) = watch::channel(Order {
+        wanted: None,
+        said: Instant::now(),
+    });
     let task = tokio::spawn(run(driver, taken, reports));
     Worker { orders, task }
 }
@@ -42,7 +58,18 @@ pub fn start(driver: impl Announcer, reports: mpsc::Sender<Report>) -> Worker {
 impl Worker {
     /// Orders what is wanted, in place of any earlier order.
     pub fn order(&self, wanted: Arc<Wanted>) {
-        self.orders.send_replace(Some(wanted));
+        self.orders.send_replace(Order {
+            wanted: Some(wanted),
+            said: Instant::now(),
+        });
+    }
+
+    /// Says that the last order is still right.
+    pub fn confirm(&self) {
+        self.orders.send_if_modified(|order| {
+            order.said = Instant::now();
+            false
+        });
     }
 
     /// Whether its task has ended although nobody stopped it: a defect.
@@ -59,7 +86,7 @@ impl Drop for Worker {
 
 async fn run(
     mut driver: impl Announcer,
-    mut orders: watch::Receiver<Option<Arc<Wanted>>>,
+    mut orders: watch::Receiver<Order>,
     reports: mpsc::Sender<Report>,
 ) {
     let mut retry = FIRST_RETRY;
@@ -89,9 +116,14 @@ async fn run(
             () = driver.disturbed() => {}
             () = sleep(wait) => {}
         }
-        let Some(wanted) = orders.borrow_and_update().clone() else {
+        let Order { wanted, said } = orders.borrow_and_update().clone();
+        let Some(wanted) = wanted else {
             continue;
         };
+        if said.elapsed() > STALE {
+            wait = STALE;
+            continue;
+        }
         let outcome = driver.reconcile(&wanted).await;
         if outcome.is_complete() {
             (wait, retry) = (PERIOD, FIRST_RETRY);
@@ -102,5 +134,59 @@ async fn run(
         if reports.send(Report::Done(outcome)).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::Notify;
+
+    /// Counts what it is told, and is disturbed when somebody says so.
+    struct Counting {
+        told: Arc<AtomicU32>,
+        disturbance: Arc<Notify>,
+    }
+
+    impl Announcer for Counting {
+        async fn adopt(&mut self) -> Result<Announced, String> {
+            Ok(Announced::new())
+        }
+
+        async fn reconcile(&mut self, _wanted: &Wanted) -> Outcome {
+            self.told.fetch_add(1, Ordering::Relaxed);
+            Outcome::default()
+        }
+
+        async fn disturbed(&mut self) {
+            self.disturbance.notified().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_that_nobody_confirms_is_not_repeated() {
+        let (told, disturbance) = (Arc::new(AtomicU32::new(0)), Arc::new(Notify::new()));
+        let driver = Counting {
+            told: Arc::clone(&told),
+            disturbance: Arc::clone(&disturbance),
+        };
+        let (reports, mut said) = mpsc::channel(64);
+        let worker = start(driver, reports);
+        worker.order(Arc::default());
+        sleep(Duration::from_millis(10)).await;
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+        disturbance.notify_one();
+        sleep(STALE).await;
+        assert_eq!(told.load(Ordering::Relaxed), 2, "said a moment ago");
+        for _ in 0..5 {
+            sleep(Duration::from_secs(1)).await;
+            disturbance.notify_one();
+        }
+        assert_eq!(told.load(Ordering::Relaxed), 2, "who ordered it is silent");
+        worker.confirm();
+        sleep(STALE).await;
+        assert_eq!(told.load(Ordering::Relaxed), 3, "and speaks again");
+        while said.try_recv().is_ok() {}
     }
 }

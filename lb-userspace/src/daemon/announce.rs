@@ -227,8 +227,12 @@ impl Daemon {
 
     fn decide(&mut self, pending: bool) {
         let order = self.core.announce(pending, monotonic());
-        if let (Some(order), Some((worker, _))) = (order, &self.announcer) {
-            worker.order(order);
+        let Some((worker, _)) = &self.announcer else {
+            return;
+        };
+        match order {
+            Some(wanted) => worker.order(wanted),
+            None => worker.confirm(),
         }
     }
 
