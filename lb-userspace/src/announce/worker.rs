@@ -14,7 +14,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait after a failure.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Between two looks at what nobody has said to have changed.
-const PERIOD: Duration = Duration::from_secs(30);
+pub(super) const PERIOD: Duration = Duration::from_secs(30);
 
 /// What is wanted, with a number that its reports repeat.
 #[derive(Clone, Debug)]
@@ -109,6 +109,8 @@ async fn run(
         let outcome = driver.reconcile(&order.wanted).await;
         if outcome.is_complete() {
             (wait, retry) = (PERIOD, FIRST_RETRY);
+        } else if outcome.more {
+            wait = Duration::ZERO;
         } else {
             wait = retry;
             retry = (retry * 2).min(LAST_RETRY);

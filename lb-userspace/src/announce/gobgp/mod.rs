@@ -95,7 +95,7 @@ impl GobgpDriver {
         Ok(Outcome {
             announced: announced(&connection.known),
             failed,
-            problem: None,
+            ..Outcome::default()
         })
     }
 }
