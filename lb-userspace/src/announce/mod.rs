@@ -94,6 +94,8 @@ pub async fn withdraw_all(
         Driver::Route(route) => withdraw(RouteDriver::new(*route)).await,
         Driver::Exec(exec) => withdraw(ExecDriver::new(exec.clone(), state_directory)).await,
         Driver::Exabgp(exabgp) => withdraw(ExabgpDriver::new(exabgp.clone())).await,
+        // It keeps nothing over its own end.
+        Driver::Gobgp(gobgp) if gobgp::is_gone(gobgp).await => Ok(Vec::new()),
         Driver::Gobgp(gobgp) => withdraw(GobgpDriver::new(gobgp.clone())).await,
     }
 }
