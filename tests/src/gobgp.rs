@@ -7,15 +7,21 @@ use crate::{
     process::{Process, output},
     wait::wait_until,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::{fs, path::Path, process::Command, time::Duration};
 
 /// The file for a balancer.
 pub const BALANCER: &str = include_str!("../../deploy/gobgpd.toml");
 /// Lines of the section `announce` that have a node use it.
 pub const SETTINGS: &str = "  driver: gobgp\n";
-/// Where its API listens.
-const API: &str = "127.0.0.1:50051";
+
+/// The options that the file has Debian's unit give it.
+fn options() -> Result<impl Iterator<Item = &'static str>> {
+    let options = BALANCER.split_once("GOBGPD_OPTIONS=");
+    let options = options.and_then(|(_, rest)| rest.split_once('"'));
+    let (options, _) = options.context("the shipped file names no options")?;
+    Ok(options.split_whitespace())
+}
 
 /// A running gobgpd.
 #[derive(Debug)]
@@ -38,10 +44,7 @@ impl Gobgp {
         let file = directory.join(format!("{name}.toml"));
         fs::write(&file, with_values(BALANCER, values)?)?;
         let mut command = namespace.command("gobgpd");
-        command
-            .arg("-f")
-            .arg(&file)
-            .args(["--api-hosts", API, "--pprof-disable"]);
+        command.arg("-f").arg(&file).args(options()?);
         let process = Process::start(name, command, &directory.join(format!("{name}.log")))?;
         let mut gobgp = Self { process };
         wait_until("gobgpd to answer", Duration::from_secs(20), || {

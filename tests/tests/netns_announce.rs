@@ -14,6 +14,7 @@ use lb_tests::{
     wait::wait_until,
 };
 use lb_userspace::api::announce::{AnnouncementView, NodeView};
+use nix::sys::signal::Signal;
 use std::{fs, thread::sleep, time::Duration};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -311,6 +312,19 @@ fn routes_stay_when_lbd_dies_and_come_back_when_somebody_takes_them() {
 #[test]
 fn the_watchdog_withdraws_when_nobody_balances_and_not_before() {
     announced(|scenario, site| {
+        let balancer = &scenario.topology.balancer;
+        balancer.ip("link add spare type veth peer name spare-peer")?;
+        balancer.ip("link set spare up")?;
+        balancer.ip("link set spare-peer up")?;
+        let config = scenario.node.config();
+        let text = fs::read_to_string(&config)?;
+        let two = text.replace("interfaces:\n", "interfaces:\n  - { name: spare }\n");
+        fs::write(&config, two)?;
+        scenario.node.signal(Signal::SIGHUP)?;
+        wait_until("the program on the other interface", LIMIT, || {
+            let link = routes(balancer, "link show dev spare")?;
+            Ok(link.contains("xdp").then_some(()))
+        })?;
         let mut watchdog = scenario.topology.balancer.command(require::built("lbd")?);
         watchdog
             .arg("watchdog")
@@ -318,6 +332,14 @@ fn the_watchdog_withdraws_when_nobody_balances_and_not_before() {
             .arg(scenario.node.config());
         let log = scenario.directory().join("watchdog.log");
         let watchdog = Process::start("lbd watchdog", watchdog, &log)?;
+        wait_until("the watchdog", LIMIT, || {
+            Ok(watchdog.log().contains("watching").then_some(()))
+        })?;
+        // The interface is given up: longer than the watchdog waits for lbd.
+        fs::write(&config, text)?;
+        scenario.node.signal(Signal::SIGHUP)?;
+        sleep(Duration::from_secs(4));
+        assert_eq!(site.losses(), [0.0; 0], "{}", watchdog.log());
         scenario.node.kill()?;
         sleep(Duration::from_secs(2));
         serves(scenario);

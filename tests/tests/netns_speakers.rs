@@ -100,7 +100,11 @@ impl Site {
             ("VIPS_V4", "[ 10.0.0.0/24{24,32} ]"),
             ("VIPS_V6", "[ fd00::/64{48,128} ]"),
         ];
-        let bird = Bird::start(router, &directory, "bird-router", bird::ROUTER, &values)?;
+        // A router that sends what balancers are not to take.
+        let talkative = bird::ROUTER
+            .replace("export none; }", "export where source = RTS_STATIC; }")
+            + "protocol static { ipv4; route 10.0.0.0/8 blackhole; }\n";
+        let bird = Bird::start(router, &directory, "bird-router", &talkative, &values)?;
         let mut monitor = router.command("ip");
         monitor.args(["-ts", "monitor", "route"]);
         let monitor = Process::start("ip monitor", monitor, &directory.join("routes.log"))?;
@@ -352,6 +356,12 @@ fn survives_its_process(scenario: &Scenario, site: &Site, exabgp: &Exabgp) -> Re
 /// What somebody takes away is put back, and what is another's is left alone.
 fn is_put_back_and_alone(scenario: &Scenario) -> Result<()> {
     let balancer = &scenario.topology.balancer;
+    wait_until("what the router sends", LIMIT, || {
+        let sent = gobgp::ask(balancer, "neighbor 10.2.0.1 adj-in")?;
+        Ok(sent.contains("10.0.0.0/8").then_some(()))
+    })?;
+    let table = gobgp::ask(balancer, "global rib")?;
+    assert!(!table.contains("10.0.0.0/8"), "{table}");
     gobgp::ask(balancer, "global rib add 10.0.0.77/32")?;
     gobgp::ask(balancer, "global rib add 10.0.0.1/32 med 4000000000")?;
     gobgp::ask(balancer, "global rib add 10.0.0.78/32 identifier 179")?;

@@ -14,6 +14,7 @@ pub mod drain;
 pub mod exabgp;
 pub mod exec;
 pub mod gobgp;
+mod kept;
 mod node;
 pub mod route;
 pub mod setting;
@@ -34,7 +35,7 @@ use setting::{Driver, Settings};
 use std::{collections::BTreeMap, future::Future, path::Path};
 
 /// How a VIP is announced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// As one that this node serves.
@@ -58,12 +59,14 @@ pub struct Outcome {
     pub failed: BTreeMap<Prefix, String>,
     /// What keeps all of it from being done.
     pub problem: Option<String>,
+    /// Whether it stopped before it was through, so that no order has to wait: it is to be asked again at once.
+    pub more: bool,
 }
 
 impl Outcome {
     /// Whether all was done.
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty() && self.problem.is_none()
+        self.failed.is_empty() && self.problem.is_none() && !self.more
     }
 }
 
@@ -91,13 +94,18 @@ pub async fn withdraw_all(
         Driver::Route(route) => withdraw(RouteDriver::new(*route)).await,
         Driver::Exec(exec) => withdraw(ExecDriver::new(exec.clone(), state_directory)).await,
         Driver::Exabgp(exabgp) => withdraw(ExabgpDriver::new(exabgp.clone())).await,
+        // It keeps nothing over its own end.
+        Driver::Gobgp(gobgp) if gobgp::is_gone(gobgp).await => Ok(Vec::new()),
         Driver::Gobgp(gobgp) => withdraw(GobgpDriver::new(gobgp.clone())).await,
     }
 }
 
 async fn withdraw(mut driver: impl Announcer) -> Result<Vec<String>, String> {
     let before = driver.adopt().await?;
-    let outcome = driver.reconcile(&Wanted::new()).await;
+    let mut outcome = driver.reconcile(&Wanted::new()).await;
+    while outcome.more {
+        outcome = driver.reconcile(&Wanted::new()).await;
+    }
     let failed = outcome.failed.iter().next();
     let failed = failed.map(|(prefix, problem)| format!("{prefix}: {problem}"));
     match outcome.problem.or(failed) {

@@ -14,7 +14,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest wait after a failure.
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Between two looks at what nobody has said to have changed.
-const PERIOD: Duration = Duration::from_secs(30);
+pub(super) const PERIOD: Duration = Duration::from_secs(30);
 
 /// How long an order is repeated without a word from who gave it: whose loop stands still may be wrong by now, and a watchdog that
 /// withdraws what is sick then is not to be outdone.
@@ -127,6 +127,8 @@ async fn run(
         let outcome = driver.reconcile(&wanted).await;
         if outcome.is_complete() {
             (wait, retry) = (PERIOD, FIRST_RETRY);
+        } else if outcome.more {
+            wait = Duration::ZERO;
         } else {
             wait = retry;
             retry = (retry * 2).min(LAST_RETRY);

@@ -33,7 +33,7 @@ pub struct NodeView {
     /// `serving`; `draining` (its VIPs are announced so that routers avoid it); `lingering` (they are withdrawn, and it
     /// forwards what is under way); `safe` (it can be stopped).
     pub state: String,
-    /// How routers are told: `route` or `exec`.
+    /// How routers are told: `route`, `exec`, `exabgp` or `gobgp`.
     pub driver: String,
     /// VIPs that are announced.
     pub announced: u64,

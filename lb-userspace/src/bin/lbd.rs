@@ -118,7 +118,7 @@ fn withdraw(config: &NodeConfig) -> Result<Vec<String>> {
 fn watch(arguments: &Arguments) -> Result<()> {
     let config = start::read_config(&arguments.config)?;
     begin_log(arguments)?;
-    runtime()?.block_on(watchdog::run(&config))
+    runtime()?.block_on(watchdog::run(&arguments.config, config))
 }
 
 fn check_config(arguments: &Arguments) -> Result<()> {

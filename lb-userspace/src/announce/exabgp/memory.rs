@@ -4,15 +4,14 @@
 //! After a reboot it is not: nobody knows yet whether the node balances.
 
 use crate::{
-    announce::bgp::{Route, Routes},
-    desired,
+    announce::{
+        bgp::{Route, Routes},
+        kept::Kept,
+    },
     prefix::Prefix,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    io::ErrorKind,
     path::PathBuf,
 };
 use tracing::warn;
@@ -26,14 +25,8 @@ struct Entry {
     announced: Option<Route>,
 }
 
-/// The file's content.
-#[derive(Serialize, Deserialize)]
-struct Kept {
-    /// The kernel's boot (proc(5), random/boot_id).
-    boot: String,
-    /// What was told; none: to withdraw it.
-    routes: BTreeMap<Prefix, Option<Route>>,
-}
+/// What the file says of each prefix that was told; none: to withdraw it.
+type Told = BTreeMap<Prefix, Option<Route>>;
 
 /// The memory.
 #[derive(Debug)]
@@ -54,13 +47,8 @@ impl Memory {
             entries: BTreeMap::new(),
             stale: false,
         };
-        let found = match fs::read(&memory.file) {
-            Ok(text) => serde_json::from_slice::<Kept>(&text).map_err(|error| error.to_string()),
-            Err(error) if error.kind() == ErrorKind::NotFound => return memory,
-            Err(error) => Err(error.to_string()),
-        };
-        match found {
-            Ok(kept) if kept.boot == memory.boot => {
+        match Kept::<Told>::read(&memory.file) {
+            Ok(Some(kept)) if kept.boot == memory.boot => {
                 let entry = |wanted| Entry {
                     wanted,
                     announced: None,
@@ -70,7 +58,7 @@ impl Memory {
                     .map(|(prefix, wanted)| (prefix, entry(wanted)))
                     .collect();
             }
-            Ok(_) => {}
+            Ok(Some(_) | None) => {}
             Err(problem) => {
                 warn!(%problem, file = %memory.file.display(), "what was announced before is not known");
             }
@@ -173,15 +161,12 @@ impl Memory {
             boot: self.boot.clone(),
             routes: routes
                 .map(|(prefix, entry)| (*prefix, entry.wanted.clone()))
-                .collect(),
+                .collect::<Told>(),
         };
-        serde_json::to_vec(&kept)
-            .map_err(std::io::Error::from)
-            .and_then(|text| desired::replace_file(&self.file, &text))
-            .map_err(|error| {
-                let file = self.file.display();
-                format!("{file} cannot be written, so that a restart of ExaBGP would not bring back what is announced: {error}")
-            })?;
+        kept.write(&self.file).map_err(|error| {
+            let file = self.file.display();
+            format!("{file} cannot be written, so that a restart of ExaBGP would not bring back what is announced: {error}")
+        })?;
         self.stale = false;
         Ok(())
     }

@@ -106,6 +106,7 @@ impl Announcer for ExabgpDriver {
             announced: announced(&reply.routes),
             failed: reply.failed,
             problem: reply.problem,
+            more: false,
         }
     }
 

@@ -7,9 +7,9 @@ use super::{
     serve::{self, Asked},
     speaker::{self, Fault, Speaker},
 };
-use crate::prefix::Prefix;
+use crate::{announce::kept, prefix::Prefix};
 use anyhow::{Context, Result};
-use std::{collections::BTreeMap, fs, io, os::fd::AsFd, path::Path, time::Duration};
+use std::{collections::BTreeMap, io, os::fd::AsFd, path::Path, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::unix::pipe,
@@ -23,8 +23,6 @@ use tracing::{info, warn};
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two looks at what ExaBGP has.
 const PERIOD: Duration = Duration::from_secs(30);
-/// What the kernel calls this boot.
-const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Runs until ExaBGP closes the pipes, or SIGTERM or SIGINT. What it was told is kept beside the socket.
 ///
@@ -40,10 +38,10 @@ pub async fn run(socket: &Path) -> Result<()> {
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let boot = fs::read_to_string(BOOT).with_context(|| format!("cannot read {BOOT}"))?;
+    let boot = kept::boot().map_err(anyhow::Error::msg)?;
     let listener = serve::listen(socket).await?;
     // Now the process before this one writes no more.
-    let memory = Memory::read(socket.with_extension("json"), boot.trim().into());
+    let memory = Memory::read(socket.with_extension("json"), boot);
     info!(socket = %socket.display(), "listening");
     let (sender, requests) = mpsc::channel(serve::MAX_CLIENTS);
     let changed = watch::Sender::new(0);

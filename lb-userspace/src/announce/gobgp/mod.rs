@@ -18,8 +18,11 @@ use crate::prefix::Prefix;
 use api::{Api, Fault};
 use futures::{StreamExt, stream::BoxStream};
 use message::{Path, WatchEventResponse};
-use std::{collections::BTreeMap, fmt, time::Duration};
-use tokio::time::sleep;
+use std::{collections::BTreeMap, fmt, io::ErrorKind, time::Duration};
+use tokio::{
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 
 /// Between two looks whether gobgpd is back.
 const LOOK: Duration = Duration::from_millis(200);
@@ -51,6 +54,12 @@ impl fmt::Debug for GobgpDriver {
             .field("known", &connection.map(|connection| &connection.known))
             .finish_non_exhaustive()
     }
+}
+
+/// Whether nobody listens where gobgpd's API should be.
+pub async fn is_gone(settings: &GobgpSettings) -> bool {
+    let connecting = timeout(settings.timeout, TcpStream::connect(settings.address));
+    matches!(connecting.await, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
 }
 
 impl GobgpDriver {
@@ -95,7 +104,7 @@ impl GobgpDriver {
         Ok(Outcome {
             announced: announced(&connection.known),
             failed,
-            problem: None,
+            ..Outcome::default()
         })
     }
 }
@@ -187,10 +196,7 @@ impl Announcer for GobgpDriver {
         }
         loop {
             sleep(LOOK).await;
-            if tokio::net::TcpStream::connect(self.settings.address)
-                .await
-                .is_ok()
-            {
+            if TcpStream::connect(self.settings.address).await.is_ok() {
                 return;
             }
         }

@@ -12,7 +12,8 @@ use crate::{
     announce::{
         Announced, Announcer, Role, Wanted,
         bgp::{Attributes, GRACEFUL_SHUTDOWN},
-        setting::GobgpSettings,
+        setting::{DrainTimes, Driver, GobgpSettings, Settings, Watermarks},
+        withdraw_all,
     },
     prefix::Prefix,
 };
@@ -237,8 +238,8 @@ fn frame(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-fn driver(address: SocketAddr, limit: Duration) -> GobgpDriver {
-    GobgpDriver::new(GobgpSettings {
+fn settings(address: SocketAddr, limit: Duration) -> GobgpSettings {
+    GobgpSettings {
         address,
         attributes: Attributes {
             next_hop_v4: None,
@@ -248,7 +249,11 @@ fn driver(address: SocketAddr, limit: Duration) -> GobgpDriver {
             communities: vec!["65001:7".parse().unwrap()],
         },
         timeout: limit,
-    })
+    }
+}
+
+fn driver(address: SocketAddr, limit: Duration) -> GobgpDriver {
+    GobgpDriver::new(settings(address, limit))
 }
 
 fn vip(text: &str) -> Prefix {
@@ -376,6 +381,31 @@ async fn a_gobgpd_that_is_absent_or_restarted_is_found_again() {
     disturbed(&mut driver).await;
     assert!(driver.reconcile(&wanted).await.is_complete());
     assert_eq!(second.paths(), [(vip("192.0.2.1"), OURS)]);
+}
+
+#[tokio::test]
+async fn nothing_is_announced_by_a_gobgpd_that_does_not_run() {
+    let played = Played::start(0).await;
+    let wanted = serving(&["192.0.2.1"]);
+    driver(played.address, LIMIT).reconcile(&wanted).await;
+    let settings = Settings {
+        allow: vec![],
+        watermarks: Watermarks { up: 0, down: 0 },
+        hold_down: LIMIT,
+        drain: DrainTimes {
+            converge: LIMIT,
+            linger: LIMIT,
+        },
+        driver: Driver::Gobgp(settings(played.address, LIMIT)),
+    };
+    let withdrawn = async || withdraw_all(&settings, "/nonexistent".as_ref()).await;
+    assert_eq!(withdrawn().await, Ok(vec!["192.0.2.1".into()]));
+    assert!(played.paths().is_empty());
+    played.be(Mood::Stranger);
+    assert!(withdrawn().await.is_err());
+    played.task.abort();
+    assert!(played.task.await.is_err());
+    assert_eq!(withdrawn().await, Ok(vec![]));
 }
 
 #[tokio::test]
