@@ -46,6 +46,7 @@ impl<P: DataPlane> Core<P> {
             at_once,
             &mut self.facts.departures,
         );
+        self.note_leaving();
         for (name, service) in &self.state.services {
             let old = before.0.services.get(name);
             for backend in service.backends.values() {

@@ -119,10 +119,10 @@ impl Daemon {
             }
             due |= std::mem::take(&mut self.looking.due);
             // What came together is reconciled together.
-            while let Ok(report) = events.health.try_recv() {
+            for report in waiting(&mut events.health) {
                 due |= self.core.on_health(report, monotonic());
             }
-            while let Ok(update) = events.next_hops.try_recv() {
+            for update in waiting(&mut events.next_hops) {
                 due |= self.core.on_next_hop(update);
             }
             if self.settling.is_some() && self.core.knows_all() {
@@ -301,5 +301,32 @@ impl Daemon {
                 drop(reply.send(result));
             }
         }
+    }
+}
+
+/// What waits in a queue now. What comes meanwhile is left for the next turn: who fills a queue as fast as it is emptied must not
+/// keep the loop from everything else.
+fn waiting<T>(queue: &mut mpsc::Receiver<T>) -> impl Iterator<Item = T> {
+    (0..queue.len()).map_while(move |_| queue.try_recv().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_is_filled_meanwhile_is_left_all_the_same() {
+        let (sender, mut queue) = mpsc::channel(4);
+        for number in 0..3 {
+            sender.try_send(number).unwrap();
+        }
+        let mut taken = Vec::new();
+        for number in waiting(&mut queue) {
+            taken.push(number);
+            sender.try_send(number + 3).unwrap();
+            assert!(taken.len() < 100, "it never ends");
+        }
+        assert_eq!(taken, [0, 1, 2]);
+        assert_eq!(waiting(&mut queue).collect::<Vec<_>>(), [3, 4, 5]);
     }
 }

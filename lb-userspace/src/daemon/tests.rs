@@ -486,6 +486,32 @@ fn reports_on_backends_that_are_gone_are_ignored() {
     assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up), NOW));
 }
 
+#[test]
+fn a_removed_backend_is_followed_by_its_probes_until_it_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    // As if packets had come: slots are not free to move.
+    core.mirror.unused.clear();
+    let b2 = || target("www", "b2");
+    let down = |core: &mut Core<FakeDataPlane>| {
+        core.on_health(report(b2(), HealthState::Up), NOW);
+        core.on_health(report(b2(), HealthState::Down), NOW)
+    };
+    core.change(&remove("b2"), &MAKE).unwrap();
+    assert!(
+        core.targets().contains_key(&b2()) && down(&mut core),
+        "at once"
+    );
+    core.on_health(report(b2(), HealthState::Up), NOW);
+    core.reconcile(NOW);
+    assert!(core.targets().contains_key(&b2()) && down(&mut core));
+    pass(&mut core, NOW, 3);
+    assert!(is_lost(&mut core, [10, 20, 0, 2]), "it is down");
+    assert!(!core.targets().contains_key(&b2()) && !down(&mut core));
+}
+
 /// Time passes: second by second, as the loop has it.
 fn pass(core: &mut Core<FakeDataPlane>, from: Duration, seconds: u32) -> Duration {
     for second in 1..=seconds {
