@@ -59,6 +59,8 @@ pub(super) struct Daemon {
     pub(super) announcer: Option<(Worker, mpsc::Sender<Report>)>,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
+    /// Whether the last self-test could not be run, which is said once.
+    pub(super) untested: bool,
 }
 
 /// Where events come from.

@@ -10,11 +10,13 @@ use crate::{
     prefix::Prefix,
     spec::{Name, Service},
 };
+use anyhow::{Error, Result};
 use lb_common::verdict::{Action, Verdict};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
+use tracing::warn;
 
 /// Time that the tests of one turn of the loop may take; the rest goes on in the next.
 const BUDGET: Duration = Duration::from_millis(10);
@@ -26,7 +28,7 @@ const ADDRESSES: u128 = 64;
 
 /// A packet for a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Probe {
+pub(super) struct Probe {
     service: Name,
     protocol: &'static str,
     destination: SocketAddr,
@@ -47,30 +49,23 @@ pub(super) fn run(daemon: &mut Daemon) {
     let Some(explainer) = daemon.looking.explainer_or_load(&daemon.core.plane) else {
         return;
     };
-    let started = Instant::now();
-    for service in due {
-        // Another port each time: another slot.
-        let port = 1_024 + (now.subsec_micros() % 60_000) as u16;
-        let result = match daemon.core.probe(&service) {
-            Some(probe) => probe
-                .frame(port, mac)
-                .and_then(|frame| {
-                    let explained = explainer.run(&frame, index);
-                    explained.map_err(|problem| format!("{problem:#}"))
-                })
-                .and_then(|explained| daemon.core.judge(&probe, &explained)),
-            // More specific services have all its addresses that were looked at: no packet can tell.
-            None => Ok(()),
-        };
-        daemon.core.on_test(&service, result, now);
-        if started.elapsed() > BUDGET {
-            return;
+    // Another port each time: another slot.
+    let port = 1_024 + (now.subsec_micros() % 60_000) as u16;
+    let tested = daemon.core.test(due, now, |probe| {
+        explainer.run(&probe.frame(port, mac)?, index)
+    });
+    match tested {
+        Ok(()) => daemon.untested = false,
+        Err(problem) => {
+            if !std::mem::replace(&mut daemon.untested, true) {
+                warn!("services cannot be tested now, what is known of them stays: {problem:#}");
+            }
         }
     }
 }
 
 impl Probe {
-    fn frame(&self, port: u16, receiver: [u8; 6]) -> Result<Vec<u8>, String> {
+    fn frame(&self, port: u16, receiver: [u8; 6]) -> Result<Vec<u8>> {
         let sender = match self.destination.ip() {
             IpAddr::V4(_) => IpAddr::V4(SENDER_V4),
             IpAddr::V6(_) => IpAddr::V6(SENDER_V6),
@@ -83,13 +78,13 @@ impl Probe {
             payload: &[],
             size: None,
         };
-        frame::build(&words, receiver).map_err(|problem| problem.to_string())
+        frame::build(&words, receiver).map_err(Error::msg)
     }
 }
 
 impl<P: DataPlane> Core<P> {
     /// Services whose self-test is due, those that have waited longest first.
-    fn due_tests(&mut self, now: Duration) -> Vec<Name> {
+    pub(super) fn due_tests(&mut self, now: Duration) -> Vec<Name> {
         let testable = |announcing: &&mut Announcing| announcing.is_testable();
         let Some(announcing) = self.announcing.as_mut().filter(testable) else {
             return Vec::new();
@@ -111,6 +106,31 @@ impl<P: DataPlane> Core<P> {
     fn probe(&self, name: &Name) -> Option<Probe> {
         let all: Vec<&Service> = self.state.services.values().collect();
         probe(self.state.services.get(name)?, &all)
+    }
+
+    /// Tests services, in this order, for a few milliseconds. `run`: what becomes of a packet.
+    ///
+    /// # Errors
+    /// When a packet could not be run. That says nothing about its service, which stays due like those after it.
+    pub(super) fn test(
+        &mut self,
+        due: Vec<Name>,
+        now: Duration,
+        mut run: impl FnMut(&Probe) -> Result<Explained>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        for service in due {
+            let result = match self.probe(&service) {
+                Some(probe) => self.judge(&probe, &run(&probe)?),
+                // More specific services have all its addresses that were looked at: no packet can tell.
+                None => Ok(()),
+            };
+            self.on_test(&service, result, now);
+            if started.elapsed() > BUDGET {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a packet came out as it should.

@@ -4,8 +4,13 @@ use super::*;
 use crate::{
     announce::{Announced, Outcome, Role, Wanted, worker::Report},
     config::NodeConfig,
-    dataplane::XdpMode,
+    dataplane::{Explained, XdpMode},
     prefix::Prefix,
+};
+use anyhow::bail;
+use lb_common::{
+    trace::{Event, Record, SNAP},
+    verdict::Verdict,
 };
 
 fn vip() -> Prefix {
@@ -132,6 +137,51 @@ fn what_an_earlier_daemon_announced_stays_until_something_is_wrong_with_it() {
             .ends_with("the self-test of www failed: it is dropped"),
         "{view:?}"
     );
+}
+
+#[test]
+fn a_self_test_that_could_not_be_run_says_nothing_of_its_service() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    adopt(&mut core, Announced::new());
+    pass(&mut core, Ok(()));
+    assert_eq!(
+        told(&mut core, NOW),
+        Some([(vip(), Some(Role::Serving))].into())
+    );
+    let later = |seconds| NOW + Duration::from_secs(seconds);
+    for seconds in 10..15 {
+        let due = core.due_tests(later(seconds));
+        assert_eq!(due.len(), 1, "it stays due");
+        let run = core.test(due, later(seconds), |_| bail!("no such device"));
+        assert_eq!(run.unwrap_err().to_string(), "no such device");
+        assert_eq!(told(&mut core, later(seconds)), None);
+    }
+    // What the program says counts.
+    for seconds in [15, 16] {
+        let due = core.due_tests(later(seconds));
+        let run = core.test(due, later(seconds), |_| Ok(dropped()));
+        assert!(run.is_ok());
+    }
+    assert_eq!(told(&mut core, later(16)), Some([(vip(), None)].into()));
+}
+
+/// A packet that the program drops.
+fn dropped() -> Explained {
+    let record = Record {
+        verdict: Verdict::DropNoBackend as u32,
+        ..Record::default()
+    };
+    Explained {
+        event: Event {
+            record,
+            before: [0; SNAP],
+            after: [0; SNAP],
+        },
+        frame: Vec::new(),
+    }
 }
 
 #[test]
