@@ -8,7 +8,7 @@ use crate::{
     explain::frame::{self, Words},
     plan::target::service_key,
     prefix::Prefix,
-    spec::{Name, Service},
+    spec::{Name, Service, State},
 };
 use anyhow::{Error, Result};
 use lb_common::verdict::{Action, Verdict};
@@ -95,17 +95,11 @@ impl<P: DataPlane> Core<P> {
             .services
             .values()
             .filter(|service| self.mirror.service_index(&service_key(service)).is_some())
-            .map(|service| (announcing.test_due(&service.name), &service.name))
-            .filter(|(due, _)| *due <= now)
+            .filter(|service| announcing.test_due(&service.name) <= now)
+            .map(|service| (announcing.last_test(&service.name), &service.name))
             .collect();
         due.sort();
         due.into_iter().map(|(_, name)| name.clone()).collect()
-    }
-
-    /// A packet for a service.
-    fn probe(&self, name: &Name) -> Option<Probe> {
-        let all: Vec<&Service> = self.state.services.values().collect();
-        probe(self.state.services.get(name)?, &all)
     }
 
     /// Tests services, in this order, for a few milliseconds. `run`: what becomes of a packet.
@@ -120,7 +114,7 @@ impl<P: DataPlane> Core<P> {
     ) -> Result<()> {
         let started = Instant::now();
         for service in due {
-            let result = match self.probe(&service) {
+            let result = match probe(&service, &self.state) {
                 Some(probe) => self.judge(&probe, &run(&probe)?),
                 // More specific services have all its addresses that were looked at: no packet can tell.
                 None => Ok(()),
@@ -148,10 +142,9 @@ impl<P: DataPlane> Core<P> {
                 "a {protocol} packet to {destination} is not forwarded: {name} ({meaning})"
             ));
         }
-        if self
-            .service_of(record.service)
-            .is_none_or(|service| service.name != probe.service)
-        {
+        let meant = self.state.services.get(&probe.service);
+        let index = meant.and_then(|service| self.mirror.service_index(&service_key(service)));
+        if index != Some(record.service) {
             return Err(format!(
                 "a {protocol} packet to {destination} is taken for another service's"
             ));
@@ -173,16 +166,19 @@ impl<P: DataPlane> Core<P> {
 }
 
 /// A packet that is for this service and no other; none if there is no such packet among those that are tried.
-fn probe(service: &Service, all: &[&Service]) -> Option<Probe> {
-    let rivals: Vec<&&Service> = all
-        .iter()
-        .filter(|other| other.name != service.name)
+fn probe(name: &Name, state: &State) -> Option<Probe> {
+    let service = state.services.get(name)?;
+    // One port of one address is nobody else's.
+    let is_exact = service.address.is_address() && service.port != 0;
+    let others = state.services.values().filter(|_| !is_exact);
+    let rivals: Vec<&Service> = others
+        .filter(|other| other.name != service.name && service.address.contains(other.address))
         .collect();
     let is_its_own = |address: &IpAddr| {
         let one = Prefix::from(*address);
-        !rivals.iter().any(|other| {
-            other.address.length() > service.address.length() && other.address.contains(one)
-        })
+        !rivals
+            .iter()
+            .any(|other| other.address != service.address && other.address.contains(one))
     };
     let address = addresses(service.address).find(is_its_own)?;
     let port = match service.port {
@@ -220,7 +216,7 @@ fn addresses(prefix: Prefix) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Limits, State, yaml};
+    use crate::spec::{Limits, yaml};
 
     #[test]
     fn a_packet_is_for_its_service_and_no_other() {
@@ -233,10 +229,10 @@ services:
   - { name: v6, address: '2001:db8::/64', protocol: tcp, port: 443 }
 ";
         let state = State::parse(&yaml::parse(text, "").unwrap(), &Limits::default()).unwrap();
-        let all: Vec<&Service> = state.services.values().collect();
-        let probes: Vec<(String, String)> = all
-            .iter()
-            .map(|service| probe(service, &all).unwrap())
+        let probes: Vec<(String, String)> = state
+            .services
+            .keys()
+            .map(|name| probe(name, &state).unwrap())
             .map(|probe| (probe.service.to_string(), probe.destination.to_string()))
             .collect();
         let expected = [

@@ -185,6 +185,36 @@ fn dropped() -> Explained {
 }
 
 #[test]
+fn tables_that_change_all_the_time_keep_no_service_from_its_test() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    let services = ["a", "b", "c"].map(|name| {
+        format!(
+            "  - {{ name: {name}, address: 10.0.0.1, protocol: tcp, port: {}, backends: [{{ name: b1, address: 10.20.0.1 }}] }}\n",
+            u32::from(name.as_bytes()[0])
+        )
+    });
+    let state = |names: usize| format!("services:\n{}", services[..names].concat());
+    core.change(&Change::Apply(spec(&state(2))), &MAKE).unwrap();
+    all_well(&mut core);
+    let mut tested = String::new();
+    for second in 0..6 {
+        let now = NOW + Duration::from_secs(second);
+        if second == 4 {
+            core.change(&Change::Apply(spec(&state(3))), &MAKE).unwrap();
+            core.reconcile(now);
+        }
+        // There is time for one.
+        let name = core.due_tests(now).remove(0);
+        tested.push_str(name.as_str());
+        let announcing = core.announcing.as_mut().unwrap();
+        announcing.on_test(&name, Ok(()), now);
+        announcing.published();
+    }
+    assert_eq!(tested, "ababca", "a new one comes first");
+}
+
+#[test]
 fn the_node_s_drain_outlives_its_daemon_and_a_damaged_file_means_drained() {
     let directory = tempfile::tempdir().unwrap();
     let state = |core: &Core<FakeDataPlane>| core.node().unwrap().state;
