@@ -163,7 +163,8 @@ impl<P: DataPlane> Core<P> {
                     services = state.services.len(),
                     "desired state loaded"
                 );
-                self.take_state(state);
+                let roster = Roster::new(&state, &self.roster);
+                self.take_state(state, roster);
                 self.revision = document.revision;
             }
             Err(problems) => {
@@ -172,9 +173,8 @@ impl<P: DataPlane> Core<P> {
         }
     }
 
-    /// Takes a desired state; the one before it, and its roster.
-    pub(super) fn take_state(&mut self, state: State) -> (State, Roster) {
-        let roster = Roster::new(&state, &self.roster);
+    /// Takes a desired state with its roster; the one before it, and its roster.
+    pub(super) fn take_state(&mut self, state: State, roster: Roster) -> (State, Roster) {
         self.stale = true;
         (
             std::mem::replace(&mut self.state, state),
