@@ -548,9 +548,9 @@ impl<P: DataPlane> Core<P> {
         more
     }
 
-    /// Computes stand-ins while nothing else is to be done, for a few milliseconds: a host that fails takes part in many
-    /// services perhaps, and then all of them are needed at once.
-    pub fn make_ready(&self) {
+    /// Computes stand-ins while nothing else is to be done, for a few milliseconds; whether some are left. A host that fails takes
+    /// part in many services perhaps, and then all of them are needed at once.
+    pub fn make_ready(&self) -> bool {
         let started = Instant::now();
         let inputs = self
             .mirror
@@ -561,7 +561,7 @@ impl<P: DataPlane> Core<P> {
         let mut worked = false;
         for overlay in overlays.filter(|overlay| !overlay.is_ready()) {
             if started.elapsed() > READY {
-                return;
+                return true;
             }
             overlay.make_ready();
             worked = true;
@@ -569,6 +569,7 @@ impl<P: DataPlane> Core<P> {
         if worked {
             memory::give_back();
         }
+        false
     }
 
     /// Whether flows of a departing backend are to be given up at a moment after the last reconcile.

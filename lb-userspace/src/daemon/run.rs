@@ -30,6 +30,7 @@ use std::{
 use tokio::{
     signal::unix::Signal,
     sync::mpsc,
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -59,6 +60,8 @@ pub(super) struct Daemon {
     pub(super) announcer: Option<(Worker, mpsc::Sender<Report>)>,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
+    /// Whether there are stand-ins to compute when nothing else is to be done.
+    pub(super) unready: bool,
     /// Whether the last self-test could not be run, which is said once.
     pub(super) untested: bool,
 }
@@ -114,6 +117,8 @@ impl Daemon {
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
+                // It is never ready at the first look, so that whatever waits comes first.
+                () = yield_now(), if self.unready => self.unready = self.core.make_ready(),
                 _ = poll.tick(), if self.looking.session.is_some() => self.on_trace_tick(),
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     due |= self.settle("not every backend answered in time");
@@ -180,7 +185,7 @@ impl Daemon {
         self.revive_announcer();
         if self.settling.is_none() {
             self.core.count_flows(monotonic());
-            self.core.make_ready();
+            self.unready = self.core.make_ready();
         }
         let due = self.take_attachments(attachments) | self.core.look_for_more();
         self.announce();

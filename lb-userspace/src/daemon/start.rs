@@ -98,6 +98,7 @@ pub async fn run(config_path: &Path) -> Result<()> {
         looking: Looking::new(loaded_sender),
         announcer,
         blind: false,
+        unready: false,
         untested: false,
         config,
     };

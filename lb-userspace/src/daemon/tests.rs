@@ -271,6 +271,32 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
 }
 
 #[test]
+fn stand_ins_are_computed_a_few_at_a_time_until_all_are_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    let other = WWW
+        .replace("services:", "")
+        .replace("name: www", "name: api");
+    let other = other.replace("port: 80", "port: 81").replace("b1", "b3");
+    let state = format!("{WWW}{other}");
+    core.change(&Change::Apply(spec(&state)), &MAKE).unwrap();
+    all_well(&mut core);
+    let unready = |core: &Core<FakeDataPlane>| {
+        let services = core.roster.services.values();
+        let overlays = services.map(|enrolled| enrolled.members.overlay());
+        overlays.filter(|overlay| !overlay.is_ready()).count()
+    };
+    assert_eq!(unready(&core), 2, "the two have no members in common");
+    let mut turns = 0;
+    while core.make_ready() {
+        turns += 1;
+        assert_eq!(unready(&core), 2 - turns);
+    }
+    assert_eq!(unready(&core), 0);
+    assert!(!core.make_ready());
+}
+
+#[test]
 fn a_refused_change_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
