@@ -80,9 +80,9 @@ impl NextHop {
 
 /// One entry of the backends array, one cache line.
 ///
-/// **Invariant.** While a slot can name an index, only `next_hop`, `interface`, `mtu`, `flags` and `outer_source` of its entry
-/// change; address and mode never do: another address is another index, or the same index with a new `generation`
-/// after no slot named it.
+/// **Invariant.** While a slot can name an index, only `next_hop`, `interface`, `mtu`, `flags`, `outer_source` and `sum` of its
+/// entry change; address and mode never do: another address is another index, or the same index with a new `generation`
+/// after no slot named it. Whoever reads the entry while it changes may get an outer source and a sum that do not belong together.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendEntry {

@@ -123,8 +123,9 @@ impl Backend {
 pub fn get(index: u32) -> Result<Backend, Verdict> {
     let entry = BACKENDS.get_ptr(index).ok_or(Verdict::DropBadState)?;
     // SAFETY: an element of an array map stays where it is while the program runs. The daemon may change the fields
-    // that BackendEntry's invariant names: the next hop is read as the one word it is written as, and a torn outer
-    // source spoils one packet's source address and nothing else.
+    // that BackendEntry's invariant names: the next hop is read as the one word it is written as, and is none while the rest
+    // changes. A packet that has read it just before may get an outer source that is torn, or not the one of the sum, so that
+    // its outer checksum is wrong and it is lost: one packet on each CPU, and nothing else.
     let (mode, word, interface) = unsafe {
         let word = (&raw const (*entry).next_hop).cast::<u64>().read_volatile();
         ((*entry).mode, word, (*entry).interface)

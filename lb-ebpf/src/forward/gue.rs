@@ -14,7 +14,10 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use lb_common::{
     address::Address,
     gue::{GueOverIpv4, GueOverIpv6, SecondV4, SecondV6},
-    header::{DoubleTaggedHeader, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, TaggedHeader},
+    header::{
+        DoubleTaggedHeader, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, LinkHeader,
+        TaggedHeader,
+    },
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -66,8 +69,12 @@ pub fn name_second(context: *mut xdp_md, tags: u32, index: u32) {
 
 /// Puts the name behind the GUE header, which follows link header `L`.
 #[inline(always)]
-fn insert<L: Header>(packet: &mut Packet, address: Address, port: u16) -> Option<()> {
-    let link: L = packet.read(0)?;
+fn insert<L: Header + LinkHeader>(packet: &mut Packet, address: Address, port: u16) -> Option<()> {
+    let mut link: L = packet.read(0)?;
+    // The second's entry may have become another's since it was chosen, or nobody's.
+    if (*link.ethertype() == ETHERTYPE_IPV4) != address.is_v4() {
+        return None;
+    }
     // The frame grows before it is written to: after that no write can fail.
     if address.is_v4() {
         let outer: GueOverIpv4 = packet.read(L::LENGTH)?;

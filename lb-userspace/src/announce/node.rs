@@ -25,6 +25,8 @@ const TEST_FAILURES: u32 = 2;
 /// What is known of a service's self-test.
 #[derive(Clone, Debug, Default)]
 struct Tested {
+    /// When the last one was, CLOCK_MONOTONIC.
+    last: Duration,
     /// When the next one is due, CLOCK_MONOTONIC.
     due: Duration,
     /// Failures in a row.
@@ -236,6 +238,13 @@ impl Announcing {
             .map_or(Duration::ZERO, |tested| tested.due)
     }
 
+    /// When a service was last tested, CLOCK_MONOTONIC; 0: not yet.
+    pub fn last_test(&self, service: &Name) -> Duration {
+        self.tests
+            .get(service)
+            .map_or(Duration::ZERO, |tested| tested.last)
+    }
+
     /// Forgets the self-tests of services that are gone.
     pub fn keep_tests(&mut self, is_there: impl Fn(&Name) -> bool) {
         self.tests.retain(|name, _| is_there(name));
@@ -244,7 +253,7 @@ impl Announcing {
     /// Takes the result of a self-test.
     pub fn on_test(&mut self, service: &Name, result: Result<(), String>, now: Duration) {
         let tested = self.tests.entry(service.clone()).or_default();
-        tested.due = now + TEST_INTERVAL;
+        (tested.last, tested.due) = (now, now + TEST_INTERVAL);
         match result {
             Ok(()) => {
                 if tested.failures >= TEST_FAILURES {

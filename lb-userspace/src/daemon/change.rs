@@ -12,7 +12,7 @@ use crate::{
         history::{History, Missing, Origin},
     },
     health::checker::{Target, TargetId},
-    plan::target::service_key,
+    plan::{roster::Roster, target::service_key},
     spec::{
         Service, State, StateSpec,
         change::{self, ChangeError},
@@ -59,7 +59,9 @@ impl<P: DataPlane> Core<P> {
         let state = State::parse(&spec, &self.limits)
             .map_err(|problems| refusal(ChangeError::Invalid(problems)))?;
         let changes = change::diff(&self.state, &state);
-        let impact = impact::impact(&self.state, &state, &self.facts, options.now);
+        let roster = Roster::new(&state, &self.roster);
+        let (before, after) = ((&self.state, &self.roster), (&state, &roster));
+        let impact = impact::impact(before, after, &self.facts, options.now);
         if let Some(most) = options.max_move {
             self.moves_at_most(most, &state, &impact.tables)?;
         }
@@ -73,7 +75,7 @@ impl<P: DataPlane> Core<P> {
                 change: change.command(),
                 summary: summary(&changes),
             };
-            self.put_in_force(state, &origin, options)?;
+            self.put_in_force((state, roster), &origin, options)?;
             for line in &changes {
                 info!(revision = self.revision, action = %line.action, kind = %line.kind, name = %line.name,
                     detail = %line.detail, "desired state changed");
@@ -194,7 +196,7 @@ impl<P: DataPlane> Core<P> {
 
     fn put_in_force(
         &mut self,
-        state: State,
+        (state, roster): (State, Roster),
         origin: &Origin,
         options: &ChangeOptions,
     ) -> Result<(), ErrorBody> {
@@ -210,7 +212,7 @@ impl<P: DataPlane> Core<P> {
         let document = Document::new(revision, StateSpec::from(&state));
         self.store.commit(&document, origin, lost).map_err(keep)?;
         let before = self.targets();
-        let (old, old_roster) = self.take_state(state);
+        let (old, old_roster) = self.take_state(state, roster);
         self.revision = revision;
         if lost {
             // Which backends are removed is known only now: their time begins.

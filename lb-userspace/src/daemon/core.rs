@@ -63,6 +63,8 @@ pub struct Core<P> {
     /// Whether more than that may be new.
     stale: bool,
     pub(super) probes: BTreeMap<TargetId, ProbeMemory>,
+    /// Removed backends that are probed for their flows' sake.
+    probed_leaving: BTreeSet<TargetId>,
     pub(super) mirror: Mirror,
     /// The last count of the flow table.
     pub(super) census: Option<Census>,
@@ -112,6 +114,7 @@ impl<P: DataPlane> Core<P> {
             touched: BTreeSet::new(),
             stale: true,
             probes: BTreeMap::new(),
+            probed_leaving: BTreeSet::new(),
             mirror,
             census: None,
             brought_up: Duration::ZERO,
@@ -160,7 +163,8 @@ impl<P: DataPlane> Core<P> {
                     services = state.services.len(),
                     "desired state loaded"
                 );
-                self.take_state(state);
+                let roster = Roster::new(&state, &self.roster);
+                self.take_state(state, roster);
                 self.revision = document.revision;
             }
             Err(problems) => {
@@ -169,9 +173,8 @@ impl<P: DataPlane> Core<P> {
         }
     }
 
-    /// Takes a desired state; the one before it, and its roster.
-    pub(super) fn take_state(&mut self, state: State) -> (State, Roster) {
-        let roster = Roster::new(&state, &self.roster);
+    /// Takes a desired state with its roster; the one before it, and its roster.
+    pub(super) fn take_state(&mut self, state: State, roster: Roster) -> (State, Roster) {
         self.stale = true;
         (
             std::mem::replace(&mut self.state, state),
@@ -345,7 +348,8 @@ impl<P: DataPlane> Core<P> {
 
     /// Takes a probe's report at a moment of CLOCK_MONOTONIC; whether a reconcile of what is new is due.
     pub fn on_health(&mut self, report: HealthReport, now: Duration) -> bool {
-        if !self.is_probed(&report.target) {
+        let target = &report.target;
+        if !self.is_configured(target) && !self.probed_leaving.contains(target) {
             return false;
         }
         let service = report.target.service.as_str();
@@ -375,10 +379,6 @@ impl<P: DataPlane> Core<P> {
         true
     }
 
-    fn is_probed(&self, id: &TargetId) -> bool {
-        self.is_configured(id) || self.is_leaving(id)
-    }
-
     /// Whether this is a backend of the desired state that is probed.
     fn is_configured(&self, id: &TargetId) -> bool {
         let service = self.state.services.get(&id.service);
@@ -387,14 +387,11 @@ impl<P: DataPlane> Core<P> {
         })
     }
 
-    /// Whether this is a removed backend that is probed for its flows' sake.
-    pub(super) fn is_leaving(&self, id: &TargetId) -> bool {
-        let mut probes = self
-            .facts
-            .departures
-            .values()
-            .filter_map(|departure| departure.probe.as_ref());
-        probes.any(|(probed, _)| probed == id)
+    /// Takes which removed backends are probed. Reports ask for them one by one, and there may be thousands of both.
+    pub(super) fn note_leaving(&mut self) {
+        let departures = self.facts.departures.values();
+        let probes = departures.filter_map(|departure| departure.probe.as_ref());
+        self.probed_leaving = probes.map(|(id, _)| id.clone()).collect();
     }
 
     /// Takes a next hop's change; whether a reconcile is due.
@@ -551,9 +548,9 @@ impl<P: DataPlane> Core<P> {
         more
     }
 
-    /// Computes stand-ins while nothing else is to be done, for a few milliseconds: a host that fails takes part in many
-    /// services perhaps, and then all of them are needed at once.
-    pub fn make_ready(&self) {
+    /// Computes stand-ins while nothing else is to be done, for a few milliseconds; whether some are left. A host that fails takes
+    /// part in many services perhaps, and then all of them are needed at once.
+    pub fn make_ready(&self) -> bool {
         let started = Instant::now();
         let inputs = self
             .mirror
@@ -564,7 +561,7 @@ impl<P: DataPlane> Core<P> {
         let mut worked = false;
         for overlay in overlays.filter(|overlay| !overlay.is_ready()) {
             if started.elapsed() > READY {
-                return;
+                return true;
             }
             overlay.make_ready();
             worked = true;
@@ -572,6 +569,7 @@ impl<P: DataPlane> Core<P> {
         if worked {
             memory::give_back();
         }
+        false
     }
 
     /// Whether flows of a departing backend are to be given up at a moment after the last reconcile.
@@ -659,14 +657,19 @@ impl<P: DataPlane> Core<P> {
         let plane = &mut self.plane;
         // An index takes another meaning only by a change of the desired state, so its revision tells the uses apart.
         let generation = self.revision as u32;
-        diff(
+        let plan = diff(
             &target,
             &self.mirror,
             capacity,
             generation,
             self.census.as_ref(),
             &mut |service, slots| plane.read_some_slots(service, slots),
-        )
+        );
+        // A plan of less is made only while no removed backend is left.
+        if *scope == Scope::All {
+            self.note_leaving();
+        }
+        plan
     }
 
     fn reconciled(&mut self, steps: &[Step], started: Instant) {

@@ -11,7 +11,12 @@ use crate::{
     spec::State,
 };
 use lb_common::backend::BackendEntry;
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use rustc_hash::FxHashMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
 
 /// Packets a second of departing backends, by index.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +51,7 @@ impl<P: DataPlane> Core<P> {
             at_once,
             &mut self.facts.departures,
         );
+        self.note_leaving();
         for (name, service) in &self.state.services {
             let old = before.0.services.get(name);
             for backend in service.backends.values() {
@@ -61,7 +67,7 @@ impl<P: DataPlane> Core<P> {
 
     /// Reads the counters of departing backends, once a second. One that cannot be read keeps its last rate.
     pub(super) fn measure_rates(&mut self, now: Duration) {
-        let indexes: Vec<u32> = self
+        let indexes: BTreeSet<u32> = self
             .facts
             .departures
             .keys()
@@ -96,18 +102,19 @@ impl<P: DataPlane> Core<P> {
     /// While there is no usable desired state.
     pub fn drains(&mut self) -> Result<Vec<DrainView>, ErrorBody> {
         self.usable()?;
-        let old_owners: Vec<&BTreeMap<u32, u32>> = self
+        let mut old_owners: FxHashMap<u32, u32> = FxHashMap::default();
+        for (index, slots) in self
             .mirror
             .known
             .values()
-            .map(|table| table.old_owners())
-            .collect();
+            .flat_map(|table| table.old_owners())
+        {
+            *old_owners.entry(*index).or_default() += slots;
+        }
         let view = |(id, departure): (&u64, &Departure)| {
             let index = self.mirror.backend_index(*id);
-            let slots = index.map_or(0, |index| {
-                old_owners.iter().filter_map(|old| old.get(&index)).sum()
-            });
-            self.drain(departure, index, slots)
+            let slots = index.and_then(|index| old_owners.get(&index));
+            self.drain(departure, index, slots.copied().unwrap_or(0))
         };
         let mut drains: Vec<DrainView> = self.facts.departures.iter().filter_map(view).collect();
         drains.sort_by(|a, b| (&a.service, &a.backend).cmp(&(&b.service, &b.backend)));

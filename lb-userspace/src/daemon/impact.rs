@@ -9,11 +9,11 @@ use crate::{
     api::protocol::TableChange,
     health::state::HealthState,
     neighbour::ResolvedHop,
-    overlay::{Availability, NOBODY, Overlay},
+    overlay::{Availability, NOBODY},
     plan::{
         Facts,
+        roster::{Enrolled, Roster},
         select::{Condition, select},
-        target::{backend_id, service_key},
     },
     spec::{Backend, Service, State},
 };
@@ -29,43 +29,56 @@ pub struct Impact {
     pub warnings: Vec<String>,
 }
 
-/// The consequences of going from one state to another. New backends are taken to be up and reachable, because that
-/// is where the change leads once they have been probed. `now`: flows of removed backends do not get the drain timeout.
-pub fn impact(before: &State, after: &State, facts: &Facts, now: bool) -> Impact {
-    let hopeful = assume_well(after, facts);
+/// The consequences of going from one state to another, each with its roster. New backends are taken to be up and reachable,
+/// because that is where the change leads once they have been probed. `now`: flows of removed backends do not get the drain timeout.
+pub fn impact(
+    before: (&State, &Roster),
+    after: (&State, &Roster),
+    facts: &Facts,
+    now: bool,
+) -> Impact {
+    let hopeful = assume_well(after.0, facts);
     let mut impact = Impact::default();
-    let by_key: HashMap<ServiceKey, &Service> = before
-        .services
-        .values()
-        .map(|service| (service_key(service), service))
+    let by_key: HashMap<ServiceKey, (&Service, &Enrolled)> = services(before)
+        .map(|(service, enrolled)| (enrolled.key, (service, enrolled)))
         .collect();
     let mut gone = by_key.clone();
-    for service in after.services.values() {
-        let key = service_key(service);
-        gone.remove(&key);
-        let old = by_key.get(&key).copied();
-        if old == Some(service) {
+    for (service, enrolled) in services(after) {
+        gone.remove(&enrolled.key);
+        let old = by_key.get(&enrolled.key).copied();
+        if old.is_some_and(|(old, _)| old == service) {
             continue;
         }
-        let view = View::new(service, &hopeful);
-        let old_view = old.map(|old| View::new(old, facts));
+        let view = View::new(service, enrolled, &hopeful);
+        let old_view = old.map(|(old, enrolled)| View::new(old, enrolled, facts));
         impact.tables.extend(match &old_view {
             None => added(&view),
             Some(old) => changed(old, &view, now),
         });
         let warning = warnings::warning(old_view.as_ref(), &view, now);
         impact.warnings.extend(warning);
-        let connections = old.and_then(|old| warnings::of_connections(old, service));
+        let connections = old.and_then(|(old, _)| warnings::of_connections(old, service));
         impact.warnings.extend(connections);
     }
-    impact.tables.extend(gone.into_values().map(removed));
+    let gone = gone.into_values();
+    impact
+        .tables
+        .extend(gone.map(|(service, _)| removed(service)));
     impact.tables.sort_by(|a, b| a.service.cmp(&b.service));
     impact
+}
+
+/// The services of a state, with what its roster has of them; both are in order of name.
+fn services<'a>(
+    (state, roster): (&'a State, &'a Roster),
+) -> impl Iterator<Item = (&'a Service, &'a Enrolled)> {
+    state.services.values().zip(roster.services.values())
 }
 
 /// A service as its table follows from it.
 struct View<'a> {
     service: &'a Service,
+    enrolled: &'a Enrolled,
     /// The backends that have a weight, in order of name.
     members: Vec<&'a Backend>,
     /// How available each of them is.
@@ -74,7 +87,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(service: &'a Service, facts: &Facts) -> Self {
+    fn new(service: &'a Service, enrolled: &'a Enrolled, facts: &Facts) -> Self {
         let members: Vec<&Backend> = service
             .backends
             .values()
@@ -83,20 +96,24 @@ impl<'a> View<'a> {
         let (condition, availability) = availability(service, &members, facts);
         Self {
             service,
+            enrolled,
             members,
             availability,
             condition,
         }
     }
 
+    /// The id of each member.
     fn ids(&self) -> Vec<u64> {
-        let id = |backend: &&Backend| backend_id(self.service, backend);
-        self.members.iter().map(id).collect()
+        let backends = self.service.backends.values().zip(&self.enrolled.ids);
+        let members = backends.filter(|(backend, _)| backend.weight > 0);
+        members.map(|(_, id)| *id).collect()
     }
 
-    fn shape(&self) -> Vec<(String, u16)> {
-        let shape = |backend: &&Backend| (backend.name.to_string(), backend.weight);
-        self.members.iter().map(shape).collect()
+    /// The member that owns each slot.
+    fn owners(&self) -> Vec<u32> {
+        let overlay = self.enrolled.members.overlay();
+        overlay.live(&self.availability)
     }
 
     /// Whether any backend takes new flows.
@@ -147,23 +164,16 @@ fn removed(service: &Service) -> TableChange {
 /// A service that was there before; nothing if no slot changes its owner.
 fn changed(old: &View<'_>, new: &View<'_>, now: bool) -> Option<TableChange> {
     let (old_ids, new_ids) = (old.ids(), new.ids());
-    let (old_shape, new_shape) = (old.shape(), new.shape());
-    if old_ids == new_ids && old_shape == new_shape && old.availability == new.availability {
+    let is_same = old_ids == new_ids && old.enrolled.members == new.enrolled.members;
+    if is_same && old.availability == new.availability {
         return None;
     }
-    let overlay = Overlay::new(&new_shape);
-    let after = overlay.live(&new.availability);
-    let before = if old_shape == new_shape {
-        overlay.live(&old.availability)
-    } else {
-        Overlay::new(&old_shape).live(&old.availability)
-    };
     let mut numbers = Numbers::default();
     let (old_numbers, new_numbers) = (numbers.of(&old_ids), numbers.of(&new_ids));
     let mut balance = vec![0_i64; numbers.count()];
     let mut moved_from = vec![0_u32; numbers.count()];
-    for (before, after) in before.iter().zip(&after) {
-        let (before, after) = (old_numbers[*before as usize], new_numbers[*after as usize]);
+    for (before, after) in owners(old, new, is_same) {
+        let (before, after) = (old_numbers[before as usize], new_numbers[after as usize]);
         if before != after {
             balance[before] -= 1;
             balance[after] += 1;
@@ -189,6 +199,20 @@ fn changed(old: &View<'_>, new: &View<'_>, now: bool) -> Option<TableChange> {
         old_flows: fate.sentence(new.service),
         seconds: fate.seconds(new.service),
     })
+}
+
+/// The owners before and after of each slot that can change. `is_same`: both have the same members.
+fn owners(old: &View<'_>, new: &View<'_>, is_same: bool) -> Vec<(u32, u32)> {
+    if !is_same {
+        return old.owners().into_iter().zip(new.owners()).collect();
+    }
+    // The same slots in the same order, there and back.
+    let overlay = new.enrolled.members.overlay();
+    let after = overlay.update(&old.availability, &new.availability);
+    let before = overlay.update(&new.availability, &old.availability);
+    let both = before.into_iter().zip(after);
+    both.map(|((_, before), (_, after))| (before, after))
+        .collect()
 }
 
 /// Numbers for backends, so that positions in two tables can be compared. Nobody is 0.

@@ -6,6 +6,7 @@ use crate::{
     plan::target::{backend_id, service_key},
     spec::{Backend, Service},
 };
+use lb_common::backend::BackendEntry;
 use std::{collections::BTreeMap, net::IpAddr};
 
 impl<P: DataPlane> Core<P> {
@@ -25,11 +26,18 @@ impl<P: DataPlane> Core<P> {
         let Some(entry) = self.mirror.backends.get(&index) else {
             return format!("index {index}");
         };
-        let departed = || self.facts.departures.get(&entry.id)?.name.as_ref();
-        match (self.find_backend(entry.id), departed()) {
-            (Some((service, backend)), _) => format!("{}/{}", service.name, backend.name),
-            (None, Some((service, backend))) => format!("{service}/{backend}"),
-            (None, None) => format!("index {index} ({})", IpAddr::from(entry.address)),
+        match self.find_backend(entry.id) {
+            Some((service, backend)) => format!("{}/{}", service.name, backend.name),
+            None => self.departed_name(index, entry),
+        }
+    }
+
+    /// The same for an entry that no backend of the desired state has.
+    fn departed_name(&self, index: u32, entry: &BackendEntry) -> String {
+        let departure = self.facts.departures.get(&entry.id);
+        match departure.and_then(|departure| departure.name.as_ref()) {
+            Some((service, backend)) => format!("{service}/{backend}"),
+            None => format!("index {index} ({})", IpAddr::from(entry.address)),
         }
     }
 
@@ -54,7 +62,8 @@ impl<P: DataPlane> Core<P> {
         entries
             .map(|(index, entry)| {
                 let known = names.get(&entry.id).cloned();
-                (*index, known.unwrap_or_else(|| self.backend_name(*index)))
+                let name = known.unwrap_or_else(|| self.departed_name(*index, entry));
+                (*index, name)
             })
             .collect()
     }

@@ -30,6 +30,7 @@ use std::{
 use tokio::{
     signal::unix::Signal,
     sync::mpsc,
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
@@ -59,6 +60,10 @@ pub(super) struct Daemon {
     pub(super) announcer: Option<(Worker, mpsc::Sender<Report>)>,
     /// Whether the last look at the interfaces failed, which is said once.
     pub(super) blind: bool,
+    /// Whether there are stand-ins to compute when nothing else is to be done.
+    pub(super) unready: bool,
+    /// Whether the last self-test could not be run, which is said once.
+    pub(super) untested: bool,
 }
 
 /// Where events come from.
@@ -112,6 +117,8 @@ impl Daemon {
                 Some(report) = events.health.recv() => due |= self.core.on_health(report, monotonic()),
                 Some(update) = events.next_hops.recv() => due |= self.core.on_next_hop(update),
                 _ = tick.tick() => due |= self.on_tick(),
+                // It is never ready at the first look, so that whatever waits comes first.
+                () = yield_now(), if self.unready => self.unready = self.core.make_ready(),
                 _ = poll.tick(), if self.looking.session.is_some() => self.on_trace_tick(),
                 () = sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     due |= self.settle("not every backend answered in time");
@@ -119,10 +126,10 @@ impl Daemon {
             }
             due |= std::mem::take(&mut self.looking.due);
             // What came together is reconciled together.
-            while let Ok(report) = events.health.try_recv() {
+            for report in waiting(&mut events.health) {
                 due |= self.core.on_health(report, monotonic());
             }
-            while let Ok(update) = events.next_hops.try_recv() {
+            for update in waiting(&mut events.next_hops) {
                 due |= self.core.on_next_hop(update);
             }
             if self.settling.is_some() && self.core.knows_all() {
@@ -178,7 +185,7 @@ impl Daemon {
         self.revive_announcer();
         if self.settling.is_none() {
             self.core.count_flows(monotonic());
-            self.core.make_ready();
+            self.unready = self.core.make_ready();
         }
         let due = self.take_attachments(attachments) | self.core.look_for_more();
         self.announce();
@@ -301,5 +308,32 @@ impl Daemon {
                 drop(reply.send(result));
             }
         }
+    }
+}
+
+/// What waits in a queue now. What comes meanwhile is left for the next turn: who fills a queue as fast as it is emptied must not
+/// keep the loop from everything else.
+fn waiting<T>(queue: &mut mpsc::Receiver<T>) -> impl Iterator<Item = T> {
+    (0..queue.len()).map_while(move |_| queue.try_recv().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_is_filled_meanwhile_is_left_all_the_same() {
+        let (sender, mut queue) = mpsc::channel(4);
+        for number in 0..3 {
+            sender.try_send(number).unwrap();
+        }
+        let mut taken = Vec::new();
+        for number in waiting(&mut queue) {
+            taken.push(number);
+            sender.try_send(number + 3).unwrap();
+            assert!(taken.len() < 100, "it never ends");
+        }
+        assert_eq!(taken, [0, 1, 2]);
+        assert_eq!(waiting(&mut queue).collect::<Vec<_>>(), [3, 4, 5]);
     }
 }

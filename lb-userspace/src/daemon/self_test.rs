@@ -8,13 +8,15 @@ use crate::{
     explain::frame::{self, Words},
     plan::target::service_key,
     prefix::Prefix,
-    spec::{Name, Service},
+    spec::{Name, Service, State},
 };
+use anyhow::{Error, Result};
 use lb_common::verdict::{Action, Verdict};
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
+use tracing::warn;
 
 /// Time that the tests of one turn of the loop may take; the rest goes on in the next.
 const BUDGET: Duration = Duration::from_millis(10);
@@ -26,7 +28,7 @@ const ADDRESSES: u128 = 64;
 
 /// A packet for a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Probe {
+pub(super) struct Probe {
     service: Name,
     protocol: &'static str,
     destination: SocketAddr,
@@ -47,30 +49,23 @@ pub(super) fn run(daemon: &mut Daemon) {
     let Some(explainer) = daemon.looking.explainer_or_load(&daemon.core.plane) else {
         return;
     };
-    let started = Instant::now();
-    for service in due {
-        // Another port each time: another slot.
-        let port = 1_024 + (now.subsec_micros() % 60_000) as u16;
-        let result = match daemon.core.probe(&service) {
-            Some(probe) => probe
-                .frame(port, mac)
-                .and_then(|frame| {
-                    let explained = explainer.run(&frame, index);
-                    explained.map_err(|problem| format!("{problem:#}"))
-                })
-                .and_then(|explained| daemon.core.judge(&probe, &explained)),
-            // More specific services have all its addresses that were looked at: no packet can tell.
-            None => Ok(()),
-        };
-        daemon.core.on_test(&service, result, now);
-        if started.elapsed() > BUDGET {
-            return;
+    // Another port each time: another slot.
+    let port = 1_024 + (now.subsec_micros() % 60_000) as u16;
+    let tested = daemon.core.test(due, now, |probe| {
+        explainer.run(&probe.frame(port, mac)?, index)
+    });
+    match tested {
+        Ok(()) => daemon.untested = false,
+        Err(problem) => {
+            if !std::mem::replace(&mut daemon.untested, true) {
+                warn!("services cannot be tested now, what is known of them stays: {problem:#}");
+            }
         }
     }
 }
 
 impl Probe {
-    fn frame(&self, port: u16, receiver: [u8; 6]) -> Result<Vec<u8>, String> {
+    fn frame(&self, port: u16, receiver: [u8; 6]) -> Result<Vec<u8>> {
         let sender = match self.destination.ip() {
             IpAddr::V4(_) => IpAddr::V4(SENDER_V4),
             IpAddr::V6(_) => IpAddr::V6(SENDER_V6),
@@ -83,13 +78,13 @@ impl Probe {
             payload: &[],
             size: None,
         };
-        frame::build(&words, receiver).map_err(|problem| problem.to_string())
+        frame::build(&words, receiver).map_err(Error::msg)
     }
 }
 
 impl<P: DataPlane> Core<P> {
     /// Services whose self-test is due, those that have waited longest first.
-    fn due_tests(&mut self, now: Duration) -> Vec<Name> {
+    pub(super) fn due_tests(&mut self, now: Duration) -> Vec<Name> {
         let testable = |announcing: &&mut Announcing| announcing.is_testable();
         let Some(announcing) = self.announcing.as_mut().filter(testable) else {
             return Vec::new();
@@ -100,17 +95,36 @@ impl<P: DataPlane> Core<P> {
             .services
             .values()
             .filter(|service| self.mirror.service_index(&service_key(service)).is_some())
-            .map(|service| (announcing.test_due(&service.name), &service.name))
-            .filter(|(due, _)| *due <= now)
+            .filter(|service| announcing.test_due(&service.name) <= now)
+            .map(|service| (announcing.last_test(&service.name), &service.name))
             .collect();
         due.sort();
         due.into_iter().map(|(_, name)| name.clone()).collect()
     }
 
-    /// A packet for a service.
-    fn probe(&self, name: &Name) -> Option<Probe> {
-        let all: Vec<&Service> = self.state.services.values().collect();
-        probe(self.state.services.get(name)?, &all)
+    /// Tests services, in this order, for a few milliseconds. `run`: what becomes of a packet.
+    ///
+    /// # Errors
+    /// When a packet could not be run. That says nothing about its service, which stays due like those after it.
+    pub(super) fn test(
+        &mut self,
+        due: Vec<Name>,
+        now: Duration,
+        mut run: impl FnMut(&Probe) -> Result<Explained>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        for service in due {
+            let result = match probe(&service, &self.state) {
+                Some(probe) => self.judge(&probe, &run(&probe)?),
+                // More specific services have all its addresses that were looked at: no packet can tell.
+                None => Ok(()),
+            };
+            self.on_test(&service, result, now);
+            if started.elapsed() > BUDGET {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a packet came out as it should.
@@ -128,10 +142,9 @@ impl<P: DataPlane> Core<P> {
                 "a {protocol} packet to {destination} is not forwarded: {name} ({meaning})"
             ));
         }
-        if self
-            .service_of(record.service)
-            .is_none_or(|service| service.name != probe.service)
-        {
+        let meant = self.state.services.get(&probe.service);
+        let index = meant.and_then(|service| self.mirror.service_index(&service_key(service)));
+        if index != Some(record.service) {
             return Err(format!(
                 "a {protocol} packet to {destination} is taken for another service's"
             ));
@@ -153,16 +166,19 @@ impl<P: DataPlane> Core<P> {
 }
 
 /// A packet that is for this service and no other; none if there is no such packet among those that are tried.
-fn probe(service: &Service, all: &[&Service]) -> Option<Probe> {
-    let rivals: Vec<&&Service> = all
-        .iter()
-        .filter(|other| other.name != service.name)
+fn probe(name: &Name, state: &State) -> Option<Probe> {
+    let service = state.services.get(name)?;
+    // One port of one address is nobody else's.
+    let is_exact = service.address.is_address() && service.port != 0;
+    let others = state.services.values().filter(|_| !is_exact);
+    let rivals: Vec<&Service> = others
+        .filter(|other| other.name != service.name && service.address.contains(other.address))
         .collect();
     let is_its_own = |address: &IpAddr| {
         let one = Prefix::from(*address);
-        !rivals.iter().any(|other| {
-            other.address.length() > service.address.length() && other.address.contains(one)
-        })
+        !rivals
+            .iter()
+            .any(|other| other.address != service.address && other.address.contains(one))
     };
     let address = addresses(service.address).find(is_its_own)?;
     let port = match service.port {
@@ -200,7 +216,7 @@ fn addresses(prefix: Prefix) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Limits, State, yaml};
+    use crate::spec::{Limits, yaml};
 
     #[test]
     fn a_packet_is_for_its_service_and_no_other() {
@@ -213,10 +229,10 @@ services:
   - { name: v6, address: '2001:db8::/64', protocol: tcp, port: 443 }
 ";
         let state = State::parse(&yaml::parse(text, "").unwrap(), &Limits::default()).unwrap();
-        let all: Vec<&Service> = state.services.values().collect();
-        let probes: Vec<(String, String)> = all
-            .iter()
-            .map(|service| probe(service, &all).unwrap())
+        let probes: Vec<(String, String)> = state
+            .services
+            .keys()
+            .map(|name| probe(name, &state).unwrap())
             .map(|probe| (probe.service.to_string(), probe.destination.to_string()))
             .collect();
         let expected = [

@@ -98,6 +98,8 @@ pub async fn run(config_path: &Path) -> Result<()> {
         looking: Looking::new(loaded_sender),
         announcer,
         blind: false,
+        unready: false,
+        untested: false,
         config,
     };
     let mut events = Events {

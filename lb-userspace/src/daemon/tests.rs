@@ -271,6 +271,32 @@ fn a_restart_keeps_the_state_and_moves_nothing() {
 }
 
 #[test]
+fn stand_ins_are_computed_a_few_at_a_time_until_all_are_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    let other = WWW
+        .replace("services:", "")
+        .replace("name: www", "name: api");
+    let other = other.replace("port: 80", "port: 81").replace("b1", "b3");
+    let state = format!("{WWW}{other}");
+    core.change(&Change::Apply(spec(&state)), &MAKE).unwrap();
+    all_well(&mut core);
+    let unready = |core: &Core<FakeDataPlane>| {
+        let services = core.roster.services.values();
+        let overlays = services.map(|enrolled| enrolled.members.overlay());
+        overlays.filter(|overlay| !overlay.is_ready()).count()
+    };
+    assert_eq!(unready(&core), 2, "the two have no members in common");
+    let mut turns = 0;
+    while core.make_ready() {
+        turns += 1;
+        assert_eq!(unready(&core), 2 - turns);
+    }
+    assert_eq!(unready(&core), 0);
+    assert!(!core.make_ready());
+}
+
+#[test]
 fn a_refused_change_changes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = new(directory.path());
@@ -484,6 +510,32 @@ fn reports_on_backends_that_are_gone_are_ignored() {
     core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
     assert!(!core.on_health(report(target("www", "b9"), HealthState::Up), NOW));
     assert!(!core.on_health(report(target("ftp", "b1"), HealthState::Up), NOW));
+}
+
+#[test]
+fn a_removed_backend_is_followed_by_its_probes_until_it_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = new(directory.path());
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    // As if packets had come: slots are not free to move.
+    core.mirror.unused.clear();
+    let b2 = || target("www", "b2");
+    let down = |core: &mut Core<FakeDataPlane>| {
+        core.on_health(report(b2(), HealthState::Up), NOW);
+        core.on_health(report(b2(), HealthState::Down), NOW)
+    };
+    core.change(&remove("b2"), &MAKE).unwrap();
+    assert!(
+        core.targets().contains_key(&b2()) && down(&mut core),
+        "at once"
+    );
+    core.on_health(report(b2(), HealthState::Up), NOW);
+    core.reconcile(NOW);
+    assert!(core.targets().contains_key(&b2()) && down(&mut core));
+    pass(&mut core, NOW, 3);
+    assert!(is_lost(&mut core, [10, 20, 0, 2]), "it is down");
+    assert!(!core.targets().contains_key(&b2()) && !down(&mut core));
 }
 
 /// Time passes: second by second, as the loop has it.

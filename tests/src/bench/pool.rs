@@ -141,7 +141,7 @@ impl<'a> Node<'a> {
 
     /// Lets it do what the loop does when nothing else is to be done, until nothing is left of that.
     pub(super) fn make_ready(&self) {
-        (0..self.pool.services).for_each(|_| self.core.make_ready());
+        while self.core.make_ready() {}
     }
 
     /// Takes its maps away.

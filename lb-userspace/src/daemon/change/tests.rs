@@ -201,6 +201,25 @@ fn a_change_that_moves_too_much_is_refused_with_the_share() {
 }
 
 #[test]
+fn what_a_change_is_going_to_do_is_computed_with_what_the_tables_follow_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = core(directory.path());
+    all_well(&mut core);
+    let is_ready = |core: &Core<FakeDataPlane>| {
+        let www = core.roster.services.values().next_back().unwrap();
+        www.members.overlay().is_ready()
+    };
+    assert!(!is_ready(&core), "nothing has needed stand-ins");
+    let dry = ChangeOptions {
+        dry_run: true,
+        ..MAKE
+    };
+    let planned = core.change(&drain("b1", None, true), &dry).unwrap();
+    assert_eq!(planned.tables.len(), 2);
+    assert!(is_ready(&core));
+}
+
+#[test]
 fn a_new_service_moves_nothing_and_a_removed_one_everything() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = core(directory.path());

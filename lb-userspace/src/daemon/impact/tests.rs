@@ -79,6 +79,13 @@ fn without(service: &Service, number: u8) -> Service {
     })
 }
 
+/// What becomes of a state.
+fn impact(before: &State, after: &State, facts: &Facts, now: bool) -> Impact {
+    let old = Roster::new(before, &Roster::default());
+    let new = Roster::new(after, &old);
+    super::impact((before, &old), (after, &new), facts, now)
+}
+
 fn plan(before: &Service, after: &Service, now: bool) -> Impact {
     let before = state(std::slice::from_ref(before));
     impact(

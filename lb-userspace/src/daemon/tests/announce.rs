@@ -4,8 +4,13 @@ use super::*;
 use crate::{
     announce::{Announced, Outcome, Role, Wanted, worker::Report},
     config::NodeConfig,
-    dataplane::XdpMode,
+    dataplane::{Explained, XdpMode},
     prefix::Prefix,
+};
+use anyhow::bail;
+use lb_common::{
+    trace::{Event, Record, SNAP},
+    verdict::Verdict,
 };
 
 fn vip() -> Prefix {
@@ -132,6 +137,81 @@ fn what_an_earlier_daemon_announced_stays_until_something_is_wrong_with_it() {
 }
 
 #[test]
+fn a_self_test_that_could_not_be_run_says_nothing_of_its_service() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    core.change(&Change::Apply(spec(WWW)), &MAKE).unwrap();
+    all_well(&mut core);
+    adopt(&mut core, Announced::new());
+    pass(&mut core, Ok(()));
+    assert_eq!(
+        told(&mut core, NOW),
+        Some([(vip(), Some(Role::Serving))].into())
+    );
+    let later = |seconds| NOW + Duration::from_secs(seconds);
+    for seconds in 10..15 {
+        let due = core.due_tests(later(seconds));
+        assert_eq!(due.len(), 1, "it stays due");
+        let run = core.test(due, later(seconds), |_| bail!("no such device"));
+        assert_eq!(run.unwrap_err().to_string(), "no such device");
+        assert_eq!(told(&mut core, later(seconds)), None);
+    }
+    // What the program says counts.
+    for seconds in [15, 16] {
+        let due = core.due_tests(later(seconds));
+        let run = core.test(due, later(seconds), |_| Ok(dropped()));
+        assert!(run.is_ok());
+    }
+    assert_eq!(told(&mut core, later(16)), Some([(vip(), None)].into()));
+}
+
+/// A packet that the program drops.
+fn dropped() -> Explained {
+    let record = Record {
+        verdict: Verdict::DropNoBackend as u32,
+        ..Record::default()
+    };
+    Explained {
+        event: Event {
+            record,
+            before: [0; SNAP],
+            after: [0; SNAP],
+        },
+        frame: Vec::new(),
+    }
+}
+
+#[test]
+fn tables_that_change_all_the_time_keep_no_service_from_its_test() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
+    let services = ["a", "b", "c"].map(|name| {
+        format!(
+            "  - {{ name: {name}, address: 10.0.0.1, protocol: tcp, port: {}, backends: [{{ name: b1, address: 10.20.0.1 }}] }}\n",
+            u32::from(name.as_bytes()[0])
+        )
+    });
+    let state = |names: usize| format!("services:\n{}", services[..names].concat());
+    core.change(&Change::Apply(spec(&state(2))), &MAKE).unwrap();
+    all_well(&mut core);
+    let mut tested = String::new();
+    for second in 0..6 {
+        let now = NOW + Duration::from_secs(second);
+        if second == 4 {
+            core.change(&Change::Apply(spec(&state(3))), &MAKE).unwrap();
+            core.reconcile(now);
+        }
+        // There is time for one.
+        let name = core.due_tests(now).remove(0);
+        tested.push_str(name.as_str());
+        let announcing = core.announcing.as_mut().unwrap();
+        announcing.on_test(&name, Ok(()), now);
+        announcing.published();
+    }
+    assert_eq!(tested, "ababca", "a new one comes first");
+}
+
+#[test]
 fn a_pool_that_is_replaced_as_a_whole_keeps_its_vip_until_the_new_one_is_known() {
     let directory = tempfile::tempdir().unwrap();
     let mut core = announcing(directory.path(), FakeDataPlane::new(8, 33));
@@ -141,7 +221,7 @@ fn a_pool_that_is_replaced_as_a_whole_keeps_its_vip_until_the_new_one_is_known()
     assert!(told(&mut core, NOW).is_some());
     let others = WWW.replace("b1", "c1").replace("b2", "c2");
     let others = others
-        .replace("10.1.0.1", "10.1.0.3")
+        .replace("10.20.0.1", "10.20.0.3")
         .replace("10.20.0.2", "10.20.0.4");
     core.change(&Change::Apply(spec(&others)), &MAKE).unwrap();
     assert!(core.announce(true, NOW).is_none(), "no way is known");
