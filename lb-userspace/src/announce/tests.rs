@@ -297,7 +297,7 @@ fn a_node_leaves_whatever_single_vips_do() {
             let outcome = Outcome {
                 announced,
                 failed,
-                problem: None,
+                ..Outcome::default()
             };
             announcing.on_report(Report::Done(outcome));
         }
