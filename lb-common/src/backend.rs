@@ -104,7 +104,8 @@ pub struct BackendEntry {
     pub generation: u32,
     /// Outer destination port of mode `gue` in network byte order; 0 in other modes.
     pub port: u16,
-    /// [`BackendEntry::sum_of_ends`] once the entry is in the map, and 0 before.
+    /// Once the entry is in the map ([`BackendEntry::sealed`]) the sum of the 16-bit words of `outer_source` and `address`, if both are
+    /// IPv4 and the same for all packets; else 0.
     pub sum: u16,
     /// Hash of (service, backend name, address, mode): lets a new daemon find the index of a backend again.
     pub id: u64,
