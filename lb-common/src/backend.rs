@@ -1,6 +1,10 @@
 //! What the XDP program knows of a backend.
 
-use crate::{address::Address, checksum, header::Mac};
+use crate::{
+    address::Address,
+    checksum,
+    header::{EndsV4, Mac},
+};
 
 /// Forwarding mode of a backend entry: how a packet is sent to it.
 #[repr(u8)]
@@ -139,8 +143,7 @@ impl BackendEntry {
         if !source.is_v4() || !destination.is_v4() || is_entropic {
             return 0;
         }
-        let sum = checksum::halves(source.v4_word()) + checksum::halves(destination.v4_word());
-        !checksum::finish(sum)
+        !checksum::finish(EndsV4::new(source.v4_word(), destination.v4_word()).sum)
     }
 
     /// The same entry with or without [`BackendEntry::LOST`].

@@ -6,8 +6,8 @@
 //! pipeline tells what it does.
 
 use crate::{
-    backend, forward,
-    forward::Passenger,
+    backend,
+    forward::{self, Passenger},
     parse::{
         Tags,
         plain::{NotPlain, Plain},

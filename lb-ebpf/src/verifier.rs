@@ -62,23 +62,3 @@ pub fn hide(bits: u64) -> u64 {
     #[cfg(not(target_arch = "bpf"))]
     bits
 }
-
-/// [`hide`] for a pointer: what was read from there is not known to be what is read again.
-#[inline(always)]
-pub fn hide_pointer<T>(pointer: *const T) -> *const T {
-    #[cfg(target_arch = "bpf")]
-    {
-        let mut pointer = pointer;
-        // SAFETY: as in `hide`.
-        unsafe {
-            core::arch::asm!(
-                "{0} = {0}",
-                inout(reg) pointer,
-                options(pure, nomem, nostack, preserves_flags)
-            );
-        }
-        pointer
-    }
-    #[cfg(not(target_arch = "bpf"))]
-    pointer
-}

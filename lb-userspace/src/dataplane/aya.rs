@@ -360,7 +360,7 @@ impl DataPlane for AyaDataPlane {
 
     fn remove_table(&mut self, service: u32) -> Result<()> {
         self.maps.tables.remove(service)?;
-        self.maps.retire_service_counter(service)
+        self.reset_service_counter(service)
     }
 
     fn put_server(&mut self, key: &ServerKey, entry: &ServerEntry) -> Result<()> {
@@ -424,7 +424,9 @@ impl DataPlane for AyaDataPlane {
     }
 
     fn reset_service_counter(&mut self, service: u32) -> Result<()> {
-        self.maps.retire_service_counter(service)
+        self.maps
+            .retire_service_counter(service)
+            .with_context(|| format!("cannot reset the counter of service {service}"))
     }
 
     fn reset_backend_counter(&mut self, backend: u32) -> Result<()> {

@@ -46,20 +46,17 @@ impl Maps {
     /// Sets the counter of a service to zero and adds its packets to those that services had which are no more. No packet is counted for it
     /// at this moment, and the program never writes to that sum.
     pub(super) fn retire_service_counter(&mut self, service: u32) -> Result<()> {
-        let mut retire = || -> Result<()> {
-            let packets = self.service_stats.sum(service)?.packets;
-            if packets > 0 {
-                let forwarded = Verdict::Forwarded as u32;
-                let mut sum: Vec<u64> = self.verdicts.get(&forwarded, 0)?.to_vec();
-                if let Some(first) = sum.first_mut() {
-                    *first += packets;
-                }
-                let sum = PerCpuValues::try_from(sum)?;
-                self.verdicts.set(forwarded, sum, 0)?;
+        let packets = self.service_stats.sum(service)?.packets;
+        if packets > 0 {
+            let forwarded = Verdict::Forwarded as u32;
+            let mut sum: Vec<u64> = self.verdicts.get(&forwarded, 0)?.to_vec();
+            if let Some(first) = sum.first_mut() {
+                *first += packets;
             }
-            self.service_stats.reset(service)
-        };
-        retire().with_context(|| format!("cannot reset the counter of service {service}"))
+            let sum = PerCpuValues::try_from(sum)?;
+            self.verdicts.set(forwarded, sum, 0)?;
+        }
+        self.service_stats.reset(service)
     }
 }
 
