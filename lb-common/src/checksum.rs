@@ -25,6 +25,13 @@ pub const fn finish_words(sum: u64) -> u16 {
     !(sum as u16)
 }
 
+/// As [`finish_words`], of a sum that fits in 32 bits.
+#[inline(always)]
+pub const fn finish_small(sum: u64) -> u16 {
+    // The product has in bits 32 to 47 the sum of both halves and what they carried when they were added in bits 16 to 31.
+    !(sum.wrapping_mul(0x1_0001_0001) >> 32) as u16
+}
+
 /// The checksum of data in which the word `old` became `new` (RFC 1624, equation 3).
 #[inline(always)]
 pub const fn replaced(checksum: u16, old: u16, new: u16) -> u16 {
@@ -64,6 +71,18 @@ mod tests {
                     "{carry:x} {low:x}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_small_sum_is_finished_by_a_product() {
+        let halves = [0, 1, 2, 0x7fff, 0x8000, 0xfffe, 0xffff];
+        for (high, low) in halves
+            .iter()
+            .flat_map(|high| halves.map(|low| (*high, low)))
+        {
+            let found = finish_small(u64::from(high << 16 | low));
+            assert_eq!(found, finish(high + low), "{high:x} {low:x}");
         }
     }
 

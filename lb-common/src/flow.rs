@@ -160,11 +160,8 @@ pub const fn slot_of(hash: u64) -> u32 {
     let low = (hash & 0xffff) as i64;
     let high = (hash >> 16 & 0xffff) as i64;
     let slot = low - high;
-    if slot < 0 {
-        (slot + SLOTS as i64) as u32
-    } else {
-        slot as u32
-    }
+    // No branch: it would go either way as often.
+    (slot + (slot >> 63 & SLOTS as i64)) as u32
 }
 
 #[cfg(test)]

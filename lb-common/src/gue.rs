@@ -306,7 +306,7 @@ impl GueOverIpv6 {
 #[inline(always)]
 fn inside(inner: &Inner, port: u16, flow_hash: u64) -> (UdpHeader, GueHeader, Inner) {
     let headers = (size_of::<UdpHeader>() + size_of::<GueHeader>()) as u16;
-    let length = headers.wrapping_add(inner.length);
+    let length = headers.wrapping_add(inner.length());
     let udp = UdpHeader {
         source: source_port(flow_hash).to_be(),
         destination: port,
@@ -320,7 +320,7 @@ fn inside(inner: &Inner, port: u16, flow_hash: u64) -> (UdpHeader, GueHeader, In
     };
     let payload = Inner {
         protocol: PROTOCOL_UDP,
-        length,
+        start: inner.start.wrapping_add(headers.into()),
         ..*inner
     };
     (udp, gue, payload)
@@ -345,10 +345,8 @@ mod tests {
     fn inner() -> Inner {
         Inner {
             protocol: 4,
-            traffic_class: 0xb8,
-            length: 100,
-            dont_fragment: false,
-            id: 7,
+            start: Inner::start(0xb8, 100),
+            id_and_flags: Inner::id_and_flags(7, false),
         }
     }
 

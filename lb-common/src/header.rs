@@ -50,6 +50,16 @@ pub const FRAGMENT_OFFSET: u16 = 0x1fff;
 /// TTL or hop limit of an outer header: the recommended default (RFC 1700), enough for any data centre.
 pub const OUTER_TTL: u8 = 64;
 
+/// Two half words, one behind the other, as a word.
+#[inline(always)]
+pub const fn word(first: u16, second: u16) -> u32 {
+    if cfg!(target_endian = "little") {
+        first as u32 | (second as u32) << 16
+    } else {
+        (first as u32) << 16 | second as u32
+    }
+}
+
 /// A MAC address as three 16-bit words, as they lie in the frame.
 pub type Mac = [u16; 3];
 
@@ -373,14 +383,41 @@ impl IcmpHeader {
 pub struct Inner {
     /// [`PROTOCOL_IPV4`] or [`PROTOCOL_IPV6`].
     pub protocol: u8,
-    /// DSCP and ECN: copied, the uniform model of RFC 2983 and the normal mode of RFC 6040.
-    pub traffic_class: u8,
-    /// Length of the inner IP packet in bytes, host order, without Ethernet padding.
-    pub length: u16,
-    /// Whether the inner packet must not be fragmented; always so for IPv6.
-    pub dont_fragment: bool,
-    /// Identification of an inner IPv4 packet, network order.
-    pub id: u16,
+    /// What the first word of an IPv4 header would be that had no other length than the inner packet's ([`Inner::start`]), host order.
+    pub start: u32,
+    /// The second word of an IPv4 header, as it lies in memory ([`Inner::id_and_flags`]).
+    pub id_and_flags: u32,
+}
+
+impl Inner {
+    /// DSCP and ECN, which are copied (the uniform model of RFC 2983 and the normal mode of RFC 6040), and the length of the inner
+    /// IP packet in bytes, host order, without Ethernet padding, in a word.
+    #[inline(always)]
+    pub const fn start(traffic_class: u8, length: u16) -> u32 {
+        0x45 << 24 | (traffic_class as u32) << 16 | length as u32
+    }
+
+    /// The identification of an inner packet, network order, and whether routers must not fragment it, in a word. That is always so for IPv6,
+    /// which has none. An unfragmentable packet is atomic and needs no identification, but may have any (RFC 6864, section 4.1); for others that of
+    /// the inner packet is as unique as its sender made it.
+    #[inline(always)]
+    pub const fn id_and_flags(id: u16, dont_fragment: bool) -> u32 {
+        let flags = if dont_fragment { DONT_FRAGMENT } else { 0 };
+        let ([a, b], [c, d]) = (id.to_ne_bytes(), flags.to_be_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
+
+    /// DSCP and ECN.
+    #[inline(always)]
+    const fn traffic_class(&self) -> u8 {
+        (self.start >> 16) as u8
+    }
+
+    /// Length of the inner IP packet in bytes, host order.
+    #[inline(always)]
+    pub const fn length(&self) -> u16 {
+        self.start as u16
+    }
 }
 
 /// Source and destination of an outer IPv4 header.
@@ -409,37 +446,22 @@ impl EndsV4 {
 
 impl Ipv4Header {
     /// The outer header of `inner` (RFC 2003, section 3.1; RFC 4213, section 3.5).
-    /// The sum of the lengths must fit in 16 bits.
-    ///
-    /// An unfragmentable packet is atomic and needs no identification (RFC 6864, section 4.1); for others that of
-    /// the inner packet is as unique as its sender made it.
+    /// The sum of the lengths must not exceed [`crate::mtu::LARGEST`].
     #[inline(always)]
     pub fn encapsulating(inner: &Inner, ends: EndsV4) -> Self {
-        let total_length = (size_of::<Self>() as u16)
-            .wrapping_add(inner.length)
-            .to_be();
-        let (id, fragment) = if inner.dont_fragment {
-            (0, DONT_FRAGMENT.to_be())
+        let first = inner.start.wrapping_add(size_of::<Self>() as u32).to_be();
+        let second = inner.id_and_flags;
+        let third = u16::from_ne_bytes([OUTER_TTL, inner.protocol]);
+        let sum = u64::from(third) + u64::from(ends.sum) + u64::from(first) + u64::from(second);
+        let checksum = if cfg!(target_endian = "little") {
+            checksum::finish_small(sum)
         } else {
-            (inner.id, 0)
+            checksum::finish_words(sum)
         };
-        let first = u16::from_ne_bytes([0x45, inner.traffic_class]);
-        let fifth = u16::from_ne_bytes([OUTER_TTL, inner.protocol]);
-        let sum = [first, total_length, id, fragment, fifth]
-            .into_iter()
-            .fold(ends.sum, |sum, word| sum + u32::from(word));
-        Self {
-            version_ihl: 0x45,
-            traffic_class: inner.traffic_class,
-            total_length,
-            id,
-            fragment,
-            ttl: OUTER_TTL,
-            protocol: inner.protocol,
-            checksum: checksum::finish(sum),
-            source: ends.source,
-            destination: ends.destination,
-        }
+        let third = word(third, checksum);
+        let words = [first, second, third, ends.source, ends.destination];
+        // SAFETY: both are 20 bytes, and every bit pattern is a header.
+        unsafe { core::mem::transmute(words) }
     }
 
     /// The checksum that this header should carry, computed as if it carried 0.
@@ -467,8 +489,8 @@ impl Ipv6Header {
     ) -> Self {
         let label = (flow_hash >> 44) as u32;
         Self {
-            version_class_label: (6 << 28 | u32::from(inner.traffic_class) << 20 | label).to_be(),
-            payload_length: inner.length.to_be(),
+            version_class_label: (6 << 28 | u32::from(inner.traffic_class()) << 20 | label).to_be(),
+            payload_length: inner.length().to_be(),
             next_header: inner.protocol,
             hop_limit: OUTER_TTL,
             source,
@@ -492,13 +514,12 @@ impl Ipv6Header {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mtu;
 
     const INNER: Inner = Inner {
         protocol: PROTOCOL_IPV4,
-        traffic_class: 0xb9,
-        length: 1_400,
-        dont_fragment: false,
-        id: 0x1234,
+        start: Inner::start(0xb9, 1_400),
+        id_and_flags: Inner::id_and_flags(0x1234, false),
     };
 
     fn v4(header: Ipv4Header) -> [u8; 20] {
@@ -603,21 +624,19 @@ mod tests {
     }
 
     #[test]
-    fn dont_fragment_is_copied_and_needs_no_id() {
-        let header = Ipv4Header::encapsulating(
-            &Inner {
-                dont_fragment: true,
+    fn dont_fragment_and_the_id_are_copied() {
+        for (dont_fragment, flags) in [(true, DONT_FRAGMENT), (false, 0)] {
+            let inner = Inner {
+                id_and_flags: Inner::id_and_flags(0x1234, dont_fragment),
                 ..INNER
-            },
-            EndsV4::new(1, 2),
-        );
-        assert_eq!((header.fragment, header.id), (DONT_FRAGMENT.to_be(), 0));
-        let header = Ipv4Header::encapsulating(&INNER, EndsV4::new(1, 2));
-        assert_eq!((header.fragment, header.id), (0, INNER.id));
+            };
+            let header = Ipv4Header::encapsulating(&inner, EndsV4::new(1, 2));
+            assert_eq!((header.fragment, header.id), (flags.to_be(), 0x1234));
+        }
     }
 
     #[test]
-    fn a_sum_of_addresses_gives_the_right_checksum() {
+    fn every_header_has_the_right_checksum() {
         let words = [
             0,
             1,
@@ -631,11 +650,13 @@ mod tests {
             .iter()
             .flat_map(|source| words.iter().map(move |destination| (*source, *destination)))
         {
-            for dont_fragment in [false, true] {
+            let lengths = [1_400, 0x00ff, mtu::LARGEST - 1, mtu::LARGEST];
+            for (dont_fragment, length) in lengths.into_iter().flat_map(|l| [(false, l), (true, l)])
+            {
                 let inner = Inner {
-                    dont_fragment,
-                    id: 0xffff,
-                    ..INNER
+                    protocol: 0xff,
+                    start: Inner::start(0xff, length - size_of::<Ipv4Header>() as u16),
+                    id_and_flags: Inner::id_and_flags(0xffff, dont_fragment),
                 };
                 let header = Ipv4Header::encapsulating(&inner, EndsV4::new(source, destination));
                 assert_eq!(header.checksum, header.sum(), "{source:x} {destination:x}");

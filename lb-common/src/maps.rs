@@ -97,5 +97,6 @@ pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 ///
 /// Version 1 had steady slots only and no flow table; version 2 had neither flags of services nor mode `gue`. What they had
 /// means the same. Up to version 3 [`SERVICES`] was a hash map of the kernel, up to version 4 [`FLOWS`] one with LRU. Up to version 5
-/// entries of [`BACKENDS`] had no sum, and forwarded packets were counted in [`VERDICTS`] as well.
-pub const LAYOUT_VERSION: u32 = 6;
+/// entries of [`BACKENDS`] had no sum, and forwarded packets were counted in [`VERDICTS`] as well. Up to version 6 keys of IPv4 took three
+/// words in [`SERVICES`], and the flags in slots were other bits.
+pub const LAYOUT_VERSION: u32 = 7;

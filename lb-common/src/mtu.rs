@@ -13,6 +13,11 @@ const SECOND_V4: u16 = 4 + 4;
 /// See [`SECOND_V4`].
 const SECOND_V6: u16 = 4 + 16;
 
+/// Largest IP packet that a way may take, in bytes. The lower byte of a length is the highest of the first word of an IPv4 header, as a
+/// little-endian machine reads it; up to this length the sum of all words of a header fits in 32 bits, and its checksum is had at less.
+/// No network card takes as much.
+pub const LARGEST: u16 = 0xbbff;
+
 /// Most bytes that a mode puts before a packet, the outer IP header being IPv4's or IPv6's. Link headers do not count.
 #[inline(always)]
 pub const fn overhead(mode: Mode, outer_is_v4: bool) -> u16 {

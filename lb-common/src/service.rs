@@ -124,6 +124,12 @@ impl ServiceEntry {
         (prefix as u32) << 24
     }
 
+    /// Whether its packets go by something else than their flow's hash.
+    #[inline(always)]
+    pub const fn is_special(self) -> bool {
+        self.flags & (Self::HASH | Self::QUIC) != 0
+    }
+
     /// An entry of the map of prefixes in a word, the length of the prefix foremost. No such word is 0.
     #[inline(always)]
     pub const fn word(self) -> u64 {

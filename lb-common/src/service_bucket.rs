@@ -13,13 +13,13 @@ use crate::{
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceBucket {
-    /// First half of the key's address, as it lies in memory ([`Address::halves`]).
+    /// First half of the key's address, as it lies in memory ([`Address::halves`]), if that is IPv6; else 0.
     pub start: u64,
     /// Second half of it.
     pub end: u64,
-    /// The rest of the key ([`ServiceBucket::rest`]), [`ServiceBucket::EMPTY`] or [`ServiceBucket::REMOVED`].
+    /// The rest of the key ([`ServiceBucket::key`]), [`ServiceBucket::EMPTY`] or [`ServiceBucket::REMOVED`].
     pub rest: u64,
-    /// The entry's [`ServiceEntry::word`] and [`ServiceBucket::FOUND`].
+    /// The entry's [`ServiceEntry::word`], [`ServiceBucket::FOUND`] and perhaps [`ServiceBucket::SPECIAL`].
     pub entry: u64,
 }
 
@@ -31,15 +31,40 @@ impl ServiceBucket {
     /// In `rest`: the bucket has no key any more; the one that is looked for may be behind it.
     pub const REMOVED: u64 = 1 << 25;
     /// In `entry`: no word with it is 0.
-    pub const FOUND: u64 = 1 << 63;
+    pub const FOUND: u64 = 1 << 62;
+    /// In `entry`, and its sign: its packets do not go by their flow's hash alone ([`ServiceEntry::is_special`]).
+    pub const SPECIAL: u64 = 1 << 63;
+    /// In `rest`: all of the key is there, the four bytes of an IPv4 address in the upper half.
+    const IPV4: u64 = 1 << 26;
     /// How many buckets from its home on a key may be in. With a quarter of the buckets in use no key needs near as many.
     pub const PROBES: u32 = 64;
 
-    /// The rest of a key: the port in network byte order as it lies in memory, and the protocol. Neither [`ServiceBucket::EMPTY`]
-    /// nor [`ServiceBucket::REMOVED`].
+    /// The key of an address, a port in network byte order and a protocol: `start`, `end` and `rest`. The last is neither
+    /// [`ServiceBucket::EMPTY`] nor [`ServiceBucket::REMOVED`]; of IPv4 it is the whole key.
     #[inline(always)]
-    pub const fn rest(port: u16, protocol: u8) -> u64 {
-        port as u64 | (protocol as u64) << 16 | 1 << 24
+    pub const fn key(address: &Address, port: u16, protocol: u8) -> [u64; 3] {
+        let rest = port as u64 | (protocol as u64) << 16 | 1 << 24;
+        if address.is_v4() {
+            return [0, 0, (address.v4_word() as u64) << 32 | Self::IPV4 | rest];
+        }
+        let [start, end] = address.halves();
+        [start, end, rest]
+    }
+
+    /// Whether a bucket with this `rest` has this key; its halves are asked for only if they matter.
+    #[inline(always)]
+    pub fn is_of([start, end, rest]: [u64; 3], found: u64, halves: impl Fn() -> [u64; 2]) -> bool {
+        found == rest && (rest & Self::IPV4 != 0 || halves() == [start, end])
+    }
+
+    /// The address in a key.
+    #[inline(always)]
+    pub const fn address([start, end, rest]: [u64; 3]) -> Address {
+        if rest & Self::IPV4 != 0 {
+            Address::from_v4_word((rest >> 32) as u32)
+        } else {
+            Address::of_halves(start, end)
+        }
     }
 
     /// The rest of the key of the same protocol and any port.
@@ -51,7 +76,7 @@ impl ServiceBucket {
     /// Where a key is at home, before it is cut to the number of buckets: the upper half of a product (Knuth, The Art of Computer
     /// Programming 3, section 6.4, multiplicative hashing).
     #[inline(always)]
-    pub const fn home(start: u64, end: u64, rest: u64) -> u32 {
+    pub const fn home([start, end, rest]: [u64; 3]) -> u32 {
         const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
         let mixed = start.wrapping_mul(GOLDEN) ^ end ^ rest;
         // What is in the upper half counts in the lower one, too: a product's bits know nothing of higher ones.
@@ -71,27 +96,35 @@ impl ServiceBucket {
 
     /// The bucket of a key that is not of the map of prefixes.
     pub const fn new(key: &ServiceKey, entry: &ServiceEntry) -> Self {
-        let [start, end] = key.address.halves();
+        let [start, end, rest] = Self::key(&key.address, key.port, key.protocol);
+        let special = if entry.is_special() { Self::SPECIAL } else { 0 };
         Self {
             start,
             end,
-            rest: Self::rest(key.port, key.protocol),
-            entry: entry.word() | Self::FOUND,
+            rest,
+            entry: entry.word() | Self::FOUND | special,
         }
     }
 
-    /// Key and entry, if it has any.
+    /// The words of its key.
+    pub const fn words(&self) -> [u64; 3] {
+        [self.start, self.end, self.rest]
+    }
+
+    /// Key and entry, if it has any. Up to layout version 6 keys of IPv4 were as those of IPv6, and [`ServiceBucket::FOUND`] was where
+    /// [`ServiceBucket::SPECIAL`] is; they are understood.
     pub const fn get(&self) -> Option<(ServiceKey, ServiceEntry)> {
         if self.rest == Self::EMPTY || self.rest == Self::REMOVED {
             return None;
         }
         let key = ServiceKey {
-            address: Address::of_halves(self.start, self.end),
+            address: Self::address(self.words()),
             port: self.rest as u16,
             protocol: (self.rest >> 16) as u8,
             prefix: 0,
         };
-        Some((key, ServiceEntry::of_word(self.entry & !Self::FOUND)))
+        let entry = ServiceEntry::of_word(self.entry & !(Self::FOUND | Self::SPECIAL));
+        Some((key, entry))
     }
 }
 
@@ -111,8 +144,20 @@ mod tests {
             key("2001:db8::1", 17, 0),
             key("::", 0, 0),
         ] {
-            let entry = ServiceEntry { index: 7, flags: 5 };
-            assert_eq!(ServiceBucket::new(&key, &entry).get(), Some((key, entry)));
+            for (flags, sign) in [(0, 0), (5, 1), (ServiceEntry::ECHO, 0)] {
+                let entry = ServiceEntry { index: 7, flags };
+                let bucket = ServiceBucket::new(&key, &entry);
+                assert_eq!(bucket.get(), Some((key, entry)));
+                assert_eq!(bucket.entry >> 63, sign);
+                let [start, end] = key.address.halves();
+                let before = ServiceBucket {
+                    start,
+                    end,
+                    rest: u64::from(key.port) | u64::from(key.protocol) << 16 | 1 << 24,
+                    entry: entry.word() | 1 << 63,
+                };
+                assert_eq!(before.get(), Some((key, entry)), "as of version 6");
+            }
         }
         assert_eq!(ServiceBucket::default().get(), None);
     }
@@ -131,7 +176,7 @@ mod tests {
             for row in rows {
                 let mut homes: Vec<u32> = (0..count)
                     .map(|n| ServiceBucket::new(&row(n), &ServiceEntry::default()))
-                    .map(|b| ServiceBucket::home(b.start, b.end, b.rest) & mask)
+                    .map(|b| ServiceBucket::home(b.words()) & mask)
                     .collect();
                 homes.sort_unstable();
                 homes.dedup();

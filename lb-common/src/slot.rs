@@ -6,20 +6,23 @@
 /// |---|---|
 /// | 0-23 | backend index of the owner for new flows, 0 = none |
 /// | 24-47 | backend index of the owner for old flows, 0 = none |
-/// | 48 | *tracked*: flows of this slot are looked up in the flow table and recorded there |
-/// | 49 | *settled*: UDP flows without an entry go to the owner for new flows, no longer to the one for old flows |
-/// | 50-63 | 0 |
+/// | 48-61 | 0 |
+/// | 62 | *settled*: UDP flows without an entry go to the owner for new flows, no longer to the one for old flows |
+/// | 63 | *tracked*: flows of this slot are looked up in the flow table and recorded there |
 ///
 /// In the steady state both owners are equal, no flag is set, and the packet is forwarded with no flow table at all.
-/// A slot whose owners differ is always tracked.
+/// A slot whose owners differ is always tracked. Whether it is, is the sign of the word, which costs a packet one comparison.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Slot(pub u64);
 
 const OWNER_BITS: u32 = 24;
 const OWNER_MASK: u64 = (1 << OWNER_BITS) - 1;
-const TRACKED: u64 = 1 << 48;
-const SETTLED: u64 = 1 << 49;
+const SETTLED: u64 = 1 << 62;
+const TRACKED: u64 = 1 << 63;
+/// Where [`SETTLED`] and [`TRACKED`] were up to layout version 6.
+const SETTLED_6: u64 = 1 << 49;
+const TRACKED_6: u64 = 1 << 48;
 
 impl Slot {
     /// A slot without an owner.
@@ -49,10 +52,18 @@ impl Slot {
         Self((new as u64 & OWNER_MASK) | (old as u64 & OWNER_MASK) << OWNER_BITS)
     }
 
+    /// The slot that this word meant up to layout version 6.
+    pub const fn of_version_6(word: u64) -> Self {
+        let (new, old) = (Self(word).new_owner(), Self(word).old_owner());
+        let settled = if word & SETTLED_6 != 0 { SETTLED } else { 0 };
+        let tracked = if word & TRACKED_6 != 0 { TRACKED } else { 0 };
+        Self(Self::owners(new, old).0 | settled | tracked)
+    }
+
     /// Whether its flows are looked up and recorded.
     #[inline(always)]
     pub const fn is_tracked(self) -> bool {
-        self.0 & TRACKED != 0
+        (self.0 as i64) < 0
     }
 
     /// Whether unknown UDP flows go to the owner for new flows.
@@ -78,6 +89,18 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::limits::MAX_BACKEND_INDEX;
+
+    #[test]
+    fn words_of_version_6_are_understood() {
+        let word = 7 | 9 << 24;
+        for (flags, expected) in [
+            (0, Slot(word)),
+            (1 << 48, Slot::moved(7, 9, false)),
+            (3 << 48, Slot::moved(7, 9, true)),
+        ] {
+            assert_eq!(Slot::of_version_6(word | flags), expected);
+        }
+    }
 
     #[test]
     fn owners_do_not_touch_each_other() {

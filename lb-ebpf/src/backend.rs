@@ -38,7 +38,10 @@ impl Backend {
     /// MAC of the next hop. Each caller has it from the word: what several had would be on the stack for all.
     #[inline(always)]
     pub fn next_hop(&self) -> Mac {
-        NextHop::words_of(verifier::hide(self.next_hop))
+        let word = verifier::hide(self.next_hop);
+        // SAFETY: the rest of the word is zero in every entry: `NextHop::zero`.
+        unsafe { core::hint::assert_unchecked(u64::from_le(word) >> 48 == 0) };
+        NextHop::words_of(word)
     }
 
     /// Outer destination.
@@ -48,19 +51,23 @@ impl Backend {
         unsafe { (*self.entry).address }
     }
 
+    /// Whether [`Backend::plain_ends`] are those of its packets.
+    #[inline(always)]
+    pub fn has_plain_ends(&self) -> bool {
+        // SAFETY: as in `get`.
+        unsafe { (*self.entry).sum != 0 }
+    }
+
     /// Outer source and destination if both are IPv4 and the same for all packets.
     #[inline(always)]
-    pub fn plain_ends(&self) -> Option<EndsV4> {
+    pub fn plain_ends(&self) -> EndsV4 {
         // SAFETY: as in `get`.
-        let (source, destination, sum) = unsafe {
-            let entry = &*self.entry;
-            (&entry.outer_source, &entry.address, entry.sum)
-        };
-        (sum != 0).then(|| EndsV4 {
-            source: source.v4_word(),
-            destination: destination.v4_word(),
-            sum: sum.into(),
-        })
+        let entry = unsafe { &*self.entry };
+        EndsV4 {
+            source: entry.outer_source.v4_word(),
+            destination: entry.address.v4_word(),
+            sum: entry.sum.into(),
+        }
     }
 
     /// Outer source and destination if both are IPv4 and the source has the flow's entropy.
@@ -78,21 +85,28 @@ impl Backend {
         })
     }
 
-    /// Outer source and destination if both are IPv6; the source has the flow's entropy if the entry wants that.
+    /// Whether [`Backend::ends_v6`] can be those of its packets: it must be, if no others are.
     #[inline(always)]
-    pub fn ends_v6(&self, flow_hash: u64) -> Result<(Address, Address), Verdict> {
+    pub fn check_ends_v6(&self) -> Result<(), Verdict> {
         // SAFETY: as in `get`.
-        let (source, destination, flags) = unsafe {
-            let entry = &*self.entry;
-            (entry.outer_source, entry.address, entry.flags)
-        };
-        if source.is_v4() || destination.is_v4() {
+        let entry = unsafe { &*self.entry };
+        if entry.outer_source.is_v4() || entry.address.is_v4() {
             return Err(Verdict::DropBadState);
         }
-        if flags & BackendEntry::ENTROPY == 0 {
-            return Ok((source, destination));
+        Ok(())
+    }
+
+    /// Outer source and destination if both are IPv6; the source has the flow's entropy if the entry wants that.
+    #[inline(always)]
+    pub fn ends_v6(&self, flow_hash: u64) -> (Address, Address) {
+        // SAFETY: as in `get`.
+        let entry = unsafe { &*self.entry };
+        let (source, destination) = (entry.outer_source, entry.address);
+        if entry.flags & BackendEntry::ENTROPY == 0 {
+            (source, destination)
+        } else {
+            (BackendEntry::entropic_v6(source, flow_hash), destination)
         }
-        Ok((BackendEntry::entropic_v6(source, flow_hash), destination))
     }
 
     /// Outer destination port of mode `gue`, network order.

@@ -26,6 +26,21 @@ const NOWHERE: u64 = 0;
 /// The way from interface `from` to interface `to`.
 #[inline(always)]
 pub fn find(from: u32, to: u32) -> Result<Exit, Verdict> {
+    way(from, to, across)
+}
+
+/// As [`find`], for who has little room on the stack.
+#[inline(always)]
+pub fn find_apart(from: u32, to: u32) -> Result<Exit, Verdict> {
+    #[inline(never)]
+    fn apart(to: u32) -> u64 {
+        across(to)
+    }
+    way(from, to, apart)
+}
+
+#[inline(always)]
+fn way(from: u32, to: u32, across: impl FnOnce(u32) -> u64) -> Result<Exit, Verdict> {
     if from == to {
         return Ok(Exit(0));
     }
@@ -36,7 +51,7 @@ pub fn find(from: u32, to: u32) -> Result<Exit, Verdict> {
 }
 
 /// The word of the way through another interface.
-#[inline(never)]
+#[inline(always)]
 fn across(to: u32) -> u64 {
     // SAFETY: the value is copied at once. A MAC that changes at this moment is read half old, half new, and spoils the
     // source of one frame.

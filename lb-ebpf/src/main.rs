@@ -26,7 +26,12 @@ mod stats;
 mod straight;
 mod trace;
 
-use aya_ebpf::{Global, bindings::xdp_action, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    Global,
+    bindings::{xdp_action, xdp_md},
+    macros::xdp,
+    programs::XdpContext,
+};
 use aya_log_ebpf::debug;
 use lb_common::{
     maps,
@@ -76,17 +81,19 @@ fn end(packet: &Packet, outcome: Outcome) -> u32 {
         Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
-            debug!(
-                packet.context(),
-                "dropped {} bytes: verdict {}",
-                packet.length(),
-                verdict as u32
-            );
+            log_drop(packet.context().ctx, packet.length() as u64, verdict as u32);
             xdp_action::XDP_DROP
         }
     };
     stats::count_verdict(verdict);
     action
+}
+
+/// A function of its own: what it says is put together on the stack, which is short.
+#[inline(never)]
+fn log_drop(context: *mut xdp_md, length: u64, verdict: u32) {
+    let context = XdpContext::new(context);
+    debug!(&context, "dropped {} bytes: verdict {}", length, verdict);
 }
 
 /// The helpers that we call are open to any licence; the dual one keeps GPL-only helpers within reach.

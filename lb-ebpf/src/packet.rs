@@ -67,10 +67,18 @@ unsafe impl Header for UdpHeader {}
 unsafe impl Header for GueHeader {}
 // SAFETY: half words.
 unsafe impl Header for Mac {}
+// SAFETY: a half word.
+unsafe impl Header for u16 {}
+// SAFETY: bytes.
+unsafe impl Header for [u8; 0] {}
 // SAFETY: bytes.
 unsafe impl Header for [u8; 2] {}
 // SAFETY: bytes.
+unsafe impl Header for [u8; 4] {}
+// SAFETY: bytes.
 unsafe impl Header for [u8; 8] {}
+// SAFETY: bytes.
+unsafe impl Header for [u8; 48] {}
 // SAFETY: as above.
 unsafe impl Header for SecondWord {}
 // SAFETY: as above.
@@ -111,12 +119,20 @@ impl Front<'_> {
             .map(|pointer| unsafe { pointer.read().0 })
     }
 
-    /// As [`Front::read`], in words; a type that begins with an Ethernet header.
+    /// The header right behind another, in words; a type that begins with an Ethernet header.
     #[inline(always)]
-    pub fn read_words<T: Header>(&self, offset: usize) -> Option<T> {
+    pub fn read_words<Before: Header, T: Header>(&self) -> Option<T> {
         // SAFETY: as in `read`.
-        self.pointer::<T>(offset)
-            .map(|pointer| unsafe { words::read(pointer.cast()) })
+        self.pointer::<Pair<Before, T>>(0)
+            .map(|pointer| unsafe { words::read::<Before, T>(pointer.cast()) })
+    }
+
+    /// The word that is `AT` bytes behind a header, as it lies there.
+    #[inline(always)]
+    pub fn word<Before: Header, const AT: usize>(&self) -> Option<u32> {
+        // SAFETY: as in `read`.
+        self.pointer::<Pair<Before, [u8; 4]>>(AT)
+            .map(|_| unsafe { words::load::<Before, AT>(self.start as *const u16) })
     }
 
     /// The compiler knows all three numbers.
@@ -145,6 +161,15 @@ impl<'a> FrontMut<'a> {
         self.0
             .pointer::<T>(0)
             .map(|pointer| unsafe { words::write(pointer.cast(), header) })
+    }
+
+    /// Writes the first 48 bytes, as they lie in memory. `None`, and nothing written, if the front is shorter.
+    #[inline(always)]
+    pub fn write_doubles(&mut self, doubles: [u64; 6]) -> Option<()> {
+        // SAFETY: as in `write_words`.
+        self.0
+            .pointer::<[u8; 48]>(0)
+            .map(|pointer| unsafe { words::write_doubles(pointer.cast(), doubles) })
     }
 
     /// Writes a MAC address at `offset`.

@@ -3,7 +3,6 @@
 //! **Invariant.** Until [`forward::send`] succeeds the frame is as it came; after it nothing can fail.
 
 use crate::{
-    backend,
     flow_table::{self, Owners, Place},
     forward, fragment,
     outcome::Outcome,
@@ -56,19 +55,19 @@ pub fn balance(packet: &Packet) -> Outcome {
 /// The word of an [`Outcome`] and, above it, the second owner that the packet is to name.
 #[inline(never)]
 fn untagged_v4(context: *mut xdp_md) -> u64 {
-    run::<false>(context, 1, Tags::None)
+    run::<false, true>(context, 1, Tags::None)
 }
 
 /// As [`untagged_v4`].
 #[inline(never)]
 fn untagged_v6(context: *mut xdp_md) -> u64 {
-    run::<false>(context, 0, Tags::None)
+    run::<false, false>(context, 0, Tags::None)
 }
 
 /// As [`untagged_v4`], for both families: two functions would be too much work for the verifier.
 #[inline(never)]
 fn untagged_in_frags(context: *mut xdp_md, is_v4: u32) -> u64 {
-    run::<true>(context, is_v4, Tags::None)
+    run::<true, false>(context, is_v4, Tags::None)
 }
 
 /// As [`untagged_v4`].
@@ -79,14 +78,18 @@ fn tagged<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: u32) -> u64
     } else {
         Tags::Two
     };
-    run::<FRAGS>(context, is_v4, tags)
+    run::<FRAGS, false>(context, is_v4, tags)
 }
 
 #[inline(always)]
-fn run<const FRAGS: bool>(context: *mut xdp_md, is_v4: u32, tags: Tags) -> u64 {
+fn run<const FRAGS: bool, const KNOWN_V4: bool>(
+    context: *mut xdp_md,
+    is_v4: u32,
+    tags: Tags,
+) -> u64 {
     let mut packet = Packet::of::<FRAGS>(context);
     let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
-    match balance_ip(&mut packet, family, tags) {
+    match balance_ip::<KNOWN_V4>(&mut packet, family, tags) {
         Ok((action, second)) => {
             u64::from(Outcome::forwarded(action).word()) | u64::from(second) << 32
         }
@@ -107,13 +110,14 @@ pub struct Way {
 /// Sends the IP packet behind these tags to the backend of its flow, as XDP is then told, or says why not. What is left to do is to name a second
 /// owner. Those that follow a first fragment would not find the way to it: it names none.
 #[inline(always)]
-fn balance_ip(
+fn balance_ip<const KNOWN_V4: bool>(
     packet: &mut Packet,
     family: Family,
     tags: Tags,
 ) -> Result<(xdp_action::Type, u32), Outcome> {
     let received = packet.length() as u32;
     let ip = parse::ip(packet, family, tags)?;
+    let ip = if KNOWN_V4 { ip } else { ip.in_halves() };
     trace::ip(&ip);
     let is_first = verifier::forget(u32::from(ip.fragment == Fragment::First)) != 0;
     let way = if ip.fragment == Fragment::Later {
@@ -124,12 +128,11 @@ fn balance_ip(
     trace::backend(way.owners.first());
     // One place on the stack for both, until the packet is sent.
     let counted = verifier::hide(u64::from(way.service) | u64::from(received) << 32);
-    let backend = backend::get(way.owners.first())?;
-    let action = match forward::send(packet, &ip, way.hash, &backend) {
-        Ok(action) => action,
-        Err(Verdict::DropTooBig) => return Err(Outcome::too_big(backend.inner_mtu())),
-        Err(verdict) => return Err(verdict.into()),
-    };
+    let context = packet.context().ctx;
+    let sent = forward::send_apart(context, &ip.described(), way.hash, way.owners.first());
+    if sent.verdict() != Verdict::Forwarded {
+        return Err(sent);
+    }
     let owners = way.owners.again();
     let counted = verifier::hide(counted);
     let service = counted as u32;
@@ -141,9 +144,9 @@ fn balance_ip(
             hash: way.hash,
         };
         fragment::record(&ip, &way);
-        return Ok((action, 0));
+        return Ok((sent.exit(), 0));
     }
-    Ok((action, owners.second()))
+    Ok((sent.exit(), owners.second()))
 }
 
 /// The way of a packet that has its ports, or quotes some.

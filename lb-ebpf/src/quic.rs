@@ -41,7 +41,7 @@ pub fn owner(packet: &Packet, ip: &Ip, flow: &Flow, service: &ServiceEntry) -> u
     if service.flags & ServiceEntry::QUIC == 0 || flow.is_error {
         return NOBODY;
     }
-    let end = ip.tags.l3_offset() as u32 + u32::from(ip.length);
+    let end = ip.tags.l3_offset() as u32 + u32::from(ip.length());
     let start = (ip.l4_offset + UdpHeader::LENGTH) as u32;
     by_connection_id(
         packet.context().ctx,

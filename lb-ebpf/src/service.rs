@@ -35,8 +35,8 @@ const ANY_PORT: u16 = 0;
 
 /// What the first look says of a flow's service.
 pub enum Home {
-    /// It is this one.
-    Service(ServiceEntry),
+    /// It is that of this word ([`ServiceBucket::entry`]).
+    Service(u64),
     /// There is none.
     Nobody,
     /// More than a look is needed.
@@ -46,10 +46,9 @@ pub enum Home {
 /// Looks for the service of a flow where its exact key is at home.
 #[inline(always)]
 pub fn at_home(flow: &Flow) -> Home {
-    let [start, end] = flow.destination.halves();
-    let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
-    match look(ServiceBucket::home(start, end, rest), start, end, rest) {
-        Seen::Entry(word) => Home::Service(ServiceEntry::of_word(word)),
+    let key = key(flow);
+    match look(ServiceBucket::home(key), key) {
+        Seen::Entry(word) => Home::Service(word),
         Seen::Nothing if has_exact_alone() => Home::Nobody,
         Seen::Nothing | Seen::Another => Home::Elsewhere,
     }
@@ -59,13 +58,9 @@ pub fn at_home(flow: &Flow) -> Home {
 #[inline(always)]
 pub fn find(flow: &Flow) -> Option<ServiceEntry> {
     match at_home(flow) {
-        Home::Service(entry) => Some(entry),
+        Home::Service(word) => Some(ServiceEntry::of_word(word)),
         Home::Nobody => None,
-        Home::Elsewhere => {
-            let [start, end] = flow.destination.halves();
-            let rest = ServiceBucket::rest(flow.ports.destination, flow.protocol);
-            entry(search(start, end, rest))
-        }
+        Home::Elsewhere => entry(search(key(flow))),
     }
 }
 
@@ -73,8 +68,12 @@ pub fn find(flow: &Flow) -> Option<ServiceEntry> {
 /// without ports.
 #[inline(always)]
 pub fn of_address(address: Address) -> Option<ServiceEntry> {
-    let [start, end] = address.halves();
-    entry(search(start, end, ServiceBucket::rest(ANY_PORT, 0)))
+    entry(search(ServiceBucket::key(&address, ANY_PORT, 0)))
+}
+
+#[inline(always)]
+fn key(flow: &Flow) -> [u64; 3] {
+    ServiceBucket::key(&flow.destination, flow.ports.destination, flow.protocol)
 }
 
 #[inline(always)]
@@ -87,7 +86,7 @@ fn entry(word: u64) -> Option<ServiceEntry> {
 
 /// The word of the entry of the key or of the next best one, 0 if there is none.
 #[inline(always)]
-fn search(start: u64, end: u64, rest: u64) -> u64 {
+fn search([start, end, rest]: [u64; 3]) -> u64 {
     let exact = probe(start, end, rest);
     if exact != 0 {
         return exact;
@@ -110,7 +109,7 @@ enum Seen {
 
 /// Looks into the bucket with this number, of which the lower bits count.
 #[inline(always)]
-fn look(number: u32, start: u64, end: u64, rest: u64) -> Seen {
+fn look(number: u32, key: [u64; 3]) -> Seen {
     let Some(bucket) = SERVICES.get_ptr(1 + (number & SERVICE_MASK.load())) else {
         return Seen::Nothing;
     };
@@ -118,7 +117,8 @@ fn look(number: u32, start: u64, end: u64, rest: u64) -> Seen {
     // that races with a key's arrival does not find it, or finds it whole; one that races with its removal may still find it.
     unsafe {
         let found = (&raw const (*bucket).rest).read_volatile();
-        if found == rest && (*bucket).start == start && (*bucket).end == end {
+        let halves = || [(*bucket).start, (*bucket).end];
+        if ServiceBucket::is_of(key, found, halves) {
             return Seen::Entry((&raw const (*bucket).entry).read_volatile());
         }
         if found == ServiceBucket::EMPTY {
@@ -138,16 +138,17 @@ fn has_exact_alone() -> bool {
     others == Some(0)
 }
 
-/// The word of the entry of this very key, 0 if there is none: the halves of the address, and the rest.
+/// The word of the entry of this very key ([`ServiceBucket::key`]), 0 if there is none.
 ///
 /// To the kernel this and [`longest_prefix`] are global functions: the verifier goes through them once, and not for each way that
 /// leads here.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn probe(start: u64, end: u64, rest: u64) -> u64 {
-    let home = ServiceBucket::home(start, end, rest);
+    let key = [start, end, rest];
+    let home = ServiceBucket::home(key);
     for step in 0..ServiceBucket::PROBES {
-        match look(home.wrapping_add(step), start, end, rest) {
+        match look(home.wrapping_add(step), key) {
             Seen::Entry(word) => return word,
             Seen::Nothing => return 0,
             Seen::Another => {}
@@ -164,7 +165,7 @@ extern "C" fn longest_prefix(start: u64, end: u64, rest: u64) -> u64 {
         protocol: (rest >> 16) as u8,
         zero: 0,
         port: rest as u16,
-        address: Address::of_halves(start, end),
+        address: ServiceBucket::address([start, end, rest]),
     };
     // One key for both: the stack is short.
     let mut key = Key::new(PrefixKey::BITS, wanted);

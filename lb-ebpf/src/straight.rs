@@ -6,8 +6,9 @@
 //! pipeline tells what it does.
 
 use crate::{
-    backend,
-    forward::{self, Passenger},
+    backend::{self, Backend},
+    exit,
+    forward::{self, Described, Passenger, ipip, l2},
     parse::{
         Tags,
         plain::{NotPlain, Plain},
@@ -19,12 +20,14 @@ use crate::{
 use aya_ebpf::bindings::{xdp_action, xdp_md};
 use core::marker::PhantomData;
 use lb_common::{
+    backend::Mode,
     flow::slot_of,
     header::{EthernetHeader, Inner, PlainV4, PlainV6},
     service::ServiceEntry,
+    service_bucket::ServiceBucket,
     verdict::Verdict,
 };
-use lb_ebpf::packet::{Front, Header as _, Packet};
+use lb_ebpf::packet::{Front, Header, Packet};
 
 /// What has become of a packet.
 pub enum Fate {
@@ -47,35 +50,22 @@ pub fn balance(context: *mut xdp_md) -> Fate {
     if !trace::is_off() {
         return Fate::Open;
     }
-    let mut fate = v4(context);
-    if fate < OPEN {
-        return Fate::Done(fate as u32);
+    // What is not in the first buffer is not plain.
+    match send::<PlainV4>(&mut Packet::of::<false>(context)) {
+        Ok(action) => Fate::Done(action),
+        Err(OTHER_FAMILY) => match v6(context) {
+            REFUSED => Fate::Refused,
+            OPEN | OTHER_FAMILY => Fate::Open,
+            action => Fate::Done(action as u32),
+        },
+        Err(REFUSED) => Fate::Refused,
+        Err(_) => Fate::Open,
     }
-    if fate == OTHER_FAMILY {
-        fate = v6(context);
-    }
-    match fate {
-        REFUSED => Fate::Refused,
-        OPEN | OTHER_FAMILY => Fate::Open,
-        action => Fate::Done(action as u32),
-    }
-}
-
-#[inline(never)]
-fn v4(context: *mut xdp_md) -> u64 {
-    run::<PlainV4>(context)
 }
 
 #[inline(never)]
 fn v6(context: *mut xdp_md) -> u64 {
-    run::<PlainV6>(context)
-}
-
-#[inline(always)]
-fn run<P: Plain>(context: *mut xdp_md) -> u64 {
-    // What is not in the first buffer is not plain.
-    let mut packet = Packet::of::<false>(context);
-    match send::<P>(&mut packet) {
+    match send::<PlainV6>(&mut Packet::of::<false>(context)) {
         Ok(action) => action.into(),
         Err(other) => other,
     }
@@ -92,16 +82,14 @@ fn send<P: Plain>(packet: &mut Packet) -> Result<xdp_action::Type, u64> {
     };
     let received = packet.length() as u64;
     let service = match service::at_home(&P::flow(&front).ok_or(OPEN)?) {
-        Home::Service(service) => service,
+        Home::Service(word) if word & ServiceBucket::SPECIAL == 0 => ServiceEntry::of_word(word),
+        Home::Service(_) => return Err(OPEN),
         Home::Nobody => {
             stats::count_verdict(Verdict::PassNoService);
             return Ok(xdp_action::XDP_PASS);
         }
         Home::Elsewhere => return Err(OPEN),
     };
-    if service.flags & (ServiceEntry::HASH | ServiceEntry::QUIC) != 0 {
-        return Err(OPEN);
-    }
     let mut hash = 0;
     let number = || {
         hash = P::flow(&front).map_or(0, |flow| flow_hash(P::IS_V4, &flow, 0));
@@ -120,9 +108,42 @@ fn send<P: Plain>(packet: &mut Packet) -> Result<xdp_action::Type, u64> {
         length,
         of: PhantomData,
     };
-    let action = forward::send(packet, &straight, hash, &backend).map_err(|_| OPEN)?;
+    let action = if P::IS_V4 {
+        forward_v4(packet, &straight, hash, owner, &backend)?
+    } else {
+        forward::send(packet, &straight, hash, &backend).map_err(|_| OPEN)?
+    };
     stats::count_forwarded(service.index, owner, received);
     Ok(action)
+}
+
+/// As [`forward::send`], but what most backends do not have is done elsewhere: the stack has no room for it here.
+#[inline(always)]
+fn forward_v4<P: Plain>(
+    packet: &mut Packet,
+    straight: &Straight<P>,
+    hash: u64,
+    owner: u32,
+    backend: &Backend,
+) -> Result<xdp_action::Type, u64> {
+    let exit = exit::find_apart(packet.interface(), backend.interface).map_err(|_| OPEN)?;
+    match backend.mode() {
+        Some(Mode::Ipip) if backend.has_plain_ends() => {
+            ipip::encapsulate_plain(packet, straight, backend, exit).map_err(|_| OPEN)
+        }
+        Some(Mode::L2) => l2::rewrite(packet, straight, backend, exit).map_err(|_| OPEN),
+        Some(Mode::Ipip | Mode::Gue) | None => {
+            let front = packet.front(P::LENGTH).ok_or(OPEN)?;
+            let inner = P::inner::<EthernetHeader>(&front).ok_or(OPEN)?;
+            let ip = Described::new(Tags::None, inner);
+            let sent = forward::send_apart(packet.context().ctx, &ip, hash, owner);
+            if sent.verdict() == Verdict::Forwarded {
+                Ok(sent.exit())
+            } else {
+                Err(OPEN)
+            }
+        }
+    }
 }
 
 /// A plain packet on its way. All but its length is read again where it is needed.
@@ -145,7 +166,7 @@ impl<P: Plain> Passenger for Straight<P> {
     }
 
     #[inline(always)]
-    fn inner(&self, front: &Front, offset: usize) -> Option<Inner> {
-        P::inner(front, offset)
+    fn inner<Before: Header>(&self, front: &Front) -> Option<Inner> {
+        P::inner::<Before>(front)
     }
 }

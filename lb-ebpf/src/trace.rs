@@ -73,7 +73,7 @@ pub fn ip(ip: &Ip) {
         record.source = ip.source;
         record.destination = ip.destination;
         record.protocol = ip.protocol;
-        record.ip_length = ip.length;
+        record.ip_length = ip.length();
     }
 }
 

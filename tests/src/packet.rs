@@ -302,10 +302,10 @@ pub fn encapsulated(
             let mut header = Ipv4Header {
                 total_len: 20 + length,
                 // Fragments share an identification, and packets around them must not.
-                identification: if dont_fragment {
-                    0
-                } else {
+                identification: if is_v4 {
                     packet.id ^ packet.fragment_offset
+                } else {
+                    0
                 },
                 dont_fragment,
                 more_fragments: false,

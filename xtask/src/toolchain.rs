@@ -207,6 +207,7 @@ impl Toolchain {
             // Both make the BTF that the kernel wants for the maps.
             "-Clink-arg=--btf".into(),
             "-Cdebuginfo=2".into(),
+            "-Ctarget-cpu=v2".into(),
             format!("--cfg=bpf_target_arch=\"{arch}\""),
         ];
         let mut command = Command::new(&self.compiler.cargo);

@@ -41,7 +41,7 @@ pub fn too_big(packet: &mut Packet, ip: &Ip, mtu: u16) -> Verdict {
 #[inline(always)]
 fn answer<L: Header + LinkHeader>(packet: &mut Packet, ip: &Ip, mtu: u16) -> Option<()> {
     let link = packet.read::<L>(0)?.returned();
-    let quote = icmp::quote(ip.is_v4, ip.length);
+    let quote = icmp::quote(ip.is_v4, ip.length());
     let sum = sum(packet, L::LENGTH, usize::from(quote))?;
     if ip.is_v4 {
         let (source, destination) = (ip.destination.v4_word(), ip.source.v4_word());

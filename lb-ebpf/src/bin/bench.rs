@@ -145,10 +145,8 @@ fn encapsulate(context: XdpContext) -> u32 {
 fn encapsulated(packet: &mut Packet) -> Option<()> {
     let inner = Inner {
         protocol: PROTOCOL_IPV4,
-        traffic_class: 0,
-        length: (packet.length() - EthernetHeader::LENGTH) as u16,
-        dont_fragment: true,
-        id: 0,
+        start: Inner::start(0, (packet.length() - EthernetHeader::LENGTH) as u16),
+        id_and_flags: Inner::id_and_flags(0, true),
     };
     let outer = Ipv4Header::encapsulating(&inner, EndsV4::new(0x0200_000a, 0x0300_000a));
     let old: EthernetHeader = packet.read(0)?;

@@ -11,14 +11,12 @@ use aya_ebpf::{
     macros::{btf_map, classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use lb_common::header::{
-    ETHERTYPE_IPV4, EthernetHeader, Ipv4Header, PROTOCOL_IPV4, PROTOCOL_UDP, Ports, Words,
-};
+use lb_common::header::{ETHERTYPE_IPV4, EthernetHeader, Ipv4Header, PROTOCOL_IPV4, PROTOCOL_UDP};
 use lb_ebpf::packet::{Header as _, Packet};
 
 /// The first 48 bytes of every frame: Ethernet, IPv4 without options, UDP, the first of the payload.
 #[unsafe(no_mangle)]
-static FRAME: Global<[u16; 24]> = Global::new([0; 24]);
+static FRAME: Global<[u64; 6]> = Global::new([0; 6]);
 
 /// Flows to go through, which differ by source port alone; at most 64,512.
 #[unsafe(no_mangle)]
@@ -72,16 +70,8 @@ fn make(packet: &mut Packet) -> Option<()> {
     let state = unsafe { &mut *state };
     state[0] = (state[0] + 0x9e37_79b9) & 0xffff_ffff;
     let source = 1_024 + ((state[0] * u64::from(FLOWS.load())) >> 32) as u16;
-    let frame = FRAME.load();
-    let (words, _) = frame.as_chunks::<8>();
-    packet.write(0, Words(*words.first()?))?;
-    packet.write(16, Words(*words.get(1)?))?;
-    packet.write(32, Words(*words.get(2)?))?;
-    let ports = Ports {
-        source: source.to_be(),
-        destination: frame[18],
-    };
-    packet.write(EthernetHeader::LENGTH + Ipv4Header::LENGTH, ports)?;
+    packet.front_mut(48)?.write_doubles(FRAME.load())?;
+    packet.write(EthernetHeader::LENGTH + Ipv4Header::LENGTH, source.to_be())?;
     if INTERVAL.load() > 0 {
         packet.write(DUE, pace(&mut state[1]).to_ne_bytes())?;
     }

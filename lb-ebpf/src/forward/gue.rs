@@ -32,17 +32,17 @@ pub fn encapsulate(
     exit: Exit,
 ) -> Result<xdp_action::Type, Verdict> {
     let way = (backend, exit);
-    let port = backend.port();
-    if let Some(ends) = backend.plain_ends() {
+    if backend.has_plain_ends() {
         let kind = (ETHERTYPE_IPV4, SecondV4::LENGTH);
         return prepend(packet, ip, way, kind, |inner| {
-            GueOverIpv4::encapsulating(inner, ends, port, hash)
+            GueOverIpv4::encapsulating(inner, backend.plain_ends(), backend.port(), hash)
         });
     }
-    let (source, destination) = backend.ends_v6(hash)?;
+    backend.check_ends_v6()?;
     let kind = (ETHERTYPE_IPV6, SecondV6::LENGTH);
     prepend(packet, ip, way, kind, |inner| {
-        GueOverIpv6::encapsulating(inner, source, destination, port, hash)
+        let (source, destination) = backend.ends_v6(hash);
+        GueOverIpv6::encapsulating(inner, source, destination, backend.port(), hash)
     })
 }
 

@@ -24,7 +24,7 @@ pub fn rewrite(
 #[inline(always)]
 fn readdress(packet: &mut Packet, backend: &Backend, exit: Exit) -> Option<xdp_action::Type> {
     let mut front = packet.front_mut(EthernetHeader::LENGTH)?;
-    let old: EthernetHeader = front.read().read_words(0)?;
+    let old: EthernetHeader = front.read().read_words::<[u8; 0], _>()?;
     front.write_words(old.readdressed(backend.next_hop(), old.destination(), old.ethertype))?;
     exit.leave(&mut front)
 }

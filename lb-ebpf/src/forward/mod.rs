@@ -3,24 +3,21 @@
 //! **Invariant.** A frame is changed only when nothing can fail any more.
 
 mod gue;
-mod ipip;
-mod l2;
+pub mod ipip;
+pub mod l2;
 mod outer;
 
 pub use gue::name_second;
 
 use crate::{
-    backend::Backend,
+    backend::{self, Backend},
     exit,
-    parse::{Ip, Tags},
+    outcome::Outcome,
+    parse::Tags,
 };
-use aya_ebpf::bindings::xdp_action;
-use lb_common::{
-    backend::Mode,
-    header::{Inner, PROTOCOL_IPV4, PROTOCOL_IPV6},
-    verdict::Verdict,
-};
-use lb_ebpf::packet::{Front, Packet};
+use aya_ebpf::bindings::{xdp_action, xdp_md};
+use lb_common::{backend::Mode, header::Inner, verdict::Verdict};
+use lb_ebpf::packet::{Front, Header, Packet};
 
 /// The IP packet that is sent.
 pub trait Passenger {
@@ -33,11 +30,47 @@ pub trait Passenger {
     /// Its bytes, Ethernet padding not counted.
     fn length(&self) -> u16;
 
-    /// What an outer header has to know of it; it is at `offset` now.
-    fn inner(&self, front: &Front, offset: usize) -> Option<Inner>;
+    /// What an outer header has to know of it; it is behind `Before` now.
+    fn inner<Before: Header>(&self, front: &Front) -> Option<Inner>;
 }
 
-impl Passenger for Ip {
+/// An IP packet of which all is known that an outer header needs, in words: functions take no more.
+#[derive(Clone, Copy)]
+pub struct Described {
+    tags: Tags,
+    inner: Inner,
+}
+
+impl Described {
+    /// A packet behind these tags.
+    #[inline(always)]
+    pub fn new(tags: Tags, inner: Inner) -> Self {
+        Self { tags, inner }
+    }
+
+    /// From [`Described::words`].
+    #[inline(always)]
+    fn of(kind: u32, headers: u64) -> Self {
+        Self {
+            tags: Tags::of(kind >> 8),
+            inner: Inner {
+                protocol: kind as u8,
+                start: headers as u32,
+                id_and_flags: (headers >> 32) as u32,
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn words(&self) -> (u32, u64) {
+        let Self { tags, inner } = self;
+        let kind = u32::from(inner.protocol) | (*tags as u32) << 8;
+        let headers = u64::from(inner.start) | u64::from(inner.id_and_flags) << 32;
+        (kind, headers)
+    }
+}
+
+impl Passenger for Described {
     const READ: usize = 0;
 
     #[inline(always)]
@@ -47,22 +80,41 @@ impl Passenger for Ip {
 
     #[inline(always)]
     fn length(&self) -> u16 {
-        self.length
+        self.inner.length()
     }
 
     #[inline(always)]
-    fn inner(&self, _front: &Front, _offset: usize) -> Option<Inner> {
-        Some(Inner {
-            protocol: if self.is_v4 {
-                PROTOCOL_IPV4
-            } else {
-                PROTOCOL_IPV6
-            },
-            traffic_class: self.traffic_class,
-            length: self.length,
-            dont_fragment: self.dont_fragment,
-            id: self.id,
-        })
+    fn inner<Before: Header>(&self, _front: &Front) -> Option<Inner> {
+        Some(self.inner)
+    }
+}
+
+/// Makes the frame one for the backend with index `owner`, ready to leave as the outcome says, or says why not: [`send`] on a stack
+/// of its own.
+#[inline(always)]
+pub fn send_apart(context: *mut xdp_md, ip: &Described, hash: u64, owner: u32) -> Outcome {
+    let (kind, headers) = ip.words();
+    Outcome::of(forward(
+        context,
+        u64::from(owner) | u64::from(kind) << 32,
+        hash,
+        headers,
+    ))
+}
+
+/// To the kernel this is a global function: the verifier goes through it once, and not for each way that leads here.
+#[inline(never)]
+fn forward(context: *mut xdp_md, owner_and_kind: u64, hash: u64, headers: u64) -> u32 {
+    let backend = match backend::get(owner_and_kind as u32) {
+        Ok(backend) => backend,
+        Err(verdict) => return verdict as u32,
+    };
+    let ip = Described::of((owner_and_kind >> 32) as u32, headers);
+    // Headers are in the first buffer.
+    match send(&mut Packet::of::<false>(context), &ip, hash, &backend) {
+        Ok(action) => Outcome::forwarded(action).word(),
+        Err(Verdict::DropTooBig) => Outcome::too_big(backend.inner_mtu()).word(),
+        Err(verdict) => verdict as u32,
     }
 }
 

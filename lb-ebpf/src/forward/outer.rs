@@ -43,9 +43,9 @@ fn write<L: Header + LinkHeader, P: Passenger, T: Header>(
     outer: impl FnOnce(&Inner) -> T,
 ) -> Option<xdp_action::Type> {
     let mut front = packet.front_mut(T::LENGTH + L::LENGTH + P::READ)?;
-    let old: L = front.read().read_words(T::LENGTH)?;
+    let old: L = front.read().read_words::<T, L>()?;
     let new = old.readdressed(backend.next_hop(), old.destination(), ethertype);
-    let inner = ip.inner(front.read(), T::LENGTH + L::LENGTH)?;
+    let inner = ip.inner::<Pair<T, L>>(front.read())?;
     front.write_words(Pair(new, outer(&inner)))?;
     exit.leave(&mut front)
 }

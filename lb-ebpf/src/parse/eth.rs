@@ -31,6 +31,16 @@ pub enum Tags {
 }
 
 impl Tags {
+    /// Those whose number, as that of an enumeration's value, is this.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        match number {
+            0 => Self::None,
+            1 => Self::One,
+            _ => Self::Two,
+        }
+    }
+
     /// Bytes of the Ethernet header and these tags: where the IP packet starts.
     #[inline(always)]
     pub const fn l3_offset(self) -> usize {

@@ -5,8 +5,8 @@ use super::{Fragment, Ip, Tags};
 use lb_common::{
     address::Address,
     header::{
-        DONT_FRAGMENT, FRAGMENT_OFFSET, Ipv4Header, MORE_FRAGMENTS, PROTOCOL_ICMP, PROTOCOL_TCP,
-        PROTOCOL_UDP,
+        DONT_FRAGMENT, FRAGMENT_OFFSET, Inner, Ipv4Header, MORE_FRAGMENTS, PROTOCOL_ICMP,
+        PROTOCOL_TCP, PROTOCOL_UDP,
     },
     verdict::Verdict,
 };
@@ -39,11 +39,12 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         source: Address::from_v4_word(header.source),
         destination: Address::from_v4_word(header.destination),
         protocol: header.protocol,
-        traffic_class: header.traffic_class,
-        length,
+        start: Inner::start(header.traffic_class, length),
         l4_offset: offset + header_length,
-        dont_fragment: flags & DONT_FRAGMENT != 0,
-        id: header.id ^ (flags & FRAGMENT_OFFSET).to_be(),
+        id_and_flags: Inner::id_and_flags(
+            header.id ^ (flags & FRAGMENT_OFFSET).to_be(),
+            flags & DONT_FRAGMENT != 0,
+        ),
         fragment_id: u32::from(header.id),
         fragment,
     })

@@ -2,7 +2,7 @@
 
 use super::{Fragment, Ip, Tags, extension};
 use lb_common::{
-    header::{ExtensionHeader, Ipv6Header, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP},
+    header::{ExtensionHeader, Inner, Ipv6Header, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP},
     verdict::Verdict,
 };
 use lb_ebpf::packet::{Header, Packet};
@@ -36,11 +36,9 @@ pub fn parse(packet: &Packet, tags: Tags) -> Result<Ip, Verdict> {
         source: header.source,
         destination: header.destination,
         protocol: payload.protocol,
-        traffic_class: header.traffic_class(),
-        length: length as u16,
+        start: Inner::start(header.traffic_class(), length as u16),
         l4_offset: payload.offset,
-        dont_fragment: true,
-        id: 0,
+        id_and_flags: Inner::id_and_flags(0, true),
         fragment_id: payload.fragment_id,
         fragment: payload.fragment,
     })

@@ -27,7 +27,7 @@ pub fn kind(packet: &Packet, ip: &Ip) -> PacketKind {
 #[inline(always)]
 pub fn read<T: Header>(packet: &Packet, ip: &Ip, offset: usize) -> Option<T> {
     let start = ip.l4_offset + offset;
-    if ip.tags.l3_offset() + usize::from(ip.length) < start + T::LENGTH {
+    if ip.tags.l3_offset() + usize::from(ip.length()) < start + T::LENGTH {
         return None;
     }
     packet.read(start)

@@ -13,12 +13,13 @@ pub mod plain;
 
 pub use eth::{Family, Tags, parse as link};
 
+use crate::forward::Described;
 use lb_common::{
     address::Address,
-    header::{PROTOCOL_TCP, PROTOCOL_UDP, Ports},
+    header::{Inner, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, Ports},
     verdict::Verdict,
 };
-use lb_ebpf::packet::Packet;
+use lb_ebpf::{packet::Packet, verifier};
 
 /// Which part of an IP packet this is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,20 +45,55 @@ pub struct Ip {
     /// TCP or UDP, or ICMP of the packet's family, which is never a fragment. Of a later IPv6 fragment perhaps an extension
     /// header's.
     pub protocol: u8,
-    /// DSCP and ECN.
-    pub traffic_class: u8,
-    /// Bytes of the IP packet, header included, Ethernet padding not; host order.
-    pub length: u16,
+    /// DSCP and ECN, and bytes of the IP packet, header included, Ethernet padding not ([`Inner::start`]).
+    pub start: u32,
     /// Offset of the L4 header from the start of the frame.
     pub l4_offset: usize,
-    /// Whether routers must not fragment it.
-    pub dont_fragment: bool,
-    /// Identification for an outer IPv4 header, network order: the packet's own, different for each fragment. 0 for IPv6.
-    pub id: u16,
+    /// Identification for an outer IPv4 header and whether routers must not fragment it ([`Inner::id_and_flags`]): the packet's own, different for
+    /// each fragment. 0 for IPv6.
+    pub id_and_flags: u32,
     /// Identification that the fragments of a datagram share, as it lies in the packet; meaningless in a whole IPv6 packet.
     pub fragment_id: u32,
     /// Whole or fragment.
     pub fragment: Fragment,
+}
+
+impl Ip {
+    /// What an outer header has to know of it.
+    #[inline(always)]
+    pub fn described(&self) -> Described {
+        let inner = Inner {
+            protocol: if self.is_v4 {
+                PROTOCOL_IPV4
+            } else {
+                PROTOCOL_IPV6
+            },
+            start: self.start,
+            id_and_flags: self.id_and_flags,
+        };
+        Described::new(self.tags, inner)
+    }
+
+    /// The same, of whose addresses the compiler keeps two words each, and not the four that they were read in, nor what it knows of
+    /// those of IPv4.
+    #[inline(always)]
+    pub fn in_halves(self) -> Self {
+        let hidden = |address: Address| {
+            let [start, end] = address.halves();
+            Address::of_halves(verifier::hide(start), verifier::hide(end))
+        };
+        Self {
+            source: hidden(self.source),
+            destination: hidden(self.destination),
+            ..self
+        }
+    }
+
+    /// Bytes of the IP packet, header included, Ethernet padding not.
+    #[inline(always)]
+    pub fn length(&self) -> u16 {
+        self.start as u16
+    }
 }
 
 /// Parses the IP header behind these tags and what extends it.

@@ -7,12 +7,12 @@ use super::Flow;
 use lb_common::{
     address::Address,
     header::{
-        DONT_FRAGMENT, ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Inner,
-        Ipv4Header, Ipv6Header, MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP,
-        PROTOCOL_UDP, PlainV4, PlainV6, Ports,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, EthernetHeader, FRAGMENT_OFFSET, Inner, Ipv4Header,
+        Ipv6Header, MORE_FRAGMENTS, PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+        PlainV4, PlainV6, Ports,
     },
 };
-use lb_ebpf::packet::{Front, Header, Packet};
+use lb_ebpf::packet::{Front, Header, Packet, Pair};
 
 /// Why a packet is not plain.
 pub enum NotPlain {
@@ -33,8 +33,8 @@ pub trait Plain: Header {
     /// Its flow.
     fn flow(front: &Front) -> Option<Flow>;
 
-    /// What an outer header takes from the IP packet at `offset`.
-    fn inner(front: &Front, offset: usize) -> Option<Inner>;
+    /// What an outer header takes from the IP packet behind `Before`.
+    fn inner<Before: Header>(front: &Front) -> Option<Inner>;
 }
 
 impl Plain for PlainV4 {
@@ -60,7 +60,7 @@ impl Plain for PlainV4 {
 
     #[inline(always)]
     fn flow(front: &Front) -> Option<Flow> {
-        let Self { ip, ports, .. } = front.read_words(0)?;
+        let Self { ip, ports, .. } = front.read_words::<[u8; 0], Self>()?;
         let source = Address::from_v4_word(ip.source);
         let destination = Address::from_v4_word(ip.destination);
         let plain: Self = front.read(0)?;
@@ -68,14 +68,11 @@ impl Plain for PlainV4 {
     }
 
     #[inline(always)]
-    fn inner(front: &Front, offset: usize) -> Option<Inner> {
-        let ip: Ipv4Header = front.read(offset)?;
+    fn inner<Before: Header>(front: &Front) -> Option<Inner> {
         Some(Inner {
             protocol: PROTOCOL_IPV4,
-            traffic_class: ip.traffic_class,
-            length: u16::from_be(ip.total_length),
-            dont_fragment: ip.fragment & DONT_FRAGMENT.to_be() != 0,
-            id: ip.id,
+            start: u32::from_be(front.word::<Before, 0>()?),
+            id_and_flags: front.word::<Before, 4>()? & Inner::id_and_flags(u16::MAX, true),
         })
     }
 }
@@ -97,7 +94,7 @@ impl Plain for PlainV6 {
         {
             return Err(NotPlain::Other);
         }
-        let Self { ip, .. } = front.read_words(0).ok_or(NotPlain::Other)?;
+        let Self { ip, .. } = front.read_words::<[u8; 0], Self>().ok_or(NotPlain::Other)?;
         if ip.version() != 6 || ip.destination.is_v4() {
             return Err(NotPlain::Other);
         }
@@ -106,21 +103,20 @@ impl Plain for PlainV6 {
 
     #[inline(always)]
     fn flow(front: &Front) -> Option<Flow> {
-        let Self { ip, ports, .. } = front.read_words(0)?;
+        let Self { ip, ports, .. } = front.read_words::<[u8; 0], Self>()?;
         let plain: Self = front.read(0)?;
         let protocol = plain.ip.next_header;
         Some(flow(ip.source, ip.destination, ports, protocol))
     }
 
     #[inline(always)]
-    fn inner(front: &Front, offset: usize) -> Option<Inner> {
-        let ip: Ipv6Header = front.read(offset)?;
+    fn inner<Before: Header>(front: &Front) -> Option<Inner> {
+        let Pair(_, ip) = front.read::<Pair<Before, Ipv6Header>>(0)?;
+        let length = u16::from_be(ip.payload_length) + Ipv6Header::LENGTH as u16;
         Some(Inner {
             protocol: PROTOCOL_IPV6,
-            traffic_class: ip.traffic_class(),
-            length: u16::from_be(ip.payload_length) + Ipv6Header::LENGTH as u16,
-            dont_fragment: true,
-            id: 0,
+            start: Inner::start(ip.traffic_class(), length),
+            id_and_flags: Inner::id_and_flags(0, true),
         })
     }
 }

@@ -126,12 +126,12 @@ impl Buckets {
 
     /// The bucket that has the key, and the first that it could get.
     fn look_for(&self, key: &ServiceBucket) -> Result<(Option<u32>, Option<u32>)> {
-        let home = ServiceBucket::home(key.start, key.end, key.rest);
+        let home = ServiceBucket::home(key.words());
         let mut free = None;
         for step in 0..ServiceBucket::PROBES {
             let number = home.wrapping_add(step);
             let found = self.bucket(number)?.load();
-            if (found.start, found.end, found.rest) == (key.start, key.end, key.rest) {
+            if found.words() == key.words() {
                 return Ok((Some(number), free));
             }
             if found.get().is_none() {

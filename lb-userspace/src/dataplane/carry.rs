@@ -30,6 +30,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// The layout version that had steady slots and no flow table, and else was as it is now.
 const STEADY_ONLY: u32 = 1;
+/// The last whose slots had their flags elsewhere.
+const FLAGS_BELOW: u32 = 6;
 
 /// What was carried over into new maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(super) struct OldMaps {
     services: BTreeMap<ServiceKey, ServiceEntry>,
     backends: BTreeMap<u32, BackendEntry>,
     tables: SlotTables,
+    /// What a slot's word means.
+    slot: fn(u64) -> Slot,
     flows: Option<OldFlowTable>,
     servers: BTreeMap<ServerKey, ServerEntry>,
 }
@@ -85,6 +89,11 @@ impl OldMaps {
             services,
             backends: BackendArray::open(&open(maps::BACKENDS)?)?.in_use(),
             tables: SlotTables::open(open(maps::SLOT_TABLES)?, wanted.slot_table)?,
+            slot: if layout <= FLAGS_BELOW {
+                Slot::of_version_6
+            } else {
+                Slot
+            },
             flows,
         })
     }
@@ -115,7 +124,7 @@ impl OldMaps {
         new.tables.create(&tables)?;
         for index in tables {
             let slots: Vec<(u32, Slot)> = (0..)
-                .zip(self.tables.read(index)?)
+                .zip(self.tables.read_as(index, self.slot)?)
                 .filter(|(_, slot)| *slot != Slot::EMPTY)
                 .collect();
             new.tables.store(index, &slots)?;

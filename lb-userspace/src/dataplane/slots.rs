@@ -86,11 +86,14 @@ impl SlotTables {
 
     /// Reads all slots of a table.
     pub(super) fn read(&self, index: u32) -> Result<Vec<Slot>> {
-        Ok(self
-            .table(index)?
-            .words()
-            .iter()
-            .map(|word| Slot(word.load(Ordering::Acquire)))
+        self.read_as(index, Slot)
+    }
+
+    /// Reads all slots of a table, whose words mean what `slot` says.
+    pub(super) fn read_as(&self, index: u32, slot: impl Fn(u64) -> Slot) -> Result<Vec<Slot>> {
+        let words = self.table(index)?.words().iter();
+        Ok(words
+            .map(|word| slot(word.load(Ordering::Acquire)))
             .collect())
     }
 

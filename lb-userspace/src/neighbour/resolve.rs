@@ -4,6 +4,7 @@ use super::{
     Resolution, ResolvedHop, Unresolved,
     facts::{Hop, Link, Neighbour, Path},
 };
+use lb_common::mtu::LARGEST;
 use rtnetlink::packet_route::neighbour::NeighbourState;
 use std::net::IpAddr;
 
@@ -73,7 +74,7 @@ pub(super) fn resolve(
         interface_name: interface,
         gateway: path.gateway,
         source,
-        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        mtu: u16::try_from(mtu).map_or(LARGEST, |mtu| mtu.min(LARGEST)),
     })
 }
 
@@ -210,7 +211,8 @@ mod tests {
             (1500, None, 1500),
             (1500, Some(1400), 1400),
             (1500, Some(9000), 1500),
-            (65_536, None, u16::MAX),
+            (65_535, None, LARGEST),
+            (65_536, None, LARGEST),
         ] {
             let path = Path {
                 mtu: route_mtu,

@@ -139,8 +139,7 @@ fn outer_v6(
 fn outer_v4(ip: &Ip, protocol: u8, length: usize, source: &Address, backend: &Backend) -> Vec<u8> {
     let mut outer = vec![0x45, ip.traffic_class];
     outer.extend_from_slice(&((20 + length) as u16).to_be_bytes());
-    let id = if ip.dont_fragment { 0 } else { ip.id };
-    outer.extend_from_slice(&id.to_be_bytes());
+    outer.extend_from_slice(&ip.id.to_be_bytes());
     outer.extend_from_slice(if ip.dont_fragment {
         &[0x40, 0]
     } else {

@@ -25,8 +25,8 @@ impl Slot {
         Self {
             new: (word & 0xff_ffff) as u32,
             old: (word >> 24 & 0xff_ffff) as u32,
-            tracked: word >> 48 & 1 == 1,
-            settled: word >> 49 & 1 == 1,
+            tracked: word >> 63 == 1,
+            settled: word >> 62 & 1 == 1,
         }
     }
 }

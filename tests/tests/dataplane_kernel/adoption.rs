@@ -112,7 +112,7 @@ fn maps_of_other_sizes_are_replaced_only_when_the_new_ones_are_filled() -> Resul
         "the old program forwards on"
     );
     assert!(
-        fixture.pins().contains(&"maps-6-1".into()),
+        fixture.pins().contains(&"maps-7-1".into()),
         "with its maps: {:?}",
         fixture.pins()
     );
@@ -122,7 +122,7 @@ fn maps_of_other_sizes_are_replaced_only_when_the_new_ones_are_filled() -> Resul
     assert_eq!(link_on(&fixture.namespace, "eth0")?, link);
     assert_eq!(
         fixture.pins(),
-        [format!("link-{}", after.index), "maps-6-2".into()]
+        [format!("link-{}", after.index), "maps-7-2".into()]
     );
     drop(plane);
     assert_eq!(
@@ -151,7 +151,7 @@ fn a_daemon_that_died_before_it_activated_leaves_the_old_maps_in_charge() -> Res
     };
     assert!(matches!(fixture.open()?.1, Adoption::Replaced { .. }));
     // Another one died while it made its maps.
-    fs::create_dir(fixture.session.pins().join("maps-6-9"))?;
+    fs::create_dir(fixture.session.pins().join("maps-7-9"))?;
 
     fixture.settings = old;
     let (mut plane, adoption) = fixture.open()?;
@@ -165,7 +165,7 @@ fn a_daemon_that_died_before_it_activated_leaves_the_old_maps_in_charge() -> Res
     let index = fixture.activate(&mut plane).index;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{index}"), "maps-6-1".into()],
+        [format!("link-{index}"), "maps-7-1".into()],
         "left-overs are removed"
     );
     Ok(())
@@ -184,7 +184,7 @@ fn maps_that_no_program_uses_are_removed() -> Result<()> {
         (adoption, plane.installed()?),
         (Adoption::Fresh, Installed::default())
     );
-    assert_eq!(fixture.pins(), ["maps-6-2"]);
+    assert_eq!(fixture.pins(), ["maps-7-2"]);
     Ok(())
 }
 
@@ -224,7 +224,7 @@ fn detach_leaves_nothing_behind() -> Result<()> {
     drop(plane);
     // What a crash may leave: the link of an interface that is gone, and a generation that was never finished.
     fixture.namespace.ip("link del eth0")?;
-    fs::create_dir(fixture.session.pins().join("maps-6-7"))?;
+    fs::create_dir(fixture.session.pins().join("maps-7-7"))?;
 
     let done = fixture.detach()?.join("; ");
     assert!(done.contains("detached from lo"), "{done}");

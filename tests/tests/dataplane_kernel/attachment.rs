@@ -155,7 +155,7 @@ fn an_interface_that_comes_back_is_attached_again() -> Result<()> {
     );
     assert_eq!(
         fixture.pins(),
-        [format!("link-{}", second.index), "maps-6-1".into()]
+        [format!("link-{}", second.index), "maps-7-1".into()]
     );
 
     // The same index again: the link that is pinned for it is another interface's.

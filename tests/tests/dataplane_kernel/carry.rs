@@ -16,8 +16,26 @@ use lb_userspace::dataplane::{
 };
 use std::{collections::BTreeMap, fs, path::Path};
 
+/// A slot's word as it was up to layout version 6.
+fn as_of_version_6(slot: Slot) -> Slot {
+    let owners = slot.0 & ((1 << 48) - 1);
+    Slot(owners | u64::from(slot.is_tracked()) << 48 | u64::from(slot.is_settled()) << 49)
+}
+
+/// As [`first_daemon`], but of layout version 6 or before, which is left to say.
+fn early_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
+    first_daemon_with(fixture, as_of_version_6)
+}
+
 /// Fills the maps of a first daemon as a busy one would, attaches its program, and ends it. Returns what was in the maps.
 fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
+    first_daemon_with(fixture, |slot| slot)
+}
+
+fn first_daemon_with(
+    fixture: &Fixture,
+    as_written: fn(Slot) -> Slot,
+) -> Result<(Installed, Vec<Slot>)> {
     let (mut plane, _) = fixture.open()?;
     fill(&mut plane)?;
     let lost = BackendEntry {
@@ -45,11 +63,17 @@ fn first_daemon(fixture: &Fixture) -> Result<(Installed, Vec<Slot>)> {
         })
         .collect();
     plane.store_slots(5, &slots)?;
+    let meant = plane.read_slots(5)?;
+    let written: Vec<(u32, Slot)> = (0..)
+        .zip(meant.iter().map(|slot| as_written(*slot)))
+        .collect();
+    plane.store_slots(5, &written)?;
     // A table that no service uses yet, and an empty one.
     plane.create_tables(&[0, 9])?;
-    plane.store_slots(9, &[(65_536, Slot::moved(40, 0, true))])?;
+    let last = as_written(Slot::moved(40, 0, true));
+    plane.store_slots(9, &[(65_536, last)])?;
     fixture.activate(&mut plane);
-    Ok((plane.installed()?, plane.read_slots(5)?))
+    Ok((plane.installed()?, meant))
 }
 
 fn assert_same(plane: &mut AyaDataPlane, before: &(Installed, Vec<Slot>)) -> Result<()> {
@@ -67,7 +91,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
         return Ok(());
     };
     let before = first_daemon(&fixture)?;
-    let recorded = pinned_flows(&fixture, "maps-6-1")?;
+    let recorded = pinned_flows(&fixture, "maps-7-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
         recorded.insert(key, entry)?;
@@ -121,7 +145,7 @@ fn a_change_of_the_limits_forgets_nothing() -> Result<()> {
     assert_same(&mut plane, &before)?;
     assert_eq!(
         fixture.pins(),
-        [format!("link-{link}"), "maps-6-2".into()],
+        [format!("link-{link}"), "maps-7-2".into()],
         "the old maps are removed"
     );
 
@@ -158,10 +182,10 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
         return Ok(());
     };
-    let mut before = first_daemon(&fixture)?;
+    let mut before = early_daemon(&fixture)?;
     before.0.servers.clear();
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-6-1"), pins.join("maps-1-1"))?;
+    fs::rename(pins.join("maps-7-1"), pins.join("maps-1-1"))?;
     fs::remove_file(pins.join("maps-1-1/FLOWS"))?;
     for name in [
         "SERVICE_PREFIXES",
@@ -176,7 +200,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     let (mut plane, adoption) = fixture.open()?;
     let expected = Adoption::Replaced {
         differences: vec![
-            "layout version 1 -> 6".into(),
+            "layout version 1 -> 7".into(),
             "SERVICES: hash of 32 entries, key 20 B, value 8 B, flags 0x1 -> array of 129 entries, key 4 B, value 32 B, \
              flags 0x400"
                 .into(),
@@ -198,7 +222,7 @@ fn maps_of_the_first_layout_are_carried_over() -> Result<()> {
     assert_same(&mut plane, &before)?;
     let link = fixture.activate(&mut plane).index;
     assert_same(&mut plane, &before)?;
-    let left = [format!("link-{link}"), "maps-6-2".into()];
+    let left = [format!("link-{link}"), "maps-7-2".into()];
     assert_eq!(fixture.pins(), left);
     Ok(())
 }
@@ -209,9 +233,9 @@ fn entries_of_backends_get_their_sum() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
         return Ok(());
     };
-    let before = first_daemon(&fixture)?;
+    let before = early_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-6-1"), pins.join("maps-5-1"))?;
+    fs::rename(pins.join("maps-7-1"), pins.join("maps-5-1"))?;
     let backends = |generation: &str| -> Result<Array<MapData, BackendEntry>> {
         let map = MapData::from_pin(pins.join(generation).join("BACKENDS"))?;
         Ok(Array::try_from(Map::from_map_data(map)?)?)
@@ -223,10 +247,10 @@ fn entries_of_backends_get_their_sum() -> Result<()> {
     }
     let (mut plane, adoption) = fixture.open()?;
     assert!(
-        matches!(&adoption, Adoption::Replaced { differences, carried: Ok(_) } if differences[..] == ["layout version 5 -> 6"]),
+        matches!(&adoption, Adoption::Replaced { differences, carried: Ok(_) } if differences[..] == ["layout version 5 -> 7"]),
         "{adoption:?}"
     );
-    let new = backends("maps-6-2")?;
+    let new = backends("maps-7-2")?;
     for (index, entry) in &before.0.backends {
         let found = new.get(index, 0)?;
         assert_ne!(found.sum, 0);
@@ -242,9 +266,9 @@ fn flows_of_an_lru_map_are_carried_over() -> Result<()> {
     let Some(fixture) = Fixture::new(AttachMode::Auto)? else {
         return Ok(());
     };
-    let before = first_daemon(&fixture)?;
+    let before = early_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    fs::rename(pins.join("maps-6-1"), pins.join("maps-4-1"))?;
+    fs::rename(pins.join("maps-7-1"), pins.join("maps-4-1"))?;
     let path = pins.join("maps-4-1/FLOWS");
     fs::remove_file(&path)?;
     const LRU_HASH: u32 = 9;
@@ -258,7 +282,7 @@ fn flows_of_an_lru_map_are_carried_over() -> Result<()> {
     }
     let (mut plane, adoption) = fixture.open()?;
     let differences = vec![
-        "layout version 4 -> 6".into(),
+        "layout version 4 -> 7".into(),
         "FLOWS: LRU hash of 1024 entries, key 40 B, value 24 B -> array of 172 entries, key 4 B, value 1024 B, flags \
          0x400"
             .into(),
@@ -362,7 +386,7 @@ fn what_does_not_fit_is_not_carried_over_and_the_old_program_goes_on() -> Result
         assert_eq!(carried, Err(why.to_owned()));
         assert_eq!(plane.installed()?, Installed::default());
         assert!(fixture.attachment(&plane).program_id != 0);
-        assert!(fixture.pins().contains(&"maps-6-1".into()));
+        assert!(fixture.pins().contains(&"maps-7-1".into()));
     }
     // It is filled and takes over, as if nothing had been there.
     let (mut plane, _) = fixture.open()?;
@@ -380,14 +404,14 @@ fn maps_of_an_unknown_layout_are_not_read() -> Result<()> {
     };
     first_daemon(&fixture)?;
     let pins = fixture.session.pins();
-    let mut path = pins.join("maps-6-1");
-    for version in [0, 7] {
+    let mut path = pins.join("maps-7-1");
+    for version in [0, 8] {
         let other = pins.join(format!("maps-{version}-1"));
         fs::rename(&path, &other)?;
         path = other;
         let (mut plane, adoption) = fixture.open()?;
         let expected = Adoption::Replaced {
-            differences: vec![format!("layout version {version} -> 6")],
+            differences: vec![format!("layout version {version} -> 7")],
             carried: Err(format!(
                 "this lbd cannot read maps of layout version {version}"
             )),

@@ -15,7 +15,7 @@ fn flows_are_shown_and_removed() -> Result<()> {
     let (mut plane, _) = fixture.open()?;
     assert_eq!(plane.flow_capacity(), 1_024);
     assert_eq!(scan(&mut plane)?, BTreeMap::new());
-    let pinned = pinned_flows(&fixture, "maps-6-1")?;
+    let pinned = pinned_flows(&fixture, "maps-7-1")?;
     let mut expected: BTreeMap<_, _> = (0..500).map(flow).collect();
     for (key, entry) in &expected {
         pinned.insert(key, entry)?;
@@ -37,7 +37,7 @@ fn events_are_summed_over_cpus() -> Result<()> {
     };
     let (mut plane, _) = fixture.open()?;
     assert_eq!(plane.flow_events()?, [0; FlowEvent::COUNT as usize]);
-    let path = fixture.session.pins().join("maps-6-1/FLOW_EVENTS");
+    let path = fixture.session.pins().join("maps-7-1/FLOW_EVENTS");
     let map = Map::from_map_data(MapData::from_pin(path)?)?;
     let mut events: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)? as u64;

@@ -15,7 +15,7 @@ use lb_userspace::dataplane::{Adoption, AttachMode, AyaDataPlane, DataPlane, Ins
 
 /// The map of this name in the first generation, opened as another process would.
 fn pinned(fixture: &Fixture, name: &str) -> Result<Map> {
-    let path = fixture.session.pins().join("maps-6-1").join(name);
+    let path = fixture.session.pins().join("maps-7-1").join(name);
     Ok(Map::from_map_data(MapData::from_pin(path)?)?)
 }
 
