@@ -39,20 +39,14 @@ pub struct Member<'a> {
 struct Walk {
     owner: u32,
     weight: u32,
-    /// Slots it may own in all.
+    /// Slots that it may still claim.
     quota: u32,
-    /// Slots it owns so far.
-    taken: u32,
     /// Earned part of the next turn, in `1 / heaviest`.
     credit: u32,
-    /// Next slot of its permutation.
-    next: u32,
-    /// From `next` to it and the three slots after it: 0, skip, 2 skip, 3 skip.
+    /// The last slot of its permutation that is done with; at first the one before its offset.
+    at: u32,
+    /// From there to each of the next four: 1, 2, 3 and 4 times its skip.
     steps: [u32; 4],
-    /// From `next` to the fourth slot after it.
-    stride: u32,
-    /// Inverse of the skip modulo M; 0 until it is needed.
-    inverse: u32,
 }
 
 /// With so few slots left, the next one of a permutation is found by looking at those: probing finds one in `M / left` steps.
@@ -63,23 +57,23 @@ pub fn table(members: &[Member<'_>]) -> Vec<u32> {
     let mut table = vec![NO_OWNER; SLOTS as usize];
     let mut walks = walks(members);
     let heaviest = walks.iter().map(|walk| walk.weight).max().unwrap_or(0);
-    let mut claimed = Claimed([0; WORDS]);
+    let mut free = Free([u64::MAX; WORDS]);
     let mut left = if walks.is_empty() { 0 } else { SLOTS as usize };
     // The slots that are left, once they are few.
     let mut few = Vec::new();
     while left > 0 {
         for walk in &mut walks {
             walk.credit += walk.weight;
-            if walk.credit < heaviest || walk.taken == walk.quota {
+            if walk.credit < heaviest || walk.quota == 0 {
                 continue;
             }
             walk.credit -= heaviest;
-            walk.taken += 1;
+            walk.quota -= 1;
             let slot = if left > FEW {
-                walk.probe(&mut claimed)
+                walk.probe(&mut free)
             } else {
                 if few.is_empty() {
-                    few = (0..SLOTS).filter(|slot| !claimed.has(*slot)).collect();
+                    few = (0..SLOTS).filter(|slot| free.has(*slot) != 0).collect();
                 }
                 walk.pick(&mut few)
             };
@@ -90,18 +84,22 @@ pub fn table(members: &[Member<'_>]) -> Vec<u32> {
     table
 }
 
-const WORDS: usize = SLOTS as usize / 64 + 1;
+/// The slots that have no owner, a bit each: they stay in the first cache. Slots 0 to M - 1 are there once more after the last, so that
+/// a step need not be wrapped to be looked at.
+struct Free([u64; WORDS]);
 
-/// The slots that have an owner, a bit each: they stay in the first cache.
-struct Claimed([u64; WORDS]);
+const WORDS: usize = 2 * SLOTS as usize / 64 + 1;
 
-impl Claimed {
-    fn has(&self, slot: u32) -> bool {
-        self.0[slot as usize / 64] >> (slot % 64) & 1 != 0
+impl Free {
+    /// 1 if the place is free, else 0.
+    fn has(&self, place: u32) -> u32 {
+        (self.0[place as usize / 64] >> (place % 64)) as u32 & 1
     }
 
-    fn add(&mut self, slot: u32) {
-        self.0[slot as usize / 64] |= 1 << (slot % 64);
+    fn remove(&mut self, slot: u32) {
+        for place in [slot, slot + SLOTS] {
+            self.0[place as usize / 64] &= !(1 << (place % 64));
+        }
     }
 }
 
@@ -114,47 +112,48 @@ impl Walk {
             owner: member.owner,
             weight: member.weight.into(),
             quota,
-            taken: 0,
             credit: 0,
-            next: hash(OFFSET_SEED, SLOTS) as u32,
-            steps: [0, skip, twice, sum(twice, skip)],
-            stride: sum(twice, twice),
-            inverse: 0,
+            at: difference(hash(OFFSET_SEED, SLOTS) as u32, skip),
+            steps: [skip, twice, sum(twice, skip), sum(twice, twice)],
         }
     }
 
     /// Claims the next free slot of the permutation, four at a glance: whether one of four is free is easier to guess for a CPU
     /// than whether one is. The caller has seen that there is one: quotas add up to M.
-    fn probe(&mut self, claimed: &mut Claimed) -> u32 {
-        let [_, skip, ..] = self.steps;
+    fn probe(&mut self, free: &mut Free) -> u32 {
+        let [.., four] = self.steps;
+        let mut at = self.at;
         loop {
-            let free = (0..).zip(self.steps).map(|(place, step)| {
-                let is_free = !claimed.has(sum(self.next, step));
-                u32::from(is_free) << place
-            });
-            let free: u32 = free.sum();
-            if free == 0 {
-                self.next = sum(self.next, self.stride);
+            let found = (0..)
+                .zip(self.steps)
+                .map(|(n, step)| free.has(at + step) << n);
+            let found: u32 = found.sum();
+            if found == 0 {
+                at = sum(at, four);
                 continue;
             }
-            let slot = sum(self.next, self.steps[free.trailing_zeros() as usize]);
-            self.next = sum(slot, skip);
-            claimed.add(slot);
-            return slot;
+            self.at = sum(at, self.steps[found.trailing_zeros() as usize]);
+            free.remove(self.at);
+            return self.at;
         }
     }
 
     /// Claims the next free slot of the permutation out of `few`, all that are left and one at least: that to which the fewest
-    /// steps lead.
+    /// steps lead. Not inlined: [`Walk::probe`] needs the registers.
+    #[inline(never)]
     fn pick(&mut self, few: &mut Vec<u32>) -> u32 {
-        if self.inverse == 0 {
-            self.inverse = inverse(self.steps[1]);
+        let [skip, ..] = self.steps;
+        let (next, inverse) = (sum(self.at, skip), inverse(skip));
+        let steps = few
+            .iter()
+            .map(|slot| product(difference(*slot, next), inverse) as i32);
+        // CPUs find the least of many signed numbers faster.
+        let steps = steps.min().unwrap_or(0) as u32;
+        self.at = sum(next, product(steps, skip));
+        if let Some(place) = few.iter().position(|slot| *slot == self.at) {
+            few.swap_remove(place);
         }
-        let steps = |slot: u32| product(sum(slot, SLOTS - self.next), self.inverse);
-        let nearest = (0..few.len()).min_by_key(|at| steps(few[*at]));
-        let slot = few.swap_remove(nearest.unwrap_or(0));
-        self.next = sum(slot, self.steps[1]);
-        slot
+        self.at
     }
 }
 
@@ -164,10 +163,21 @@ const fn sum(a: u32, b: u32) -> u32 {
     if sum >= SLOTS { sum - SLOTS } else { sum }
 }
 
-/// The product modulo M.
-const fn product(a: u32, b: u32) -> u32 {
-    (a as u64 * b as u64 % SLOTS as u64) as u32
+/// The difference modulo M of two numbers that are at most M apart.
+const fn difference(a: u32, b: u32) -> u32 {
+    let difference = a.wrapping_sub(b);
+    // All ones if it is below 0.
+    let borrow = (difference as i32 >> 31) as u32;
+    difference.wrapping_add(borrow & SLOTS)
 }
+
+/// The product modulo M of two numbers below M, which is 2^16 + 1: what is above the low 16 bits counts as so much less.
+const fn product(a: u32, b: u32) -> u32 {
+    let product = a as u64 * b as u64;
+    difference(product as u32 & 0xffff, (product >> 16) as u32)
+}
+
+const _: () = assert!(SLOTS == (1 << 16) + 1);
 
 /// The number whose product with `a` is 1 modulo M: a to the power of M - 2, as M is a prime (Fermat).
 const fn inverse(a: u32) -> u32 {
@@ -197,7 +207,8 @@ pub fn shares(members: &[Member<'_>]) -> BTreeMap<u32, u32> {
 /// The members that have a weight, in order of name.
 fn canonical<'a, 'b>(members: &'a [Member<'b>]) -> Vec<&'a Member<'b>> {
     let mut members: Vec<&Member<'_>> = members.iter().filter(|member| member.weight > 0).collect();
-    members.sort_unstable_by_key(|member| member.name);
+    // Stable, as names mostly come in a few runs that are in order, which it makes use of.
+    members.sort_by_key(|member| member.name);
     members
 }
 
@@ -318,6 +329,34 @@ mod tests {
             xxh64(&bytes, 0),
             0x7c52_4498_ed8b_cf63,
             "the table of a fixed input must never change"
+        );
+    }
+
+    /// As the golden table, of more members: each way to look for the next slot has its part.
+    #[test]
+    fn golden_digests() {
+        let digest = |count: usize, weight: fn(usize) -> u16| {
+            let table = table(&members(&names(count), weight));
+            let bytes: Vec<u8> = table.iter().flat_map(|owner| owner.to_le_bytes()).collect();
+            xxh64(&bytes, 0)
+        };
+        let found = [
+            digest(10, |_| 1),
+            digest(100, |_| 1),
+            digest(1_000, |_| 1),
+            digest(1_000, |i| (i * 7_919 % 1_001) as u16),
+            digest(70_000, |i| (i % 3) as u16),
+        ];
+        assert_eq!(
+            found,
+            [
+                0x2a29_2db8_b887_0d4a,
+                0x0c81_cd45_a0ab_c121,
+                0xf5b6_4ac5_e2bd_2bc6,
+                0x796f_ec6b_34bf_c839,
+                0x7767_3dbc_6b0f_65e4,
+            ],
+            "the tables of fixed inputs must never change: {found:#x?}"
         );
     }
 
