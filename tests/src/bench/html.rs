@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::{fmt::Write as _, fs, path::Path};
 
 /// What the page's history follows.
-const FOLLOWED: [&str; 8] = [
+const FOLLOWED: [&str; 9] = [
     "packet.tcp4.established.1",
     "packet.tcp4.established.1000000",
     "packet.tcp4.syn.1000000",
@@ -17,6 +17,7 @@ const FOLLOWED: [&str; 8] = [
     "table.build.1000",
     "publish.health_change",
     "vm.pktgen.lb",
+    "vm.virtio.lb",
 ];
 
 /// Writes the page. `earlier` are the figures of earlier runs with their names, oldest first.
