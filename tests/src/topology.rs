@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Command,
 };
 
 /// The IPv4 address of services.
@@ -193,6 +194,25 @@ impl Topology {
         families.try_for_each(|family| self.router.sysctl(&key(family), "1"))
     }
 
+    /// Joins router and balancer of [`Layout::Routed`] by two network cards of this machine, between which there is a wire
+    /// outside of it, in place of the veth.
+    ///
+    /// # Errors
+    /// What the kernel or a command refuses.
+    pub fn join_by_cards(&self, router: &str, balancer: &str) -> Result<()> {
+        let port = port(1);
+        self.router.ip(&format!("link del {port}"))?;
+        for (card, namespace, name) in [
+            (router, &self.router, port.as_str()),
+            (balancer, &self.balancer, "eth0"),
+        ] {
+            let host = namespace.name();
+            output(Command::new("ip").args(["link", "set", card, "netns", host, "name", name]))?;
+            namespace.ip(&format!("link set {name} mtu {INSIDE} up"))?;
+        }
+        self.address_balancer(&self.balancer, &port, 0)
+    }
+
     /// Gives the balancer a second interface, `eth1`, 10.5.0.2 and fd00:5::2, and the way to the backends of
     /// [`Layout::Routed`] by it. That by `eth0` stays, as the worse one.
     ///
@@ -320,8 +340,6 @@ impl Topology {
         layout: Layout,
         pass: &HostProgram,
     ) -> Result<()> {
-        let v4 = |host| Ipv4Addr::new(10, 2, subnet, host);
-        let v6 = |host| Ipv6Addr::new(0xfd00, 2, subnet.into(), 0, 0, 0, 0, host);
         self.join_port(port, balancer, pass)?;
         let segment = match layout {
             Layout::Routed => port,
@@ -333,7 +351,14 @@ impl Topology {
                 "segment"
             }
         };
-        address(&self.router, segment, v4(1), v6(1))?;
+        self.address_balancer(balancer, segment, subnet)
+    }
+
+    /// Gives a balancer and the router's interface to it their addresses.
+    fn address_balancer(&self, balancer: &Namespace, port: &str, subnet: u8) -> Result<()> {
+        let v4 = |host| Ipv4Addr::new(10, 2, subnet, host);
+        let v6 = |host| Ipv6Addr::new(0xfd00, 2, subnet.into(), 0, 0, 0, 0, host);
+        address(&self.router, port, v4(1), v6(1))?;
         address(balancer, "eth0", v4(2), v6(2))?;
         default_route(balancer, &v4(1).to_string(), &v6(1).to_string(), INSIDE)
     }

@@ -2,7 +2,7 @@
 //! forwarding, on the same wire. Prints figures as lines, which `vm` reads.
 
 use super::{
-    figure::{Figure, Figures},
+    figure::Figure,
     pktgen::Pktgen,
     wire::{self, Ends, FLOWS, PORT, Sink, Wire},
 };
@@ -13,8 +13,6 @@ use std::{fs, thread, time::Duration};
 /// Begins a line with a figure: then its name, unit and samples.
 pub const LINE: &str = "figure: ";
 
-/// Frames of a run: all flows twice.
-const FRAMES: u32 = 2 * FLOWS;
 /// Frames that are made before the first of them is sent on, as many as a network card's driver takes at once.
 const BATCH: u32 = 64;
 
@@ -42,11 +40,39 @@ impl Between {
             Self::Forward => "forward",
         }
     }
+}
 
-    fn sink(self) -> Sink {
+/// What the wire is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Veth,
+    /// Two virtio-net cards.
+    Cards,
+}
+
+impl Link {
+    const ALL: [Self; 2] = [Self::Veth, Self::Cards];
+
+    fn wire(self) -> Result<Wire> {
         match self {
-            Self::Bare | Self::Lb => Sink::Xdp,
-            Self::Ipvs | Self::Forward => Sink::Stack,
+            Self::Veth => Wire::create(),
+            Self::Cards => Wire::of_cards(),
+        }
+    }
+
+    /// Frames of a run: each flow so many times. Those of cards take more time to emulate.
+    fn frames(self) -> u32 {
+        match self {
+            Self::Veth => 2 * FLOWS,
+            Self::Cards => FLOWS,
+        }
+    }
+
+    /// The cheapest for frames of this origin.
+    fn sink(self, between: Between) -> Sink {
+        match (self, between) {
+            (Self::Veth, Between::Bare | Between::Lb) | (Self::Cards, _) => Sink::Xdp,
+            (Self::Veth, Between::Ipvs | Between::Forward) => Sink::Stack,
         }
     }
 }
@@ -58,7 +84,13 @@ pub fn run(rounds: usize) -> Result<()> {
         jit.trim() == "1",
         "bpf_jit_enable is {jit}: programs would be interpreted"
     );
-    let mut wire = Wire::create()?;
+    Link::ALL
+        .into_iter()
+        .try_for_each(|link| measure_all(link, rounds))
+}
+
+fn measure_all(link: Link, rounds: usize) -> Result<()> {
+    let mut wire = link.wire()?;
     let balancer = &wire.topology.balancer;
     for (key, value) in [
         ("ip_forward", "1"),
@@ -70,10 +102,11 @@ pub fn run(rounds: usize) -> Result<()> {
         balancer.sysctl(&format!("net/ipv4/{key}"), value)?;
     }
     for between in Between::ALL {
-        println!("measuring {}", between.name());
+        println!("measuring {} on {link:?}", between.name());
         set_up(&mut wire, between)?;
-        let ends = wire.ends(between.sink(), 0)?;
-        for (name, figure) in measure(&wire, &ends, between, rounds)? {
+        let ends = wire.ends(link.sink(between), 0)?;
+        for (generator, figure) in measure(&wire, &ends, link, between, rounds)? {
+            let name = format!("vm.{generator}.{}", between.name());
             println!("{}", line(&name, &figure));
         }
         wire.take_off(ends)?;
@@ -127,52 +160,61 @@ fn ipvs(wire: &Wire, arguments: &str) -> Result<()> {
     output(command.args(arguments.split_whitespace())).map(drop)
 }
 
-/// Both generators, `rounds` times each after one that does not count: it fills tables.
-fn measure(wire: &Wire, ends: &Ends, between: Between, rounds: usize) -> Result<Figures> {
+/// What generators of this wire come to, by their names.
+fn measure(
+    wire: &Wire,
+    ends: &Ends,
+    link: Link,
+    between: Between,
+    rounds: usize,
+) -> Result<Vec<(&'static str, Figure)>> {
     let (router, balancer) = (&wire.topology.router, &wire.topology.balancer);
     let pktgen = Pktgen::new(router, wire::mac(balancer, "eth0")?)?;
-    let mut samples = vec![];
-    for _ in 0..=rounds {
-        samples.push(per_frame(ends, || pktgen.send(FRAMES))?);
+    let frames = link.frames();
+    let by_pktgen = repeat(rounds, || per_frame(ends, frames, || pktgen.send(frames)))?;
+    match link {
+        Link::Veth => {
+            let live = live(wire, ends, between, frames, rounds)?;
+            Ok(vec![("pktgen", by_pktgen), ("live", live)])
+        }
+        Link::Cards => Ok(vec![("virtio", by_pktgen)]),
     }
-    let mut figures = Figures::new();
-    let mut add = |generator: &str, samples: Vec<f64>| {
-        let name = format!("vm.{generator}.{}", between.name());
-        figures.insert(name, Figure::new(samples, "ns"));
-    };
-    add("pktgen", samples.split_off(1));
+}
+
+fn live(wire: &Wire, ends: &Ends, between: Between, frames: u32, rounds: usize) -> Result<Figure> {
     // A veth takes frames of XDP for its peer only if that polls, for a program or for GRO.
-    if between != Between::Lb {
-        output(
-            balancer
-                .command("ethtool")
-                .args("-K eth0 gro on".split(' ')),
-        )?;
-    }
-    let mut samples = vec![];
-    for _ in 0..=rounds {
-        samples.push(per_frame(ends, || ends.send(router, FRAMES, BATCH))?);
-    }
-    if between != Between::Lb {
-        output(
-            balancer
-                .command("ethtool")
-                .args("-K eth0 gro off".split(' ')),
-        )?;
-    }
-    add("live", samples.split_off(1));
-    Ok(figures)
+    let gro = |state: &str| match between {
+        Between::Lb => Ok(()),
+        Between::Bare | Between::Ipvs | Between::Forward => {
+            let mut ethtool = wire.topology.balancer.command("ethtool");
+            output(ethtool.args(["-K", "eth0", "gro", state])).map(drop)
+        }
+    };
+    gro("on")?;
+    let router = &wire.topology.router;
+    let figure = repeat(rounds, || {
+        per_frame(ends, frames, || ends.send(router, frames, BATCH))
+    })?;
+    gro("off")?;
+    Ok(figure)
+}
+
+/// So many runs after one that does not count: it fills tables.
+fn repeat(rounds: usize, run: impl Fn() -> Result<f64>) -> Result<Figure> {
+    let samples: Vec<f64> = (0..=rounds).map(|_| run()).collect::<Result<_>>()?;
+    let counted = samples.into_iter().skip(1).collect();
+    Ok(Figure::new(counted, "ns"))
 }
 
 /// Nanoseconds for each frame that came back, of which there are as many as were sent.
-fn per_frame(ends: &Ends, send: impl FnOnce() -> Result<Duration>) -> Result<f64> {
+fn per_frame(ends: &Ends, frames: u32, send: impl FnOnce() -> Result<Duration>) -> Result<f64> {
     let before = ends.received()?;
     let took = send()?;
     thread::sleep(Duration::from_millis(50));
     let received = ends.received()? - before;
     ensure!(
-        received * 1_000 > u64::from(FRAMES) * 999,
-        "of {FRAMES} frames only {received} came back"
+        received * 1_000 > u64::from(frames) * 999,
+        "of {frames} frames only {received} came back"
     );
     Ok(took.as_nanos() as f64 / received as f64)
 }

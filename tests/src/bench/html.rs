@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use std::{fmt::Write as _, fs, path::Path};
 
 /// What the page's history follows.
-const FOLLOWED: [&str; 8] = [
+const FOLLOWED: [&str; 9] = [
     "packet.tcp4.established.1",
     "packet.tcp4.established.1000000",
     "packet.tcp4.syn.1000000",
@@ -17,6 +17,7 @@ const FOLLOWED: [&str; 8] = [
     "table.build.1000",
     "publish.health_change",
     "vm.pktgen.lb",
+    "vm.virtio.lb",
 ];
 
 /// Writes the page. `earlier` are the figures of earlier runs with their names, oldest first.
@@ -122,23 +123,24 @@ fn by_flows(figures: &Figures) -> Plot {
     }
 }
 
-/// Each way of measuring in the guest: the balancer and, beside it, IPVS and others.
+/// Each way of measuring in the guest: the balancer and, beside it, IPVS and others. There are more of them than colours, so that
+/// each is named below itself.
 fn beside_ipvs(figures: &Figures) -> Plot {
     let of_guest: Vec<(&String, &Figure)> = figures
         .iter()
         .filter(|(name, _)| name.starts_with("vm."))
         .collect();
     let unit = of_guest.first().map_or("", |(_, figure)| &figure.unit);
-    let bars = of_guest.iter().filter(|(_, figure)| figure.unit == unit);
-    let series = bars.zip(0_u32..).map(|((name, figure), place)| Series {
-        name: (*name).clone(),
+    let bars = || of_guest.iter().filter(|(_, figure)| figure.unit == unit);
+    let series = bars().zip(0_u32..).map(|((_, figure), place)| Series {
+        name: String::new(),
         points: vec![(f64::from(place), 0.0), (f64::from(place), figure.median())],
     });
     Plot {
         title: format!("In the guest, beside IPVS ({unit})"),
         series: series.collect(),
         is_logarithmic: false,
-        marks: Vec::new(),
+        marks: bars().map(|(name, _)| (*name).clone()).collect(),
     }
 }
 
@@ -209,7 +211,7 @@ mod tests {
         for part in [
             "a &amp; b",
             "2026-01-01-&lt;abc&gt;",
-            "vm.pktgen.ipvs",
+            "rotate(20)\">vm.pktgen.ipvs</text>",
             "packet.pass over time (ns)",
         ] {
             assert!(page.contains(part), "{part}: {page}");

@@ -3,12 +3,13 @@
 use super::html::escape;
 use std::fmt::Write as _;
 
-const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 320.0;
-/// Room for numbers at the left, names at the right, and marks below.
+const WIDTH: f64 = 820.0;
+const HEIGHT: f64 = 360.0;
+/// Room for numbers at the left, names at the right, and marks below: of a figure such as `packet.tcp4.established.1000000`, of a
+/// run named by date and commit.
 const LEFT: f64 = 60.0;
-const RIGHT: f64 = 180.0;
-const BELOW: f64 = 60.0;
+const RIGHT: f64 = 240.0;
+const BELOW: f64 = 100.0;
 const ABOVE: f64 = 12.0;
 /// Lines across.
 const LINES: u32 = 5;

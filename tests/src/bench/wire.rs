@@ -84,6 +84,17 @@ impl Wire {
         })
     }
 
+    /// The same on a guest's two network cards, which the emulator has joined, in place of a veth.
+    pub fn of_cards() -> Result<Self> {
+        let wire = Self::create()?;
+        wire.topology.join_by_cards("eth0", "eth1")?;
+        // What only answers XDP_TX leaves the frame the MAC address that it came to.
+        wire.topology
+            .router
+            .ip(&format!("link set {INTERFACE} promisc on"))?;
+        Ok(wire)
+    }
+
     /// Addresses of the backends.
     pub fn backends() -> impl Iterator<Item = Ipv4Addr> {
         (1..=BACKENDS).map(|number| Ipv4Addr::new(10, 3, 200, number))

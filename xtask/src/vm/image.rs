@@ -30,8 +30,9 @@ const MODULES: [&str; 15] = [
 
 /// What a guest that measures loads as well, with parameters. Connection tracking, which IPVS is linked with, asks for a checksum
 /// without naming it.
-const MEASURING: [&str; 4] = [
+const MEASURING: [&str; 5] = [
     "pktgen",
+    "virtio_net",
     "crc32c_generic",
     "ip_vs conn_tab_bits=18",
     "ip_vs_mh",
