@@ -21,7 +21,7 @@ const FEW: usize = 3;
 /// How far apart runs may be, in percent.
 const SPREAD: f64 = 3.0;
 /// How many times as much as the balancer IPVS has to take at the least, from making a frame to counting it.
-const FLOOR: [(&str, f64); 3] = [("pktgen", 1.6), ("live", 3.5), ("virtio", 1.5)];
+const FLOOR: [(&str, f64); 3] = [("pktgen", 1.65), ("live", 4.0), ("virtio", 1.55)];
 
 /// Why there can be no guest here, as `cargo xtask vm` has it.
 pub fn lack() -> Option<&'static str> {

@@ -113,8 +113,8 @@ const COUNTED_CPU: &str = "max,-erms";
 
 /// Two network cards that are joined. They are emulated where the guest's instructions are, and so after as many of them in every
 /// run: what the guest writes to them is handled at once, and what it sends is passed on by a timer of the guest's clock.
-/// Otherwise a thread would do it, whenever the host lets it run. The balancer's card waits less, and so passes on a batch before
-/// the router's comes with the next: with equal waits it is now this one, now that.
+/// Otherwise a thread would do it, whenever the host lets it run. The balancer's card waits less: with equal waits, figures were
+/// further apart.
 const CARDS: [&str; 8] = [
     "-netdev",
     "hubport,id=router,hubid=0",
