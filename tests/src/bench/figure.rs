@@ -47,9 +47,10 @@ impl Figure {
         self.samples.last().copied().unwrap_or(f64::NAN)
     }
 
-    /// How far apart the samples are: the largest over the smallest, less one, in percent.
-    pub fn spread(&self) -> f64 {
-        (self.max() / self.min() - 1.0) * 100.0
+    /// How far apart the samples are: the largest over the smallest, less one, in percent. None for what can be nothing, such as
+    /// differences.
+    pub fn spread(&self) -> Option<f64> {
+        (self.min() > 0.0).then(|| (self.max() / self.min() - 1.0) * 100.0)
     }
 }
 
@@ -75,12 +76,13 @@ impl fmt::Display for Table<'_> {
             None => writeln!(f)?,
         }
         for (name, figure) in self.figures {
+            let spread = figure.spread().map(|spread| format!("{spread:.0}%"));
             write!(
                 f,
-                "{name:width$} {:>10.1} {:>10.1} {:>7.0}% {}",
+                "{name:width$} {:>10.1} {:>10.1} {:>8} {}",
                 figure.min(),
                 figure.median(),
-                figure.spread(),
+                spread.as_deref().unwrap_or("-"),
                 figure.unit
             )?;
             match unit {
@@ -139,11 +141,13 @@ pub fn read(path: &Path) -> Result<Figures> {
 }
 
 /// Figures that have become worse than in `old` by more than `tolerance` percent, each in words. All units are of times or of what else
-/// should be small, but those that end in `pps`.
+/// should be small, but those that end in `pps`. What was nothing has no share by which it could be worse.
 pub fn worse(old: &Figures, new: &Figures, tolerance: f64) -> Vec<String> {
     let mut lines = Vec::new();
     for (name, new) in new {
-        let Some(old) = old.get(name) else { continue };
+        let Some(old) = old.get(name).filter(|old| old.min() > 0.0) else {
+            continue;
+        };
         let more = if new.unit.ends_with("pps") {
             old.max() / new.max()
         } else {
@@ -256,5 +260,19 @@ mod tests {
             lines[1].starts_with("time:") && lines[1].ends_with("20 % worse"),
             "{lines:?}"
         );
+    }
+
+    #[test]
+    fn what_was_nothing_has_no_spread_and_is_not_compared() {
+        let of =
+            |samples: [f64; 2]| Figures::from([("d".into(), Figure::new(samples.into(), "ns"))]);
+        let (nothing, something) = (of([-2.0, 9.0]), of([4.0, 5.0]));
+        assert_eq!(nothing["d"].spread(), None);
+        assert_eq!(something["d"].spread(), Some(25.0));
+        let (figures, unit_of) = (&nothing, "");
+        let table = Table { figures, unit_of }.to_string();
+        assert!(table.contains(" - ns"), "{table}");
+        assert_eq!(worse(&nothing, &something, 20.0), Vec::<String>::new());
+        assert_eq!(worse(&something, &of([6.0, 7.0]), 20.0).len(), 1);
     }
 }

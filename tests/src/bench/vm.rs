@@ -89,8 +89,9 @@ fn boot(rounds: usize) -> Result<Figures> {
 fn apart(figures: &Figures) -> Vec<String> {
     let far = figures
         .iter()
-        .filter(|(_, figure)| figure.spread() > SPREAD);
-    far.map(|(name, figure)| format!("{name} {:.1} %", figure.spread()))
+        .filter_map(|(name, figure)| Some((name, figure.spread()?)))
+        .filter(|(_, spread)| *spread > SPREAD);
+    far.map(|(name, spread)| format!("{name} {spread:.1} %"))
         .collect()
 }
 
