@@ -102,7 +102,7 @@ pub fn send_apart(context: *mut xdp_md, ip: &Described, hash: u64, owner: u32) -
     ))
 }
 
-/// To the kernel this is a global function: the verifier goes through it once, and not for each way that leads here.
+/// Not a global function to the kernel: without what leads here the verifier would have more to go through.
 #[inline(never)]
 fn forward(context: *mut xdp_md, owner_and_kind: u64, hash: u64, headers: u64) -> u32 {
     let backend = match backend::get(owner_and_kind as u32) {
