@@ -144,7 +144,8 @@ extern "C" fn find_place(a: u64, b: u64, c: u64, d: u64, e: u64) -> u64 {
                 | (words.add(2).read_volatile() ^ c)
                 | (words.add(3).read_volatile() ^ d)
                 | (words.add(4).read_volatile() ^ e);
-            (differs == 0).then(|| Place::new(home.set, way, head.stamp()).0)
+            // Where the head is looked at again follows from this number, and so comes after the key's words.
+            (differs == 0).then(|| Place::new(home.set, way, head.stamp()).0 | nothing_of(differs))
         }
     };
     if let Some(place) = found(verifier::hide(home.way.into()) & (WAYS as u64 - 1)) {
@@ -218,9 +219,15 @@ fn least(home: Place) -> u64 {
     verifier::forget_wide(least) & (WAYS as u64 - 1)
 }
 
-/// The same pointer, which cannot be followed before the word is there. An x86 reads in order by itself, and need not wait.
+/// The same pointer, which cannot be followed before the word is there.
 #[inline(always)]
 fn after(pointer: *mut u64, word: u64) -> *mut u64 {
+    pointer.wrapping_byte_add(nothing_of(word) as usize)
+}
+
+/// 0, which is not known before the word is there. An x86 reads in order by itself, and need not wait.
+#[inline(always)]
+fn nothing_of(word: u64) -> u64 {
     #[cfg(all(target_arch = "bpf", not(bpf_target_arch = "x86_64")))]
     {
         let mut zero = word;
@@ -232,12 +239,12 @@ fn after(pointer: *mut u64, word: u64) -> *mut u64 {
                 options(pure, nomem, nostack, preserves_flags)
             );
         }
-        pointer.wrapping_byte_add(zero as usize)
+        zero
     }
     #[cfg(not(all(target_arch = "bpf", not(bpf_target_arch = "x86_64"))))]
     {
         let _ = word;
-        pointer
+        0
     }
 }
 
