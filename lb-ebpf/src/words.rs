@@ -1,7 +1,7 @@
 //! What a frame begins with, in as few instructions as can be. The compiler knows no more of a frame than that it starts at an even
 //! address, and takes a word in two halves; the kernels that we are for (of x86-64, arm64 and all others that read words at
-//! any address) let programs do that as well. MAC addresses are a word and a half, and what is behind them goes word by word: IP headers
-//! lie at words, from two bytes beyond one.
+//! any address) let programs do that as well. The two MAC addresses are written as two words at once and a third, and what is behind them goes
+//! word by word: IP headers lie at words, from two bytes beyond one.
 
 use crate::packet::Header;
 use core::mem::MaybeUninit;

@@ -207,6 +207,7 @@ impl Toolchain {
             // Both make the BTF that the kernel wants for the maps.
             "-Clink-arg=--btf".into(),
             "-Cdebuginfo=2".into(),
+            // Comparisons both ways: all kernels have them since Linux 4.14.
             "-Ctarget-cpu=v2".into(),
             format!("--cfg=bpf_target_arch=\"{arch}\""),
         ];
