@@ -403,8 +403,7 @@ impl Inner {
     #[inline(always)]
     pub const fn id_and_flags(id: u16, dont_fragment: bool) -> u32 {
         let flags = if dont_fragment { DONT_FRAGMENT } else { 0 };
-        let ([a, b], [c, d]) = (id.to_ne_bytes(), flags.to_be_bytes());
-        u32::from_ne_bytes([a, b, c, d])
+        word(id, flags.to_be())
     }
 
     /// DSCP and ECN.

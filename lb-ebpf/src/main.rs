@@ -81,7 +81,12 @@ fn end(packet: &Packet, outcome: Outcome) -> u32 {
         Action::Answer => xdp_action::XDP_TX,
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => {
-            log_drop(packet.context().ctx, packet.length() as u64, verdict as u32);
+            let context = packet.context().ctx;
+            if packet.is_in_frags() {
+                log_drop::<true>(context, verdict as u32);
+            } else {
+                log_drop::<false>(context, verdict as u32);
+            }
             xdp_action::XDP_DROP
         }
     };
@@ -91,9 +96,14 @@ fn end(packet: &Packet, outcome: Outcome) -> u32 {
 
 /// A function of its own: what it says is put together on the stack, which is short.
 #[inline(never)]
-fn log_drop(context: *mut xdp_md, length: u64, verdict: u32) {
-    let context = XdpContext::new(context);
-    debug!(&context, "dropped {} bytes: verdict {}", length, verdict);
+fn log_drop<const FRAGS: bool>(context: *mut xdp_md, verdict: u32) {
+    let packet = Packet::of::<FRAGS>(context);
+    debug!(
+        packet.context(),
+        "dropped {} bytes: verdict {}",
+        packet.length(),
+        verdict
+    );
 }
 
 /// The helpers that we call are open to any licence; the dual one keeps GPL-only helpers within reach.

@@ -9,10 +9,7 @@ use crate::{
     parse::{self, Family, Flow, Fragment, Ip, Tags, l4},
     quic, service, slot, stats, trace,
 };
-use aya_ebpf::{
-    Global,
-    bindings::{xdp_action, xdp_md},
-};
+use aya_ebpf::{Global, bindings::xdp_md};
 use lb_common::{
     address::Address,
     flow::{Client, FlowV4, FlowV6, slot_of, with_slot_of},
@@ -90,9 +87,7 @@ fn run<const FRAGS: bool, const KNOWN_V4: bool>(
     let mut packet = Packet::of::<FRAGS>(context);
     let family = if is_v4 != 0 { Family::V4 } else { Family::V6 };
     match balance_ip::<KNOWN_V4>(&mut packet, family, tags) {
-        Ok((action, second)) => {
-            u64::from(Outcome::forwarded(action).word()) | u64::from(second) << 32
-        }
+        Ok((sent, second)) => u64::from(sent.word()) | u64::from(second) << 32,
         Err(outcome) => outcome.word().into(),
     }
 }
@@ -107,14 +102,14 @@ pub struct Way {
     pub hash: u64,
 }
 
-/// Sends the IP packet behind these tags to the backend of its flow, as XDP is then told, or says why not. What is left to do is to name a second
+/// Sends the IP packet behind these tags to the backend of its flow, or says why not. What is left to do is to name a second
 /// owner. Those that follow a first fragment would not find the way to it: it names none.
 #[inline(always)]
 fn balance_ip<const KNOWN_V4: bool>(
     packet: &mut Packet,
     family: Family,
     tags: Tags,
-) -> Result<(xdp_action::Type, u32), Outcome> {
+) -> Result<(Outcome, u32), Outcome> {
     let received = packet.length() as u32;
     let ip = parse::ip(packet, family, tags)?;
     let ip = if KNOWN_V4 { ip } else { ip.in_halves() };
@@ -144,9 +139,9 @@ fn balance_ip<const KNOWN_V4: bool>(
             hash: way.hash,
         };
         fragment::record(&ip, &way);
-        return Ok((sent.exit(), 0));
+        return Ok((sent, 0));
     }
-    Ok((sent.exit(), owners.second()))
+    Ok((sent, owners.second()))
 }
 
 /// The way of a packet that has its ports, or quotes some.

@@ -54,12 +54,10 @@ pub fn encapsulate(
 pub fn name_second(context: *mut xdp_md, tags: u32, index: u32) {
     let mut packet = Packet::of::<false>(context);
     if let Some((address, port)) = backend::name(index) {
-        let named = if tags == Tags::None as u32 {
-            insert::<EthernetHeader>(&mut packet, address, port)
-        } else if tags == Tags::One as u32 {
-            insert::<TaggedHeader>(&mut packet, address, port)
-        } else {
-            insert::<DoubleTaggedHeader>(&mut packet, address, port)
+        let named = match Tags::of(tags) {
+            Tags::None => insert::<EthernetHeader>(&mut packet, address, port),
+            Tags::One => insert::<TaggedHeader>(&mut packet, address, port),
+            Tags::Two => insert::<DoubleTaggedHeader>(&mut packet, address, port),
         };
         if named.is_some() {
             trace::second(index);
